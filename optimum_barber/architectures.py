@@ -1,0 +1,113 @@
+"""Which parts of a decoder layer are its two blocks: a table, and a fallback for what is not in it."""
+
+import logging
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from .errors import BarberError
+from .registry import Registry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The blocks of a decoder layer, as attribute names of the layer.
+
+    A block is one module, or a chain of modules that the layer calls one after the other (OPT's MLP).
+
+    Attributes:
+        attention: members of the attention block.
+        mlp: members of the MLP block.
+        stack: path of the ModuleList of decoder layers; empty to find it by `_no_split_modules`.
+    """
+
+    attention: tuple[str, ...] = ("self_attn",)
+    mlp: tuple[str, ...] = ("mlp",)
+    stack: str = ""
+
+    @property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Members by block name, in the order of computation."""
+        return {"attention": self.attention, "mlp": self.mlp}
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber.architectures")
+
+ARCHITECTURES.register("llama", Architecture())
+ARCHITECTURES.register("mistral", Architecture())
+ARCHITECTURES.register("qwen2", Architecture())
+ARCHITECTURES.register("qwen3", Architecture())
+ARCHITECTURES.register("gemma", Architecture())
+ARCHITECTURES.register("gemma2", Architecture())
+ARCHITECTURES.register("phi3", Architecture())
+ARCHITECTURES.register("opt", Architecture(mlp=("fc1", "activation_fn", "fc2")))
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The table's row for the model's `model_type`, or what the fallback finds in its first decoder layer."""
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    found = _guess(decoder_stack(model, Architecture())[1][0], model_type)
+    logger.warning("%s is not in the table of architectures; found attention = %s, mlp = %s", model_type, *found)
+    return Architecture(attention=(found[0],), mlp=(found[1],))
+
+
+def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn.ModuleList]:
+    """Path and ModuleList of the decoder layers.
+
+    Raises:
+        BarberError: the model has no list of decoder layers, so it is not a causal LM that we know.
+    """
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 0:
+            if path == architecture.stack or (not architecture.stack and type(module[0]).__name__ in classes):
+                return path, module
+    raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
+
+
+def linears_of(layer: nn.Module, members: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The Linears of one block by their name within the decoder layer, in the order of definition."""
+    found = {}
+    for member in members:
+        for name, module in layer.get_submodule(member).named_modules(prefix=member):
+            if isinstance(module, nn.Linear):
+                found[name] = module
+    return found
+
+
+def check_layer(layer: nn.Module, path: str, architecture: Architecture) -> None:
+    """Refuse a decoder layer with matrices that are not Linears, or with a block without Linears.
+
+    Raises:
+        BarberError: names every such weight.
+    """
+    linears = {id(p) for module in layer.modules() if isinstance(module, nn.Linear) for p in module.parameters(False)}
+    others = [
+        f"{path}.{n} {tuple(p.shape)}" for n, p in layer.named_parameters() if p.ndim > 1 and id(p) not in linears
+    ]
+    if others:
+        raise BarberError(f"model has weights that are no Linears and cannot be pruned: {', '.join(others)}")
+    low = [n for n, p in layer.named_parameters() if id(p) in linears and not p.is_floating_point()]
+    if low:
+        raise BarberError(f"model has quantized weights, which cannot be pruned: {path}.{low[0]}; load it dequantized")
+    for block, members in architecture.blocks.items():
+        if not linears_of(layer, members):
+            raise BarberError(f"model has no Linear in the {block} block of {path} ({', '.join(members)})")
+
+
+def _guess(layer: nn.Module, model_type: str) -> tuple[str, str]:
+    """Names of the attention and the MLP module among the children of an unknown decoder layer."""
+    children = [n for n, m in layer.named_children() if any(p.ndim > 1 for p in m.parameters())]
+    attention = [n for n in children if re.search("attn|attention", n, re.I)]
+    mlp = [n for n in children if re.search("mlp|ffn|feed_?forward", n, re.I)]
+    if len(attention) != 1 or len(mlp) != 1:
+        raise BarberError(
+            f"model type {model_type!r} is not in the table of architectures and its decoder layer has no single "
+            f"attention and MLP module; with weights are: {', '.join(children) or 'none'}"
+        )
+    return attention[0], mlp[0]

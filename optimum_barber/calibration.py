@@ -1,0 +1,192 @@
+"""Text to token windows: where calibration and evaluation text comes from, and how it is cut."""
+
+import hashlib
+import json
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import BarberError, MissingExtraError
+from .registry import Registry
+
+logger = logging.getLogger(__name__)
+DEFAULT_LENGTH = 2048
+SEPARATOR = "\n\n"
+
+TextSource = Callable[[str], list[str]]
+TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Token windows and where they come from.
+
+    Attributes:
+        tokens: (windows, length) int64.
+        source: names or paths of the text.
+        split: "calibration" or "evaluation".
+        available: how many consecutive windows the text holds.
+    """
+
+    tokens: Tensor
+    source: str
+    split: str
+    available: int
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+
+
+@TEXTS.register("pydoc")
+def pydoc_texts(split: str) -> list[str]:
+    """The topics of CPython's own documentation in alphabetical order: 80 % calibration, 20 % evaluation."""
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    ends = list(accumulate(map(len, texts)))
+    cut = bisect_left(ends, 0.8 * ends[-1]) + 1
+    return texts[:cut] if split == "calibration" else texts[cut:]
+
+
+def _hub(split: str, field: str, **where: Any) -> list[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise MissingExtraError("text from the hub", "eval") from None
+    try:
+        return list(load_dataset(split=split, **where)[field])
+    except (OSError, ConnectionError, ValueError) as error:
+        raise BarberError(
+            f"text {where['path']!r} cannot be had from the hub ({str(error).splitlines()[0]}); "
+            "give a file, or 'pydoc', which is always there"
+        ) from None
+
+
+@TEXTS.register("c4")
+def c4_texts(split: str) -> list[str]:
+    """C4 as the papers use it: the first training shard, or the first 1,100 documents of the validation set."""
+    if split == "calibration":
+        return _hub("train", "text", path="allenai/c4", data_files={"train": "en/c4-train.00000-of-01024.json.gz"})
+    files = {"validation": "en/c4-validation.00000-of-00008.json.gz"}
+    return _hub("validation", "text", path="allenai/c4", data_files=files)[:1100]
+
+
+@TEXTS.register("wikitext2")
+def wikitext2_texts(split: str) -> list[str]:
+    """WikiText-2 raw: its training or its test split."""
+    return _hub(
+        "train" if split == "calibration" else "test", "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1"
+    )
+
+
+@TEXTS.register("ptb")
+def ptb_texts(split: str) -> list[str]:
+    """Penn Treebank: its training or its test split."""
+    return _hub("train" if split == "calibration" else "test", "sentence", path="ptb-text-only/ptb_text_only")
+
+
+def read_texts(source: str, split: str, field: str = "text") -> list[str]:
+    """The documents of a text file, a .jsonl file (one object a line) or a registered name.
+
+    Raises:
+        BarberError: missing, empty, not UTF-8, or a line without the field.
+    """
+    path = Path(source)
+    if source in TEXTS and not path.exists():
+        return TEXTS[source](split)
+    if not path.is_file():
+        raise BarberError(f"text {source!r} is neither a file nor one of {', '.join(TEXTS)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BarberError(f"text {source} is not UTF-8 (byte {error.start})") from None
+    documents = _json_lines(source, text, field) if path.suffix == ".jsonl" else [text]
+    if not any(document.strip() for document in documents):
+        raise BarberError(f"text {source} is empty")
+    return documents
+
+
+def _json_lines(source: str, text: str, field: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise BarberError(f"text {source}, line {number} is no JSON: {error.msg}") from None
+        if record is None:
+            continue
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            raise BarberError(f"text {source}, line {number} has no text field {field!r}")
+        documents.append(record[field])
+    return documents
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
+    """The documents joined by blank lines as one run of tokens, (tokens,) int64."""
+    ids = tokenizer(SEPARATOR.join(texts), verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def sequence_length(config: Any, asked: int | None) -> int:
+    """The window length: as asked, or 2048; never more than the model has positions for.
+
+    Raises:
+        BarberError: more was asked for than the model can take.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    if asked is not None and asked > positions:
+        raise BarberError(f"sequence length {asked} is more than the model's {positions} positions")
+    return asked or min(DEFAULT_LENGTH, positions)
+
+
+def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source: str) -> TokenWindows:
+    """`samples` windows of `length` tokens that start at seeded uniform offsets.
+
+    Raises:
+        BarberError: the text is too short for one window.
+    """
+    last = _check_length(tokens, length, source)
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(0, last + 1, (samples,), generator=generator)
+    windows = torch.stack([tokens[offset : offset + length] for offset in offsets.tolist()])
+    return TokenWindows(windows, source, "calibration", len(tokens) // length)
+
+
+def consecutive_windows(tokens: Tensor, length: int, windows: int | None, source: str) -> TokenWindows:
+    """Consecutive windows of `length` tokens; of all T, every floor(T / windows)-th.
+
+    Raises:
+        BarberError: the text is too short for one window, or for so many.
+    """
+    _check_length(tokens, length, source)
+    total = len(tokens) // length
+    count = total if windows is None else windows
+    if not 1 <= count <= total:
+        raise BarberError(f"windows {count} is not legal: {source} holds 1 to {total} windows of {length} tokens")
+    step = total // count
+    chosen = tokens[: total * length].reshape(total, length)[: step * count : step]
+    return TokenWindows(chosen.clone(), source, "evaluation", total)
+
+
+def _check_length(tokens: Tensor, length: int, source: str) -> int:
+    if len(tokens) < length:
+        raise BarberError(f"text {source} is too short: {len(tokens)} tokens, one window needs {length}")
+    return len(tokens) - length
+
+
+def calibration_windows(
+    sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, field: str = "text"
+) -> TokenWindows:
+    """Calibration windows out of all `sources` joined; C4 where none is named."""
+    names = list(sources) or ["c4"]
+    texts = [text for name in names for text in read_texts(name, "calibration", field)]
+    return random_windows(tokenize(texts, tokenizer), samples, length, seed, "+".join(names))

@@ -1,0 +1,79 @@
+"""`optimum-barber`: one parser for all commands. Heavy imports happen in the command that needs them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from ..config import one_line
+from ..errors import BarberError
+from . import evaluate, inspect, plugins, prune, verify
+
+COMMANDS = {
+    "prune": prune,
+    "eval": evaluate,
+    "verify": verify,
+    "inspect": inspect,
+    "plugins": plugins,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="optimum-barber", description="Prune a causal LM and rebuild its sparsity mask with LLM-Barber."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=getattr(module, "EPILOG", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 for success, 1 for a failed check, 2 for bad input, 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    quiet = getattr(args, "quiet", False)
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    hush_transformers(quiet)
+    try:
+        return int(args.run(args) or 0)
+    except ValidationError as error:
+        return fail(one_line(error))
+    except BarberError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+
+
+def fail(error: BarberError) -> int:
+    """One line for bad input."""
+    print(f"optimum-barber: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def hush_transformers(quiet: bool) -> None:
+    """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
+    import os
+
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def hush_loading_bars(quiet: bool) -> None:
+    """The same for bars that only a call can switch off; imports transformers."""
+    if quiet or not sys.stderr.isatty():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()

@@ -1,0 +1,107 @@
+"""`optimum-barber eval`: perplexity of one or more models in the papers' protocol."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..config import DTYPES
+from ..errors import BarberError, unknown_name
+
+HELP = "Measure perplexity, with the dense model beside the pruned ones."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of `eval`."""
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
+    parser.add_argument(
+        "--perplexity",
+        required=True,
+        metavar="TEXT",
+        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc (their evaluation parts)",
+    )
+    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens a window (default: 2048, or fewer)")
+    parser.add_argument("--windows", type=int, metavar="N", help="spread N windows over the text (default: all)")
+    parser.add_argument("--text-field", default="text", metavar="X", help="field of a .jsonl file (default: text)")
+    parser.add_argument(
+        "--dtype", default="auto", metavar="X", help="auto (float32 on CPU), float32, float16, bfloat16"
+    )
+    parser.add_argument("--device", default="auto", metavar="X", help="auto, cpu, cuda, ...")
+    parser.add_argument("--no-baseline", action="store_true", help="leave the dense base of pruned models out")
+    parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate every model, one in memory at a time, and print a table."""
+    if args.dtype not in DTYPES:
+        raise unknown_name("dtype", args.dtype, DTYPES)
+    for name in ("sequence_length", "windows"):
+        value = getattr(args, name)
+        if value is not None and value < (2 if name == "sequence_length" else 1):
+            raise BarberError(
+                f"{name.replace('_', ' ')} {value} is too small: perplexity needs at least one prediction"
+            )
+    from ..loading import resolve_model
+    from . import hush_loading_bars
+
+    hush_loading_bars(args.quiet)
+    references = [resolve_model(name) for name in args.models]
+    dense = [] if args.no_baseline else _baselines(references)
+    rows = [evaluate(reference, args, reference in dense) for reference in [*dense, *references]]
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(table(rows))
+    return 0
+
+
+def _baselines(references: list[Any]) -> list[Any]:
+    """The dense models that pruned ones came from, unless they are evaluated anyhow."""
+    from ..artifacts import SPARSITY_NAME
+    from ..loading import resolve_model
+
+    found: list[Any] = []
+    for reference in references:
+        record = reference.directory / SPARSITY_NAME
+        name = json.loads(record.read_text(encoding="utf-8"))["base_model"]["name"] if record.is_file() else None
+        if name is None:
+            continue
+        try:
+            base = resolve_model(name)
+        except BarberError as error:
+            sys.stderr.write(f"dense baseline left out: {error}\n")
+            continue
+        if base not in found and base not in references:
+            found.append(base)
+    return found
+
+
+def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:
+    """One model's perplexity with all that makes it comparable."""
+    from ..calibration import consecutive_windows, read_texts, sequence_length, tokenize
+    from ..evaluate import perplexity
+    from ..loading import load_config, load_model, load_tokenizer
+    from ..sparsifier import choose_device
+
+    length = sequence_length(load_config(reference), args.sequence_length)
+    tokens = tokenize(read_texts(args.perplexity, "evaluation", args.text_field), load_tokenizer(reference))
+    windows = consecutive_windows(tokens, length, args.windows, args.perplexity)
+    device = choose_device(args.device)
+    dtype = "float32" if args.dtype == "auto" and device.type == "cpu" else args.dtype
+    model = load_model(reference, dtype).to(device)
+    return {"model": reference.name, "dense_baseline": baseline, **perplexity(model, windows, args.quiet).as_dict()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as aligned columns."""
+    width = max(len(row["model"]) for row in rows) + 8
+    first = rows[0]
+    lines = [
+        f"perplexity on {first['text']} ({first['split']} part), windows of {first['sequence_length']} tokens, "
+        f"{first['windows']} of {first['available']}, {first['dtype']}"
+    ]
+    for row in rows:
+        name = row["model"] + (" (dense)" if row["dense_baseline"] else "")
+        lines.append(f"{name:<{width}} {row['perplexity']:>12.3f}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,167 @@
+"""`optimum-barber prune`: every setting is a field of `BarberConfig`, and so is its help."""
+
+import argparse
+import sys
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from ..config import PRESETS, BarberConfig, RebuildConfig
+from ..errors import BarberError
+
+HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
+EPILOG = """\
+producers:   magnitude, wanda, sparsegpt, random, existing (--sparse-model), masks (--masks); all of them with
+             what they take: optimum-barber plugins
+rebuilders:  barber; chained with +, such as barber+barber
+
+examples:
+  optimum-barber prune MODEL --sparsity 0.5 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
+  optimum-barber prune MODEL --producer magnitude --pattern 2:4 --calibration text.txt -o OUT
+  optimum-barber prune MODEL --producer sparsegpt --producer-arg damping=0.05 --sparsity 0.6 --rebuild none -o OUT
+  optimum-barber prune MODEL --producer existing --sparse-model OTHER_TOOLS_OUTPUT --calibration pydoc -o OUT
+  optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
+"""
+FLAGS = {"method": "--rebuild"}
+HAND_MADE = {"producer", "producer_args", "rebuild", "calibration", "ignore", "pattern", "sparsity"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of `prune`."""
+    parser.add_argument("model", help="hub id, directory, GGUF file, or installed:PACKAGE")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+    masks = parser.add_argument_group("first masks")
+    masks.add_argument(
+        "--producer", default="wanda", metavar="NAME", help="what makes the first masks (default: wanda)"
+    )
+    masks.add_argument("--producer-arg", action="append", default=[], metavar="K=V", help="an argument of the producer")
+    masks.add_argument(
+        "--sparse-model", metavar="DIR", help="for producer 'existing': the checkpoint whose zeros count"
+    )
+    masks.add_argument("--masks", metavar="FILE", help="for producer 'masks': the mask file")
+    masks.add_argument("--sparsity", type=_number, metavar="S", help=_help(BarberConfig.model_fields["sparsity"]))
+    masks.add_argument("--pattern", metavar="N:M", help=_help(BarberConfig.model_fields["pattern"]))
+    masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
+    rebuild = parser.add_argument_group("rebuild", "the defaults are the settings that proved best on held-out text")
+    _add_fields(rebuild, RebuildConfig, set())
+    text = parser.add_argument_group("calibration and machine")
+    text.add_argument(
+        "--calibration",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
+    )
+    _add_fields(text, BarberConfig, HAND_MADE)
+
+
+def _add_fields(group: Any, model: type[BarberConfig] | type[RebuildConfig], leave: set[str]) -> None:
+    """A flag for every field; what is not given on the command line stays out of the namespace."""
+    for name, field in model.model_fields.items():
+        if name not in leave:
+            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            group.add_argument(
+                flag,
+                dest=name,
+                default=argparse.SUPPRESS,
+                metavar=_metavar(field),
+                type=_kind(field),
+                help=_help(field),
+            )
+
+
+def _kind(field: FieldInfo) -> Any:
+    return _whole if field.annotation in (int, int | None) else str
+
+
+def _metavar(field: FieldInfo) -> str:
+    return "N" if _kind(field) is _whole else "X"
+
+
+def _help(field: FieldInfo) -> str:
+    """The field's description, with its default."""
+    text = (field.description or "").replace("%", "%%")
+    default = field.get_default()
+    return text if default is None or "default" in text else f"{text} (default: {default})"
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _whole(value: str) -> int | str:
+    try:
+        return int(value)
+    except ValueError:
+        return value
+
+
+def config_from(args: argparse.Namespace) -> BarberConfig:
+    """The configuration that the flags mean."""
+    given = vars(args)
+    settings = {n: given[n] for n in BarberConfig.model_fields if n in given and n not in HAND_MADE}
+    rebuild = {n: given[n] for n in RebuildConfig.model_fields if n in given}
+    if "preset" in rebuild and rebuild["preset"] not in PRESETS:
+        rebuild = {"preset": rebuild["preset"]}
+    return BarberConfig(
+        producer=args.producer,
+        producer_args=_producer_arguments(args),
+        sparsity=args.sparsity,
+        pattern=args.pattern,
+        calibration=args.calibration,
+        ignore=args.ignore,
+        rebuild=rebuild,  # type: ignore[arg-type]
+        **settings,
+    )
+
+
+def _producer_arguments(args: argparse.Namespace) -> dict[str, str]:
+    arguments = {}
+    for pair in args.producer_arg:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BarberError(f"producer-arg {pair!r} is not legal: KEY=VALUE, such as damping=0.05")
+        arguments[key] = value
+    for flag, producer in (("sparse_model", "existing"), ("masks", "masks")):
+        value = getattr(args, flag)
+        if value is not None and args.producer != producer:
+            raise BarberError(f"--{flag.replace('_', '-')} goes with --producer {producer}, not {args.producer!r}")
+        if value is None and args.producer == producer and flag not in arguments:
+            raise BarberError(f"producer {producer!r} needs --{flag.replace('_', '-')}")
+        if value is not None:
+            arguments[flag] = value
+    return arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prune; the summary goes to standard output."""
+    config = config_from(args)
+    from ..artifacts import check_output
+    from ..loading import load_model, load_tokenizer, resolve_model
+    from ..sparsifier import BarberSparsifier
+    from . import hush_loading_bars
+
+    hush_loading_bars(args.quiet)
+    reference = resolve_model(args.model)
+    check_output(args.output, args.overwrite, [reference.directory])
+    sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
+    result = sparsifier.sparsify(config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet)
+    if not args.quiet:
+        sys.stdout.write(summary(result.as_report(), args.output))
+    return 0
+
+
+def summary(report: dict[str, Any], output: str) -> str:
+    """What a run did, in a few lines."""
+    return (
+        f"sparsity            {report['sparsity']:.4f}\n"
+        f"block error, summed {report['error_before']:.5g} -> {report['error_after']:.5g}\n"
+        f"weights swapped     {report['swaps']:,}\n"
+        f"seconds             {report['seconds']:.1f}\n"
+        f"written to          {output}\n"
+    )

@@ -1,0 +1,218 @@
+"""What a run is told: pydantic models that check everything before any work. Imports neither torch nor transformers."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from .errors import BarberError, unknown_name
+from .patterns import SparsityPattern
+
+CONFIG_NAME = "barber_config.json"
+METRICS = ("weight_gradient", "weight", "gradient")
+REDUCTIONS = ("rms", "mean")
+EXPANSIONS = ("sparse", "dense")
+GRANULARITIES = ("block", "layer", "input", "output")
+PAIRINGS = ("group", "row")
+ACCEPTANCE = ("if-better", "always")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published-code": {
+        "expansion": "dense",
+        "reduction": "rms",
+        "pairing": "row",
+        "accept": "always",
+        "rebuild_ratio": 0.1,
+        "rounds": 1,
+    },
+}
+
+
+def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
+    """A validator that answers a name outside of `legal` with the nearest ones and the whole list."""
+
+    def check(value: str) -> str:
+        if value not in legal:
+            raise unknown_name(kind, value, legal)
+        return value
+
+    return AfterValidator(check)
+
+
+def _ratio(value: Any) -> Any:
+    if value == "auto":
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise BarberError(f"rebuild ratio {value!r} is not legal: 'auto' or a number in [0, 1]")
+    return number
+
+
+class RebuildConfig(BaseModel):
+    """How masks are rebuilt: a chain of rebuilders and the settings of LLM-Barber."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("barber", description="rebuilders, chained with '+', or 'none' for the producer's mask")
+    preset: Annotated[str, one_of("preset", PRESETS)] = Field(
+        "default", description="settings to start from: 'published-code' does what the authors' repository does"
+    )
+    granularity: Annotated[str, one_of("granularity", GRANULARITIES)] = Field(
+        "block", description="within what a swap may move: block, layer, input or output"
+    )
+    rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
+        "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
+    )
+    rounds: int = Field(3, ge=1, description="how often gradient, exchange and measurement are repeated")
+    metric: Annotated[str, one_of("metric", METRICS)] = Field(
+        "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
+    )
+    expansion: Annotated[str, one_of("expansion", EXPANSIONS)] = Field(
+        "sparse", description="where the gradient is taken: at the sparse (paper) or the dense (published code) weights"
+    )
+    reduction: Annotated[str, one_of("reduction", REDUCTIONS)] = Field(
+        "rms", description="of the samples' gradients: rms (published code) or mean (paper)"
+    )
+    pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
+        "group", description="for N:M, pair inside each M-group (group, paper) or by rows (row, published code)"
+    )
+    accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
+        "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _chain(cls, method: str) -> str:
+        if not method or any(not part for part in method.split("+")):
+            raise BarberError(f"rebuild {method!r} is not legal: rebuilders joined by '+', or 'none'")
+        return method
+
+    @property
+    def chain(self) -> list[str]:
+        """The names of the rebuilders in order; empty for 'none'."""
+        return [] if self.method == "none" else self.method.split("+")
+
+
+class BarberConfig(BaseModel):
+    """Everything that decides a run, but the model itself and where its result goes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    producer: str | Callable[..., Any] = Field("wanda", description="what makes the first masks")
+    producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
+    sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
+    pattern: str | None = Field(
+        None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
+    )
+    rebuild: RebuildConfig = Field(default_factory=RebuildConfig, description="how the masks are rebuilt")
+    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
+    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
+    samples: int = Field(128, ge=1, description="how many calibration windows")
+    sequence_length: int | None = Field(
+        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+    )
+    seed: int = Field(0, ge=0, description="decides the windows and random masks")
+    device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
+    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
+        "auto", description="of the result: auto keeps the model's own (GGUF: float16)"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="samples on the device at once (default: all); never changes a result"
+    )
+    ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_rebuild(cls, data: Any) -> Any:
+        """Lay what was given over the preset's settings and the defaults of the pattern."""
+        if not isinstance(data, dict):
+            return data
+        given = data.get("rebuild", {})
+        given = {"method": given} if isinstance(given, str) else given
+        if isinstance(given, dict):
+            settings = {**PRESETS.get(str(given.get("preset")), {}), **given}
+            data = {**data, "rebuild": settings}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> "BarberConfig":
+        if self.sparsity is not None or self.pattern is not None:
+            self.sparsity_pattern()
+        return self
+
+    @field_serializer("producer")
+    def _producer_name(self, producer: Any) -> str:
+        return producer if isinstance(producer, str) else getattr(producer, "__qualname__", type(producer).__name__)
+
+    @property
+    def producer_name(self) -> str:
+        """The producer's registered name, or the qualified name of a callable."""
+        return self._producer_name(self.producer)
+
+    def sparsity_pattern(self) -> SparsityPattern:
+        """The pattern that `pattern` and `sparsity` mean together; N:M at input granularity is refused."""
+        pattern = SparsityPattern.parse(self.pattern, self.sparsity)
+        if pattern.semi_structured and self.rebuild.chain and self.rebuild.granularity == "input":
+            raise BarberError(f"granularity 'input' makes no sense with pattern {pattern}: use output, layer or block")
+        return pattern
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `barber_config.json` into the directory; with `push_to_hub` also to the hub (`repo_id=...`)."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", directory.name), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "BarberConfig":
+        """Read a configuration from a directory, a file or a hub repository."""
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / CONFIG_NAME
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **kwargs))
+        return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload `barber_config.json` to a hub repository, which is created if need be."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=kwargs.pop("token", None))
+        repo_id = api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True).repo_id
+        return api.upload_file(
+            path_or_fileobj=self.model_dump_json(indent=2).encode(),
+            path_in_repo=CONFIG_NAME,
+            repo_id=repo_id,
+            **kwargs,
+        )
+
+
+def one_line(error: ValidationError) -> BarberError:
+    """All faults of a configuration in one line."""
+    faults = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        where = ".".join(str(part) for part in fault["loc"] if part != "rebuild")
+        own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
+        faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
+    return BarberError("; ".join(dict.fromkeys(faults)))

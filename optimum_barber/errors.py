@@ -1,0 +1,23 @@
+"""The one exception for bad input, and how an unknown name is answered."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BarberError(ValueError):
+    """Bad input: one line that names the argument, the value and what would be legal."""
+
+
+class MissingExtraError(BarberError):
+    """An optional dependency is absent; the message is the line that installs it."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra: pip install 'optimum-barber[{extra}]'")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> BarberError:
+    """The error for `name`, with its nearest neighbours first and the whole list behind them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return BarberError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")

@@ -1,0 +1,62 @@
+"""Perplexity in the papers' protocol: consecutive windows, mean negative log-likelihood, exponential."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .calibration import TokenWindows
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and all that is needed to compare it.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood over windows of (length - 1) predicted tokens.
+        text: name or path of the text.
+        split: which part of it.
+        sequence_length: tokens a window.
+        windows: how many windows were evaluated.
+        available: how many consecutive windows the text holds.
+        dtype: of the computation.
+    """
+
+    perplexity: float
+    text: str
+    split: str
+    sequence_length: int
+    windows: int
+    available: int
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, windows: TokenWindows, quiet: bool = False) -> Perplexity:
+    """Perplexity of a causal LM over `windows`; every window is predicted on its own."""
+    parameter = next(model.parameters())
+    model.eval()
+    losses = [
+        _loss(model, window.to(parameter.device))
+        for window in tqdm(
+            windows.tokens.split(1), desc="perplexity", unit="window", disable=quiet or None, leave=False
+        )
+    ]
+    mean = torch.stack(losses).cpu().double().mean().item()
+    count, length = windows.tokens.shape
+    return Perplexity(
+        math.exp(min(mean, 700.0)), windows.source, windows.split, length, count, windows.available,
+        str(parameter.dtype).removeprefix("torch."),
+    )  # fmt: skip
+
+
+def _loss(model: nn.Module, window: Tensor) -> Tensor:
+    logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
+    return nn.functional.cross_entropy(logits, window[0, 1:])

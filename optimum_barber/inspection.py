@@ -1,0 +1,66 @@
+"""What would be pruned in a model, and an estimate of memory and work, from its configuration alone."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from .architectures import ARCHITECTURES, architecture_of, check_layer, decoder_stack, linears_of
+from .calibration import sequence_length
+from .loading import ModelReference, load_config
+
+ACTIVATION_COPIES = 5  # hidden states, block inputs, targets, outputs, candidate outputs
+GIB = 2**30
+
+
+def inspect_model(reference: ModelReference, samples: int, length: int | None) -> str:
+    """A page about the model: layers, blocks, Linears, memory and work."""
+    config = load_config(reference)
+    model = skeleton(config)
+    architecture = architecture_of(model)
+    path, stack = decoder_stack(model, architecture)
+    for index, layer in enumerate(stack):
+        check_layer(layer, f"{path}.{index}", architecture)
+    origin = "table" if config.model_type in ARCHITECTURES else "generic fallback"
+    lines = [
+        f"model         {reference.name}: {type(model).__name__}, {parameters(model):,} parameters",
+        f"architecture  {config.model_type} ({origin})",
+        f"layers        {len(stack)} x {type(stack[0]).__name__} in {path}",
+    ]
+    for block, members in architecture.blocks.items():
+        shapes = {n: f"{m.out_features}x{m.in_features}" for n, m in linears_of(stack[0], members).items()}
+        lines.append(f"{block:<13} {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+    return "\n".join(lines + estimate(stack, architecture.blocks, config, samples, length)) + "\n"
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The model without its weights."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config.__dict__.pop("quantization_config", None)
+    with init_empty_weights():
+        return AutoModelForCausalLM.from_config(config)
+
+
+def estimate(
+    stack: nn.ModuleList, blocks: dict[str, tuple[str, ...]], config: Any, samples: int, length: int | None
+) -> list[str]:
+    """Prunable weights, memory beyond the loaded model, and matrix products of one pass and a default run."""
+    tokens = samples * sequence_length(config, length)
+    prunable = sum(m.weight.numel() for layer in stack for b in blocks.values() for m in linears_of(layer, b).values())
+    hidden = getattr(config.get_text_config(), "hidden_size", 0)
+    layer = max(parameters(module) for module in stack) * 4
+    activations = tokens * hidden * 4 * ACTIVATION_COPIES
+    flops = 2 * prunable * tokens
+    return [
+        f"prunable      {prunable:,} weights ({dict(Counter(type(m).__name__ for m in stack))})".replace("'", ""),
+        f"memory        {(4 * layer + activations) / GIB:.2f} GiB beyond the model: 4 decoder layers in float32 "
+        f"{4 * layer / GIB:.2f}, activations of {tokens:,} tokens {activations / GIB:.2f}",
+        f"work          {flops / 1e12:.2f} TFLOP a forward pass over the calibration tokens, a default run about 12 of them",
+    ]
+
+
+def parameters(module: nn.Module) -> int:
+    """How many parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())

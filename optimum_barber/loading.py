@@ -1,0 +1,172 @@
+"""MODEL on the command line: a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import BarberError, MissingExtraError
+
+logger = logging.getLogger(__name__)
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model lies.
+
+    Attributes:
+        name: as the user gave it.
+        directory: the local directory of its files.
+        gguf_file: the file's name within the directory; None for safetensors.
+    """
+
+    name: str
+    directory: Path
+    gguf_file: str | None = None
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """Size of the largest safetensors shard, None where the model is one file or no safetensors."""
+        shards = list(self.directory.glob("*.safetensors")) if self.gguf_file is None else []
+        return max(shard.stat().st_size for shard in shards) if len(shards) > 1 else None
+
+
+def resolve_model(name: str) -> ModelReference:
+    """Find the model's files, from the hub where `name` is neither a path nor an installed package.
+
+    Raises:
+        BarberError: there is no such model.
+    """
+    if name.startswith("installed:"):
+        return _in_directory(name, _package_directory(name.removeprefix("installed:")))
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise BarberError(f"model {name!r} is a file but no GGUF file: give its directory")
+        return ModelReference(name, path.parent, path.name)
+    return _in_directory(name, path if path.is_dir() else _from_hub(name))
+
+
+def _in_directory(name: str, directory: Path) -> ModelReference:
+    if (directory / "config.json").is_file():
+        return ModelReference(name, directory)
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) != 1:
+        raise BarberError(
+            f"model {name!r} does not exist there: {directory} holds neither config.json nor one GGUF file"
+        )
+    return ModelReference(name, directory, files[0].name)
+
+
+def _package_directory(package: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise BarberError(f"model 'installed:{package}' does not exist: no package {package!r} is installed")
+    return Path(locations[0])
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
+
+
+def load_config(reference: ModelReference) -> Any:
+    """The transformers configuration of a causal LM.
+
+    Raises:
+        BarberError: it cannot be read, or it is not a causal LM's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
+    except (OSError, ValueError, KeyError) as error:
+        raise BarberError(f"model {reference.name!r} cannot be read: {str(error).strip().splitlines()[0]}") from None
+    known = AutoModelForCausalLM._model_mapping
+    own = known[type(config)].__name__ if type(config) in known else None
+    stated = getattr(config, "architectures", None) or [own]
+    if own is None or own not in stated:
+        raise BarberError(f"model {reference.name!r} is not a causal LM but {', '.join(map(str, stated))}")
+    return config
+
+
+def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
+    """The causal LM on the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
+
+    Raises:
+        BarberError: it is no causal LM, its weights are missing, or they are pickled.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load_config(reference)
+    if dtype == "auto" and reference.gguf_file:
+        dtype = "float16"
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            reference.directory,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            **({} if reference.gguf_file else {"use_safetensors": True}),
+            **_gguf(reference),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BarberError(f"model {reference.name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")
+    return plain_model(model) if reference.gguf_file else model
+
+
+def load_tokenizer(reference: ModelReference) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        BarberError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(reference.directory, **_gguf(reference))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BarberError(f"model {reference.name!r} has no tokenizer: {str(error).strip().splitlines()[0]}") from None
+
+
+def _gguf(reference: ModelReference) -> dict[str, str]:
+    if reference.gguf_file is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("a GGUF model", "gguf")
+    return {"gguf_file": reference.gguf_file}
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The same weights in a model that knows nothing of GGUF, so that transformers will save it."""
+    import copy
+
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain.eval()

@@ -1,0 +1,119 @@
+"""Keep masks as tensors: selecting, checking, packing, hashing. True means kept. Torch only."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .patterns import SparsityPattern
+
+
+def select_lowest(scores: Tensor, count: int) -> Tensor:
+    """The `count` lowest scores of each row; equal scores fall to the lower index first.
+
+    Args:
+        scores: (rows, width), any real dtype.
+        count: how many a row, in [0, width].
+
+    Returns:
+        (rows, width) bool with exactly `count` True in each row.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    cut = scores.kthvalue(count, dim=1, keepdim=True).values
+    return fill_up(scores < cut, scores == cut, torch.full_like(cut, count, dtype=torch.long))
+
+
+def fill_up(chosen: Tensor, tied: Tensor, counts: Tensor) -> Tensor:
+    """Add the first of the `tied` to the `chosen` until each row has its count; (rows, width) bool.
+
+    Both are overwritten; `counts` is (rows, 1) int64.
+    """
+    room = counts - chosen.count_nonzero(1)[:, None]
+    if bool((tied.count_nonzero(1)[:, None] > room).any()):
+        tied &= tied.cumsum(1, dtype=torch.int32) <= room
+    return chosen.logical_or_(tied)
+
+
+def keep_highest(scores: Tensor, pattern: SparsityPattern, scope: str = "row") -> Tensor:
+    """The keep mask that prunes the lowest scores of each comparison group.
+
+    Args:
+        scores: (out, in), the importance of each weight.
+        pattern: how many are pruned: floor(ratio * n) a group, or M - N of every M.
+        scope: "row" or "layer", what an unstructured pattern compares within.
+
+    Returns:
+        (out, in) bool, True where kept.
+    """
+    if pattern.semi_structured:
+        grouped = scores.reshape(-1, pattern.group)
+        pruned = rank_in_group(grouped) < pattern.group - pattern.keep
+    else:
+        grouped = scores.reshape(1, -1) if scope == "layer" else scores
+        pruned = select_lowest(grouped, pattern.pruned(grouped.shape[1]))
+    return ~pruned.reshape(scores.shape)
+
+
+def rank_in_group(scores: Tensor) -> Tensor:
+    """Stable ascending rank of each score among the few of its row: (groups, M) int64 in [0, M)."""
+    order = scores.argsort(dim=1, stable=True)
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks)
+
+
+def holds_pattern(keep: Tensor, pattern: SparsityPattern) -> bool:
+    """Whether every M consecutive weights of (out, in) `keep` hold exactly N True; True if unstructured."""
+    if not pattern.semi_structured:
+        return True
+    if keep.shape[1] % pattern.group:
+        return False
+    return bool((keep.reshape(-1, pattern.group).sum(1) == pattern.keep).all())
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A keep mask at one bit a weight.
+
+    Attributes:
+        bits: uint8 of ceil(n / 8), the first weight in the lowest bit of the first byte; on the CPU.
+        shape: of the mask, (out, in).
+    """
+
+    bits: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, keep: Tensor) -> "PackedMask":
+        """Pack a bool tensor of any shape."""
+        flat = keep.reshape(-1).to("cpu", torch.uint8)
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
+        bits = torch.zeros(padded.shape[0], dtype=torch.uint8)
+        for bit in range(8):
+            bits |= padded[:, bit] << bit
+        return cls(bits, tuple(keep.shape))
+
+    def unpack(self) -> Tensor:
+        """The bool tensor that was packed."""
+        keep = torch.empty(self.bits.numel(), 8, dtype=torch.bool)
+        for bit in range(8):
+            keep[:, bit] = (self.bits >> bit) & 1
+        return keep.reshape(-1)[: self.weights].reshape(self.shape)
+
+    @property
+    def weights(self) -> int:
+        """How many weights the mask covers."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def pruned(self) -> int:
+        """How many weights are pruned."""
+        return self.weights - int(self.unpack().sum())
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the shape and the bits, 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.shape).encode())
+        digest.update(self.bits.numpy().tobytes())
+        return digest.hexdigest()

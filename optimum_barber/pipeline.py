@@ -1,0 +1,202 @@
+"""The one loop over decoder layers and blocks: observe, produce, rebuild, commit, advance."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import Activations
+from .blocks import Block, DecoderLayer
+from .errors import BarberError
+from .masks import PackedMask, holds_pattern
+from .patterns import SparsityPattern
+from .producers import LinearInput, Produced, Producer
+from .rebuilders import Rebuilder
+from .source import LayerSource
+from .statistics import InputRecorder
+from .trial import Masks, Trial
+
+
+@dataclass
+class BlockReport:
+    """What happened to one block.
+
+    Attributes:
+        block: its name, such as "model.layers.0.attention".
+        error_before: E at the producer's masks.
+        error_after: E at the masks that were committed.
+        pairs: worthwhile pairs considered, over all rounds.
+        swaps: kept weights that differ between first and last masks.
+        rows: output rows of the block's Linears.
+        rows_without_swap: rows whose mask is as the producer made it.
+        rounds: ratio taken, pairs, swaps and acceptance of each round.
+        forward_passes: over all samples, beside the gradient passes.
+        gradient_passes: forward and backward over all samples.
+        seconds: spent on this block.
+        peak_memory: bytes, of the process or of the CUDA device, so far.
+    """
+
+    block: str
+    error_before: float
+    error_after: float
+    pairs: int = 0
+    swaps: int = 0
+    rows: int = 0
+    rows_without_swap: int = 0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    forward_passes: float = 0.0
+    gradient_passes: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass
+class Plan:
+    """What `prune` does to every block.
+
+    Attributes:
+        producer: makes the first masks.
+        arguments: of the producer.
+        rebuilders: improve them, one after the other.
+        pattern: of all masks.
+        ignore: globs of Linears that stay dense.
+        seed: handed to the producer.
+        batch_size: samples on the device at once; None for all.
+        exact: whether the producer must meet the pattern's sparsity.
+    """
+
+    producer: Producer
+    pattern: SparsityPattern
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rebuilders: Sequence[Rebuilder] = ()
+    ignore: Sequence[str] = ()
+    seed: int = 0
+    batch_size: int | None = None
+    exact: bool = True
+
+
+BlockCallback = Callable[[BlockReport], None]
+
+
+@torch.no_grad()
+def prune(
+    source: LayerSource, windows: Tensor, plan: Plan, callback: BlockCallback = lambda report: None
+) -> dict[str, PackedMask]:
+    """Prune every block of `source` in a single pass; each block sees what the pruned ones before it give.
+
+    Args:
+        source: the decoder layers, changed in place.
+        windows: (samples, length) int64, the calibration tokens.
+        plan: producer, rebuilders and pattern.
+        callback: called after each block.
+
+    Returns:
+        The keep masks by Linear.
+    """
+    masks: dict[str, PackedMask] = {}
+    hidden = Activations(source.begin(windows), plan.batch_size)
+    for layer in source.layers():
+        outputs: list[Activations] = []
+        for block in layer.blocks:
+            started = time.perf_counter()
+            trial = observe(layer, block, hidden, outputs, plan)
+            trial.masks = first = produce(trial, plan)
+            rounds = rebuild(trial, plan.rebuilders)
+            outputs.append(trial.outputs(trial.masks))
+            callback(report(block, trial, first, rounds, started))
+            trial.commit()
+            masks |= {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
+        hidden = advance(layer, hidden, outputs, plan)
+    return masks
+
+
+def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
+    """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
+    linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
+    streams = zip(hidden, *outputs, strict=True)
+    inputs = Activations((layer.input_of(block, h, before) for h, *before in streams), plan.batch_size)
+    with InputRecorder(linears, plan.producer.needs) as recorder:
+        targets = Activations((block(x) for x in inputs), plan.batch_size)
+    return Trial(block, linears, inputs, targets, plan.pattern, statistics=recorder.result())
+
+
+def produce(trial: Trial, plan: Plan) -> Masks:
+    """The producer's masks, checked; weights that it changed go into `trial.updated`."""
+    masks: Masks = {}
+    for name in trial.linears:
+        dense = trial.weight(name)
+        answer = plan.producer.function(
+            LinearInput(name, dense, plan.pattern, trial.statistics[name], plan.seed), **plan.arguments
+        )
+        made = answer if isinstance(answer, Produced) else Produced(answer)
+        masks[name] = check_mask(name, made.keep, dense, plan)
+        if made.weight is not None:
+            trial.updated[name] = torch.where(made.keep, made.weight, dense)
+    return masks
+
+
+def check_mask(name: str, keep: Any, weight: Tensor, plan: Plan) -> Tensor:
+    """A producer's answer, if it is a keep mask of the right shape, pattern and density.
+
+    Raises:
+        BarberError: what was expected, and what came.
+    """
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
+        got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
+        raise BarberError(f"producer's mask for {name} is {got}, expected torch.bool {tuple(weight.shape)}")
+    if not holds_pattern(keep, plan.pattern):
+        raise BarberError(f"producer's mask for {name} does not hold the pattern {plan.pattern}")
+    pruned, most = int((~keep).sum()), plan.pattern.pruned(keep.numel())
+    # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
+    if plan.exact and not most - max(keep.shape) < pruned <= most:
+        raise BarberError(f"producer's mask for {name} prunes {pruned} of {keep.numel()} weights, expected {most}")
+    return keep.to(weight.device)
+
+
+def rebuild(trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[dict[str, Any]]:
+    """Let each rebuilder improve the trial's masks; the records of all their rounds."""
+    rounds: list[dict[str, Any]] = []
+    for rebuilder in rebuilders if trial.linears else ():
+        outcome = rebuilder(trial)
+        trial.masks = outcome.masks
+        rounds += outcome.rounds
+    return rounds
+
+
+def report(block: Block, trial: Trial, first: Masks, rounds: list[dict[str, Any]], started: float) -> BlockReport:
+    """The figures of one finished block, before it is committed."""
+    unchanged = [(trial.masks[name] == first[name]).all(1) for name in first]
+    return BlockReport(
+        block=block.name,
+        error_before=trial.error(first),
+        error_after=trial.error(trial.masks),
+        pairs=sum(int(r.get("pairs", 0)) for r in rounds),
+        swaps=sum(int((trial.masks[name] & ~first[name]).sum()) for name in first),
+        rows=sum(len(rows) for rows in unchanged),
+        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
+        rounds=rounds,
+        forward_passes=trial.forward_passes,
+        gradient_passes=trial.gradient_passes,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_memory(),
+    )
+
+
+def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations], plan: Plan) -> Activations:
+    """The layer's output for every sample, from the outputs of its pruned blocks."""
+    streams = zip(hidden, *outputs, strict=True)
+    return Activations((layer.output(h, blocks) for h, *blocks in streams), plan.batch_size)
+
+
+def peak_memory() -> int:
+    """Bytes: the CUDA allocator's peak where a GPU is in use, else the process's largest resident size."""
+    import resource
+    import sys
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

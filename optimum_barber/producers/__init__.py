@@ -1,0 +1,131 @@
+"""Mask producers: functions from one Linear's weight and input statistics to its first keep mask."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import BarberError
+from ..patterns import SparsityPattern
+from ..registry import Registry
+from ..statistics import STATISTICS, InputStatistics
+
+
+@dataclass
+class LinearInput:
+    """What a producer receives for one Linear.
+
+    Attributes:
+        name: full name of the Linear, such as "model.layers.0.mlp.up_proj".
+        weight: dense W, (out, in), float32; not to be changed.
+        pattern: what the mask must look like.
+        statistics: of the Linear's input on the sparse stream: those that the producer asked for.
+        seed: of this run.
+    """
+
+    name: str
+    weight: Tensor
+    pattern: SparsityPattern
+    statistics: InputStatistics = field(default_factory=InputStatistics)
+    seed: int = 0
+
+
+@dataclass
+class Produced:
+    """A producer's answer where the keep mask alone is not all of it.
+
+    Attributes:
+        keep: (out, in) bool, True where kept.
+        weight: (out, in), new values of the kept weights; None where they stay dense.
+    """
+
+    keep: Tensor
+    weight: Tensor | None = None
+
+
+ProducerFunction = Callable[..., Tensor | Produced]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A registered producer: the function, the statistics it needs and the arguments it takes.
+
+    Attributes:
+        function: takes a `LinearInput` and keyword-only arguments; returns a keep mask or `Produced`.
+        needs: names of the input statistics to collect, out of `STATISTICS`.
+        brings_pattern: for masks from outside, says what pattern they have; takes the names of the Linears
+            and the producer's arguments.
+    """
+
+    function: ProducerFunction
+    needs: frozenset[str] = frozenset()
+    brings_pattern: Callable[..., SparsityPattern] | None = None
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only arguments of the function."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+PRODUCERS: Registry[Producer] = Registry("producer", "optimum_barber.producers")
+
+
+def producer(
+    name: str, needs: Iterable[str] = (), brings_pattern: Callable[..., SparsityPattern] | None = None
+) -> Callable[[ProducerFunction], ProducerFunction]:
+    """Register the decorated function as the producer `name`; it stays callable as it is."""
+    unknown = set(needs) - set(STATISTICS)
+    if unknown:
+        raise BarberError(f"producer {name!r} needs unknown statistics {sorted(unknown)}: known are {STATISTICS}")
+
+    def decorate(function: ProducerFunction) -> ProducerFunction:
+        PRODUCERS.register(name, Producer(function, frozenset(needs), brings_pattern))
+        return function
+
+    return decorate
+
+
+def as_producer(candidate: "str | ProducerFunction | Producer") -> Producer:
+    """The producer meant by a registered name, a plain callable or a `Producer`.
+
+    A plain callable may carry its needs as the attribute `needs`.
+    """
+    if isinstance(candidate, Producer):
+        return candidate
+    if callable(candidate):
+        return Producer(candidate, frozenset(getattr(candidate, "needs", ())))
+    return PRODUCERS[candidate]
+
+
+def parse_arguments(producer: Producer, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` checked against what the producer takes; strings become the type of the argument's default.
+
+    Raises:
+        BarberError: an argument that the producer does not take, or a value of the wrong type.
+    """
+    legal = producer.arguments
+    for key in given:
+        if key not in legal:
+            raise BarberError(f"producer {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
+    missing = [k for k, p in legal.items() if p.default is p.empty and k not in given]
+    if missing:
+        raise BarberError(f"producer {name!r} needs the argument {missing[0]!r}")
+    return {key: _typed(name, key, value, legal[key].default) for key, value in given.items()}
+
+
+def _typed(name: str, key: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str) or isinstance(default, str) or default is inspect.Parameter.empty:
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        kind = type(default).__name__
+        raise BarberError(f"argument {key}={value} of producer {name!r} is no {kind}") from None
+
+
+from . import existing, magnitude, masks, random, sparsegpt, wanda  # noqa: E402,F401

@@ -1,0 +1,79 @@
+"""SparseGPT (arXiv 2301.00774): optimal brain surgery, column by column in blocks of 128."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ..errors import BarberError
+from ..masks import keep_highest, select_lowest
+from ..patterns import SparsityPattern
+from . import LinearInput, Produced, producer
+
+logger = logging.getLogger(__name__)
+ATTEMPTS = 4
+
+
+@producer("sparsegpt", needs=["gram"])
+def sparsegpt(linear: LinearInput, *, damping: float = 0.01, block_size: int = 128, update: bool = True) -> Produced:
+    """Score W_ij^2 / U_jj^2 within blocks of columns and push each pruned weight's error to later columns.
+
+    U is the upper Cholesky factor of (H + lambda I)^-1, H = sum x x^T, lambda = damping * mean(diag H). With
+    `update` the kept weights keep the values that make up for the pruned ones; without, only the mask is
+    taken and kept weights stay dense.
+    """
+    assert linear.statistics.gram is not None
+    gram = linear.statistics.gram.clone()
+    weight = linear.weight.clone()
+    dead = gram.diagonal() == 0
+    gram.diagonal()[dead] = 1
+    weight[:, dead] = 0
+    factor = inverse_factor(gram, damping, linear.name)
+    size = block_size if not linear.pattern.semi_structured else _multiple(block_size, linear.pattern.group)
+    keep = torch.empty_like(weight, dtype=torch.bool)
+    for start in range(0, weight.shape[1], size):
+        columns = slice(start, start + size)
+        errors = _prune_columns(weight[:, columns], keep[:, columns], factor[columns, columns], linear.pattern)
+        weight[:, start + size :] -= errors @ factor[columns, start + size :]
+    return Produced(keep, weight if update else None)
+
+
+def _multiple(size: int, group: int) -> int:
+    return max(size // group, 1) * group
+
+
+def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
+    """Upper Cholesky factor of (H + lambda I)^-1; the damping is raised tenfold where that fails.
+
+    Raises:
+        BarberError: it still fails after some raises.
+    """
+    mean = gram.diagonal().mean()
+    for _ in range(ATTEMPTS):
+        damped = gram.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+        logger.warning("sparsegpt: Cholesky failed for %s at damping %g; trying %g", name, damping, damping * 10)
+        damping *= 10
+    raise BarberError(f"sparsegpt: Cholesky fails for {name} up to damping {damping / 10:g}; give a larger damping=")
+
+
+def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern) -> Tensor:
+    """Prune one block of columns in place; the scaled errors, (out, columns), for the columns behind it."""
+    diagonal = factor.diagonal()
+    if not pattern.semi_structured:
+        scores = (weight / diagonal).square_()
+        keep.copy_(~select_lowest(scores.reshape(1, -1), pattern.pruned(scores.numel())).reshape(keep.shape))
+    errors = torch.empty_like(weight)
+    for column in range(weight.shape[1]):
+        if pattern.semi_structured and column % pattern.group == 0:
+            group = slice(column, column + pattern.group)
+            keep[:, group] = keep_highest((weight[:, group] / diagonal[group]).square_(), pattern)
+        errors[:, column] = weight[:, column] * ~keep[:, column] / diagonal[column]
+        weight[:, column] *= keep[:, column]
+        weight[:, column + 1 :].addr_(errors[:, column], factor[column, column + 1 :], alpha=-1)
+    return errors

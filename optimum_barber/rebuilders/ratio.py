@@ -1,0 +1,85 @@
+"""The mask rebuilding ratio alpha: given, or found by the measured error of a few candidates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import RebuildConfig
+from ..rebuild import Ranking
+from ..trial import Masks, Trial
+
+FIRST_RATIO = 0.2
+STEP = 2.0
+SMALLEST_RATIO = 0.001
+LARGEST_RATIO = 0.8
+STRIDE = 4  # candidates are measured on every fourth sample; the winner, by whoever accepts it, on all
+
+
+@dataclass
+class Proposal:
+    """Candidate masks, the ratio they were made with, and how many weights were swapped."""
+
+    masks: Masks
+    ratio: float
+    swaps: int
+
+
+def propose(
+    trial: Trial, config: RebuildConfig, ranking: Ranking, masks: Masks, before: float | None
+) -> Proposal | None:
+    """The exchange at the configured ratio, or at the best one found; None where nothing is swapped."""
+    ratio = config.rebuild_ratio
+    if ratio == "auto":
+        found = _search(trial, ranking, masks, before)
+        if found is None:
+            return None
+        ratio = found
+    candidate = masks_at(trial, ranking, ratio)
+    swaps = sum(int((candidate[name] & ~masks[name]).count_nonzero()) for name in masks)
+    return Proposal(candidate, ratio, swaps) if swaps else None
+
+
+def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
+    """The masks by Linear that the ranking gives at a ratio."""
+    return dict(zip(trial.linears, ranking.at(ratio), strict=True))
+
+
+def _search(trial: Trial, ranking: Ranking, masks: Masks, before: float | None) -> float | None:
+    """The best ratio found; None where no candidate is better than the masks as they stand.
+
+    The first round climbs from `FIRST_RATIO`, up first; later ones from the ratio before, down first,
+    since the ratio falls from round to round.
+    """
+    stride = STRIDE if len(trial.inputs) >= 2 * STRIDE else 1
+    factors = (STEP, 1 / STEP) if before is None else (1 / STEP, STEP)
+    ratio, error = climb(
+        lambda ratio: trial.error_on_every(stride, masks_at(trial, ranking, ratio)),
+        before or FIRST_RATIO,
+        factors,
+        trial.error_on_every(stride, masks),
+    )
+    return ratio if error is not None else None
+
+
+def climb(
+    measure: Callable[[float], float], start: float, factors: tuple[float, float], standing: float
+) -> tuple[float, float | None]:
+    """Walk from `start` by one factor while the measured error falls; by the other if the first never helped.
+
+    While nothing beats `standing`, the error without any swap, the walk down goes on.
+
+    Returns:
+        The best ratio and its error, None where none beats `standing`.
+    """
+    best, lowest = start, measure(start)
+    for factor in factors:
+        ratio = start * factor
+        while SMALLEST_RATIO <= ratio <= LARGEST_RATIO:
+            error = measure(ratio)
+            if error < lowest:
+                best, lowest = ratio, error
+            elif factor > 1 or lowest < standing:
+                break
+            ratio *= factor
+        if best != start and lowest < standing:
+            break
+    return best, lowest if lowest < standing else None

@@ -1,0 +1,70 @@
+"""Statistics of the inputs of Linears, summed sample by sample, only those that somebody asked for. Torch only."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+STATISTICS = ("input_norm", "gram")
+
+
+@dataclass
+class InputStatistics:
+    """What is known of one Linear's input X, (tokens, in), over the whole calibration set.
+
+    Attributes:
+        input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless asked for.
+        gram: H = sum over tokens of x x^T, (in, in) float32; None unless asked for.
+        tokens: how many tokens were seen.
+    """
+
+    input_norm: Tensor | None = None
+    gram: Tensor | None = None
+    tokens: int = 0
+
+
+class InputRecorder:
+    """Sums input statistics of Linears while a block runs; Linears that share an input share the work.
+
+    Use as a context manager around the forward passes, one sample a pass.
+    """
+
+    def __init__(self, linears: dict[str, nn.Linear], needs: frozenset[str]) -> None:
+        self.linears, self.needs = linears, needs
+        self._sums: dict[str, InputStatistics] = {name: InputStatistics() for name in linears}
+        self._last: tuple[Tensor, InputStatistics] | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "InputRecorder":
+        for name, linear in self.linears.items() if self.needs else ():
+            self._handles.append(linear.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._last = None
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._last is not None and self._last[0] is args[0]:
+                self._sums[name] = self._last[1]
+            else:
+                self._add(self._sums[name], args[0])
+                self._last = (args[0], self._sums[name])
+
+        return add
+
+    def _add(self, sums: InputStatistics, inputs: Tensor) -> None:
+        x = inputs.detach().reshape(-1, inputs.shape[-1])
+        sums.tokens += x.shape[0]
+        if "input_norm" in self.needs:
+            squares = x.square().sum(0)
+            sums.input_norm = squares if sums.input_norm is None else sums.input_norm.add_(squares)
+        if "gram" in self.needs:
+            sums.gram = x.t() @ x if sums.gram is None else sums.gram.addmm_(x.t(), x)
+
+    def result(self) -> dict[str, InputStatistics]:
+        """The statistics by Linear; Linears with the same input hold the same tensors."""
+        norms = {id(s): None if s.input_norm is None else s.input_norm.sqrt() for s in self._sums.values()}
+        return {n: InputStatistics(norms[id(s)], s.gram, s.tokens) for n, s in self._sums.items()}

@@ -1,0 +1,176 @@
+"""One block on trial: its dense weights, its keep masks, and the error that the masks cause."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from .activations import Activations
+from .patterns import SparsityPattern
+from .scores import GradientReduction
+from .statistics import InputStatistics
+
+Masks = dict[str, Tensor]
+
+
+@dataclass
+class _Measured:
+    masks: Masks
+    errors: list[float]
+    outputs: Activations
+
+
+@dataclass
+class Trial:
+    """What a rebuilder sees of a block: propose masks, ask for their error and gradients.
+
+    E(M) = mean((Block(W * M, X) - Y)^2) over samples, tokens and channels; Y = Block(W, X) is the dense
+    output on the sparse stream X. Every sample is computed on its own and sums run in the order of the
+    samples. Errors are remembered by the mask dictionaries that were asked about, which must not be
+    changed afterwards.
+
+    Attributes:
+        forward: the block, from one sample's input to its output.
+        linears: the Linears by name; outside of this class's methods their weights are dense W, (out, in).
+        inputs: X, one tensor a sample.
+        targets: Y, one tensor a sample.
+        pattern: what the masks must look like.
+        masks: keep masks M by Linear, (out, in) bool, at which the block stands.
+        statistics: of the inputs of each Linear, as far as anybody asked.
+        updated: weights that a producer changed on purpose, used where its own mask keeps them.
+        forward_passes: forward passes over all samples, in units of the whole set.
+        gradient_passes: forward and backward passes over all samples.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    linears: dict[str, nn.Linear]
+    inputs: Activations
+    targets: Activations
+    pattern: SparsityPattern
+    masks: Masks = field(default_factory=dict)
+    statistics: dict[str, InputStatistics] = field(default_factory=dict)
+    updated: dict[str, Tensor] = field(default_factory=dict)
+    forward_passes: float = 0.0
+    gradient_passes: int = 0
+    _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
+    _latest: _Measured | None = None
+
+    def weight(self, name: str, keep: Tensor | None = None) -> Tensor:
+        """The weight of one Linear under a mask (None: dense): exact zeros where pruned."""
+        dense = self.linears[name].weight.detach()
+        return dense if keep is None else torch.where(keep, self.updated.get(name, dense), 0.0)
+
+    def error(self, masks: Masks) -> float:
+        """E(M) over all samples."""
+        return _mean(self._known(masks) or self._measure(masks).errors)
+
+    def outputs(self, masks: Masks) -> Activations:
+        """The block's output under the masks, one tensor a sample."""
+        latest = self._latest
+        return (latest if latest is not None and latest.masks is masks else self._measure(masks)).outputs
+
+    @torch.no_grad()
+    def error_on_every(self, stride: int, masks: Masks) -> float:
+        """E(M) over every stride-th sample: cheap, for choosing between candidates."""
+        known = self._known(masks)
+        if known:
+            return _mean(known[::stride])
+        with self._wearing(masks):
+            pairs = zip(self.inputs.every(stride), self.targets.every(stride), strict=True)
+            errors = [mse_loss(self.forward(x), y) for x, y in pairs]
+        self.forward_passes += len(errors) / len(self.inputs)
+        return _mean(_floats(errors))
+
+    def gradients(self, masks: Masks, expansion: str = "sparse", reduction: str = "rms") -> dict[str, Tensor]:
+        """Reduced gradient G >= 0 of each Linear at the masks, (out, in); E(M) is measured on the way.
+
+        `sparse` (paper, Eq. 5-7): the leaf is V = W * M, the target Y is held constant; pruned positions
+        get a gradient too. `dense` (published code): V = W, the target Block(W * M, X) is held constant.
+        """
+        sparse = expansion == "sparse"
+        targets = self.targets if sparse else self.outputs(masks)
+        reductions = {name: GradientReduction(reduction) for name in self.linears}
+        leaves = [linear.weight for linear in self.linears.values()]
+        errors: list[Tensor] = []
+
+        def differentiated() -> Iterator[Tensor]:
+            for x, y in zip(self.inputs, targets, strict=True):
+                output = self.forward(x)
+                errors.append(mse_loss(output, y))
+                for reduced, gradient in zip(reductions.values(), torch.autograd.grad(errors[-1], leaves), strict=True):
+                    reduced.add(gradient)
+                yield output.detach()
+
+        with self._wearing(masks if sparse else None), _differentiable(leaves):
+            outputs = Activations(differentiated(), self.inputs.batch_size)
+        self.gradient_passes += 1
+        if sparse:
+            self._remember(masks, _floats(errors), outputs)
+        return {name: reduced.result() for name, reduced in reductions.items()}
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Write W * M into the Linears: exact zeros where pruned, dense (or updated) values where kept."""
+        for name, linear in self.linears.items():
+            linear.weight.data.copy_(self.weight(name, self.masks[name]))
+
+    @torch.no_grad()
+    def _measure(self, masks: Masks) -> _Measured:
+        with self._wearing(masks):
+            outputs = Activations((self.forward(x) for x in self.inputs), self.inputs.batch_size)
+        errors = [mse_loss(output, y) for output, y in zip(outputs, self.targets, strict=True)]
+        self.forward_passes += 1
+        return self._remember(masks, _floats(errors), outputs)
+
+    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> _Measured:
+        if self._known(masks) is None:
+            self._errors.append((masks, errors))
+        self._latest = _Measured(masks, errors, outputs)
+        return self._latest
+
+    def _known(self, masks: Masks) -> list[float] | None:
+        """The samples' errors under masks that were measured before."""
+        return next((errors for measured, errors in self._errors if measured is masks), None)
+
+    @contextmanager
+    def _wearing(self, masks: Masks | None) -> Iterator[None]:
+        """Inside, the block computes with W * M (None: with dense W)."""
+        if masks is None:
+            yield
+            return
+        dense = {name: linear.weight.data for name, linear in self.linears.items()}
+        worn = {name: self.weight(name, masks[name]) for name in self.linears}
+        try:
+            for name, linear in self.linears.items():
+                linear.weight.data = worn[name]
+            yield
+        finally:
+            for name, linear in self.linears.items():
+                linear.weight.data = dense[name]
+
+
+def _floats(errors: list[Tensor]) -> list[float]:
+    """The samples' errors in one transfer from the device."""
+    return torch.stack([error.detach() for error in errors]).tolist()
+
+
+def _mean(errors: list[float]) -> float:
+    """Their mean, in float64 and in the order of the samples."""
+    return sum(errors) / len(errors)
+
+
+@contextmanager
+def _differentiable(leaves: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters and no others, even inside `no_grad`."""
+    before = [leaf.requires_grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for leaf, required in zip(leaves, before, strict=True):
+            leaf.requires_grad_(required)

@@ -1,0 +1,97 @@
+"""Checking a pruned checkpoint against its own record: hashes, pattern, counts, and every zero."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .artifacts import SPARSITY_NAME, MaskFile, ModuleSparsity, SparsityConfig
+from .errors import BarberError
+from .masks import holds_pattern
+from .patterns import SparsityPattern
+from .weights import CheckpointWeights
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        pattern: as recorded.
+        modules: how many were checked.
+        pruned: weights that the masks prune.
+        zeros: of those, how many are exactly zero in the checkpoint.
+        faults: one line for every module that is off.
+    """
+
+    pattern: str
+    modules: int = 0
+    pruned: int = 0
+    zeros: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def verify_checkpoint(directory: str | Path) -> Verification:
+    """Check every module of the checkpoint in `directory`.
+
+    Raises:
+        BarberError: there is no checkpoint of ours to check.
+    """
+    directory = Path(directory)
+    record = read_sparsity_config(directory)
+    masks = MaskFile(directory / record.masks)
+    weights = CheckpointWeights.open(str(directory))
+    pattern = SparsityPattern(record.target_sparsity)
+    if record.pattern != "unstructured":
+        pattern = SparsityPattern.parse(record.pattern, None)
+    outcome = Verification(record.pattern)
+    for name, recorded in record.modules.items():
+        outcome.modules += 1
+        try:
+            fault = _check(name, recorded, masks, weights, pattern, outcome)
+        except BarberError as error:
+            fault = str(error)
+        if fault:
+            outcome.faults.append(fault)
+    return outcome
+
+
+def read_sparsity_config(directory: Path) -> SparsityConfig:
+    """The record of a pruned checkpoint.
+
+    Raises:
+        BarberError: it is missing, or no record of this format.
+    """
+    path = directory / SPARSITY_NAME
+    if not path.is_file():
+        raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
+    try:
+        return SparsityConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise BarberError(f"{path} is no sparsity config: {str(error).splitlines()[0]}") from None
+
+
+def _check(
+    name: str,
+    recorded: ModuleSparsity,
+    masks: MaskFile,
+    weights: CheckpointWeights,
+    pattern: SparsityPattern,
+    outcome: Verification,
+) -> str | None:
+    """The module's fault, None where all is as recorded."""
+    mask = masks[name]
+    if mask.sha256 != recorded.sha256:
+        return f"{name}: the mask's hash differs from the recorded one"
+    if mask.pruned != recorded.pruned:
+        return f"{name}: the mask prunes {mask.pruned} weights, recorded are {recorded.pruned}"
+    keep, weight = mask.unpack(), weights.linear(name)
+    if weight.shape != keep.shape:
+        return f"{name}: weight of shape {tuple(weight.shape)} under a mask of shape {tuple(keep.shape)}"
+    zeros = int((weight[~keep] == 0).count_nonzero())
+    outcome.pruned += mask.pruned
+    outcome.zeros += zeros
+    if not holds_pattern(keep, pattern):
+        return f"{name}: the mask does not hold the pattern {pattern}"
+    return f"{name}: {mask.pruned - zeros} of {mask.pruned} zeros are lost" if zeros < mask.pruned else None
