@@ -36,14 +36,14 @@ class Architecture:
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber.architectures")
 
-ARCHITECTURES.register("llama", Architecture())
-ARCHITECTURES.register("mistral", Architecture())
-ARCHITECTURES.register("qwen2", Architecture())
-ARCHITECTURES.register("qwen3", Architecture())
-ARCHITECTURES.register("gemma", Architecture())
-ARCHITECTURES.register("gemma2", Architecture())
-ARCHITECTURES.register("phi3", Architecture())
-ARCHITECTURES.register("opt", Architecture(mlp=("fc1", "activation_fn", "fc2")))
+ARCHITECTURES.add("llama", Architecture())
+ARCHITECTURES.add("mistral", Architecture())
+ARCHITECTURES.add("qwen2", Architecture())
+ARCHITECTURES.add("qwen3", Architecture())
+ARCHITECTURES.add("gemma", Architecture())
+ARCHITECTURES.add("gemma2", Architecture())
+ARCHITECTURES.add("phi3", Architecture())
+ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2")))
 
 
 def architecture_of(model: nn.Module) -> Architecture:

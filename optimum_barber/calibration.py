@@ -1,6 +1,7 @@
 """Text to token windows: where calibration and evaluation text comes from, and how it is cut."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 from bisect import bisect_left
@@ -57,16 +58,20 @@ def pydoc_texts(split: str) -> list[str]:
     return texts[:cut] if split == "calibration" else texts[cut:]
 
 
-def _hub(split: str, field: str, **where: Any) -> list[str]:
+def _hub(split: str, field: str, path: str, **where: Any) -> list[str]:
+    """One column of a data set on the hub, which is asked once and briefly whether it is there."""
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtraError(f"text {path!r} from the hub (a file or 'pydoc' does not)", "eval")
+    from datasets import load_dataset
+    from huggingface_hub import HfApi, constants
+
     try:
-        from datasets import load_dataset
-    except ImportError:
-        raise MissingExtraError("text from the hub", "eval") from None
-    try:
-        return list(load_dataset(split=split, **where)[field])
-    except (OSError, ConnectionError, ValueError) as error:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().repo_info(path, repo_type="dataset", timeout=10)
+        return list(load_dataset(path, split=split, **where)[field])
+    except Exception as error:  # whatever the network stack raises
         raise BarberError(
-            f"text {where['path']!r} cannot be had from the hub ({str(error).splitlines()[0]}); "
+            f"text {path!r} cannot be had from the hub ({str(error).strip().splitlines()[0]}); "
             "give a file, or 'pydoc', which is always there"
         ) from None
 

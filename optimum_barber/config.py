@@ -80,7 +80,7 @@ class RebuildConfig(BaseModel):
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
     )
-    rounds: int = Field(3, ge=1, description="how often gradient, exchange and measurement are repeated")
+    rounds: int = Field(4, ge=1, description="how often gradient, exchange and measurement are repeated")
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
@@ -121,7 +121,7 @@ class BarberConfig(BaseModel):
     pattern: str | None = Field(
         None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
     )
-    rebuild: RebuildConfig = Field(default_factory=RebuildConfig, description="how the masks are rebuilt")
+    rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
     calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
     text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
     samples: int = Field(128, ge=1, description="how many calibration windows")

@@ -97,7 +97,7 @@ def load_config(reference: ModelReference) -> Any:
         config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
     except (OSError, ValueError, KeyError) as error:
         raise BarberError(f"model {reference.name!r} cannot be read: {str(error).strip().splitlines()[0]}") from None
-    known = AutoModelForCausalLM._model_mapping
+    known: Any = AutoModelForCausalLM._model_mapping
     own = known[type(config)].__name__ if type(config) in known else None
     stated = getattr(config, "architectures", None) or [own]
     if own is None or own not in stated:
@@ -117,7 +117,7 @@ def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
     if dtype == "auto" and reference.gguf_file:
         dtype = "float16"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference.directory,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
@@ -126,6 +126,7 @@ def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BarberError(f"model {reference.name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")

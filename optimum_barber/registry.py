@@ -1,8 +1,8 @@
 """One registry for everything that has a name: producers, rebuilders, architectures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .errors import unknown_name
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 class Registry(Mapping[str, Item], Generic[Item]):
-    """A mapping from name to item, filled by `register` and by the entry points of `group`.
+    """A mapping from name to item, filled by `register`, `add` and the entry points of `group`.
 
     Entry points are imported when their name is first asked for, so that a broken plug-in neither
     slows nor stops anybody else; its own import error is passed on unchanged.
@@ -22,18 +22,20 @@ class Registry(Mapping[str, Item], Generic[Item]):
         self._items: dict[str, Item] = {}
         self._origins: dict[str, str] = {}
 
-    def register(self, name: str, item: Item | None = None) -> Any:
-        """Register `item` under `name`; without `item`, a decorator that returns its object unchanged.
+    def register(self, name: str) -> Callable[[Item], Item]:
+        """A decorator that adds its object under `name` and returns it unchanged."""
+        return lambda item: self.add(name, item)
+
+    def add(self, name: str, item: Item, origin: str | None = None) -> Item:
+        """Add `item` under `name`; `origin` is the module that does so, found out where it is not given.
 
         Raises:
             ValueError: `name` is taken.
         """
-        if item is None:
-            return lambda decorated: self.register(name, decorated)
         if name in self._items:
             raise ValueError(f"{self.kind} {name!r} is registered already, by {self._origins[name]}")
         self._items[name] = item
-        self._origins[name] = getattr(item, "__module__", None) or type(item).__module__
+        self._origins[name] = origin or getattr(item, "__module__", None) or type(item).__module__
         return item
 
     def origin(self, name: str) -> str:
@@ -53,7 +55,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
                 raise unknown_name(self.kind, name, self)
             loaded = point.load()
             if name not in self._items:  # a module that registers itself on import has done so by now
-                self.register(name, loaded)
+                self.add(name, loaded)
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:

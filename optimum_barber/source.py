@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +55,7 @@ class ModelSource:
         if not self._calls:
             self._record_calls(windows[:1])
         first = self.stack[0]
-        return [self._working(call_reaching(first, lambda w=w: self._run(w)).hidden) for w in windows.split(1)]
+        return [self._working(call_reaching(first, partial(self._run, window)).hidden) for window in windows.split(1)]
 
     def layers(self) -> Iterator[DecoderLayer]:
         """Each layer on the working device in the working dtype; restored when the next is asked for."""
@@ -63,7 +64,7 @@ class ModelSource:
                 yield DecoderLayer.build(f"{self.path}.{index}", module, call, self.architecture)
 
     def _run(self, window: Tensor) -> Any:
-        base = getattr(self.model, self.model.base_model_prefix, self.model)
+        base = getattr(self.model, str(self.model.base_model_prefix), self.model)
         device = next(self.model.parameters()).device
         return base(input_ids=window.to(device), use_cache=False)
 

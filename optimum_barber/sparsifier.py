@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .architectures import linears_of
@@ -74,7 +74,7 @@ class BarberSparsifier:
         reference: where the model was loaded from, if it was.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.reference = reference

@@ -163,7 +163,7 @@ def _mean(errors: list[float]) -> float:
 
 
 @contextmanager
-def _differentiable(leaves: list[nn.Parameter]) -> Iterator[None]:
+def _differentiable(leaves: list[Tensor]) -> Iterator[None]:
     """Gradients for these parameters and no others, even inside `no_grad`."""
     before = [leaf.requires_grad for leaf in leaves]
     for leaf in leaves:

@@ -82,7 +82,7 @@ def producer(
         raise BarberError(f"producer {name!r} needs unknown statistics {sorted(unknown)}: known are {STATISTICS}")
 
     def decorate(function: ProducerFunction) -> ProducerFunction:
-        PRODUCERS.register(name, Producer(function, frozenset(needs), brings_pattern))
+        PRODUCERS.add(name, Producer(function, frozenset(needs), brings_pattern), origin=function.__module__)
         return function
 
     return decorate

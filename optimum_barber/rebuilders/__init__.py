@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from ..config import RebuildConfig
@@ -29,7 +28,11 @@ REBUILDERS: Registry[Callable[[Trial, RebuildConfig], Outcome]] = Registry("rebu
 
 def chain_of(config: RebuildConfig) -> list[Rebuilder]:
     """The rebuilders that a configuration names, ready to take a trial."""
-    return [partial(REBUILDERS[name], config=config) for name in config.chain]
+    return [_bound(REBUILDERS[name], config) for name in config.chain]
+
+
+def _bound(function: Callable[[Trial, RebuildConfig], Outcome], config: RebuildConfig) -> Rebuilder:
+    return lambda trial: function(trial, config)
 
 
 from . import barber  # noqa: E402,F401

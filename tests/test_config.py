@@ -1,0 +1,118 @@
+"""The configuration: checked at once, saved and read as every Hugging Face config."""
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import validate
+from pydantic import ValidationError
+
+import optimum_barber
+from optimum_barber.artifacts import SparsityConfig
+from optimum_barber.cli import build_parser
+from optimum_barber.cli.prune import config_from
+from optimum_barber.config import BarberConfig, one_line
+from optimum_barber.rebuilders import REBUILDERS
+
+SCHEMA = Path(optimum_barber.__file__).parent / "sparsity_config.schema.json"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": 1.0}, "sparsity 1.0 is outside"),
+        ({"pattern": "4:2"}, "pattern '4:2' is not legal"),
+        ({"pattern": "2:4", "sparsity": 0.6}, "contradicts pattern 2:4"),
+        ({"pattern": "2:4", "rebuild": {"granularity": "input"}}, "granularity 'input' makes no sense"),
+        ({"rebuild": {"granularity": "blok"}}, "unknown granularity 'blok': did you mean 'block'"),
+        ({"rebuild": {"rebuild_ratio": 1.5}}, "rebuild ratio 1.5 is not legal"),
+        ({"rebuild": {"rebuild_ratio": "much"}}, "rebuild ratio 'much' is not legal"),
+        ({"rebuild": {"rounds": 0}}, "rounds 0 is not legal"),
+        ({"rebuild": {"accept": "never"}}, "unknown acceptance 'never'"),
+        ({"rebuild": "barber++"}, "rebuild 'barber.*is not legal"),
+        ({"samples": 0}, "samples 0 is not legal"),
+        ({"sequence_length": -1}, "sequence_length -1 is not legal"),
+        ({"sparsty": 0.5}, "sparsty 0.5 is not legal"),
+        ({"rebuild": {"preset": "publishd"}}, "unknown preset 'publishd': did you mean 'published-code'"),
+    ],
+)
+def test_faults_are_named_with_value_and_remedy(settings, message):
+    with pytest.raises(ValidationError) as caught:
+        BarberConfig(**settings)
+    assert __import__("re").search(message, str(one_line(caught.value)))
+
+
+def test_all_faults_come_together():
+    with pytest.raises(ValidationError) as caught:
+        BarberConfig(samples=0, seed=-1, rebuild={"metric": "taylor"})
+    line = str(one_line(caught.value))
+    assert all(part in line for part in ("samples 0", "seed -1", "unknown metric 'taylor'"))
+    assert "\n" not in line
+
+
+def test_save_and_load(tmp_path):
+    config = BarberConfig(producer="wanda", pattern="2:4", rebuild={"rounds": 2, "preset": "published-code"})
+    config.save_pretrained(tmp_path)
+    assert BarberConfig.from_pretrained(tmp_path) == config
+
+
+def test_push_to_hub_uploads_the_file(monkeypatch):
+    import huggingface_hub
+
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            sent["token"] = token
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_file(self, **kwargs):
+            sent.update(kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    BarberConfig(sparsity=0.5).push_to_hub("mine", token="t")
+    assert sent["repo_id"] == "me/mine"
+    assert json.loads(sent["path_or_fileobj"])["sparsity"] == 0.5
+
+
+def test_the_command_line_builds_the_same_config():
+    args = build_parser().parse_args(
+        "prune M --producer sparsegpt --producer-arg damping=0.05 --sparsity 0.6 --rebuild barber+barber --rounds 2 "
+        "--granularity layer --rebuild-ratio 0.1 --calibration pydoc --samples 16 --sequence-length 512 -o OUT".split()
+    )
+    assert config_from(args) == BarberConfig(
+        producer="sparsegpt",
+        producer_args={"damping": "0.05"},
+        sparsity=0.6,
+        rebuild={"method": "barber+barber", "rounds": 2, "granularity": "layer", "rebuild_ratio": 0.1},
+        calibration=["pydoc"],
+        samples=16,
+        sequence_length=512,
+    )
+
+
+def test_a_preset_yields_to_what_is_said():
+    config = BarberConfig(rebuild={"preset": "published-code", "rebuild_ratio": 0.01, "granularity": "output"})
+    rebuild = config.rebuild
+    assert (rebuild.expansion, rebuild.accept, rebuild.pairing, rebuild.rounds) == ("dense", "always", "row", 1)
+    assert (rebuild.rebuild_ratio, rebuild.granularity) == (0.01, "output")
+
+
+def test_the_published_schema_is_the_models():
+    assert json.loads(SCHEMA.read_text()) == SparsityConfig.model_json_schema()
+
+
+def test_a_written_config_fits_the_schema(tmp_path):
+    from optimum_barber.sparsifier import BarberSparsifier
+
+    from .conftest import tiny_model, tiny_windows
+
+    config = BarberConfig(pattern="2:4", rebuild="none")
+    BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), tmp_path / "out", quiet=True)
+    validate(json.loads((tmp_path / "out" / "sparsity_config.json").read_text()), json.loads(SCHEMA.read_text()))
+
+
+def test_every_rebuilder_of_a_default_chain_exists():
+    assert all(name in REBUILDERS for name in BarberConfig(sparsity=0.5).rebuild.chain)

