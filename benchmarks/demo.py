@@ -60,7 +60,7 @@ def finish(output, rows, blocks, dense, windows) -> None:  # type: ignore[no-unt
     """The table, the picture and the JSON."""
     count, length = windows.tokens.shape
     protocol = (
-        f"SmolLM2-135M at 50 %, pydoc's evaluation part, {count} of {windows.available} windows of {length} tokens"
+        f"SmolLM2-135M at 50 %, pydoc (evaluation part), {count} of {windows.available} windows of {length} tokens"
     )
     lines = [protocol, f"{'producer':<12}{'rebuild':<10}{'perplexity':>12}{'seconds':>10}{'swaps':>12}"]
     lines += [f"{p:<12}{m:<10}{x:>12.2f}{s:>10.1f}{n:>12,}" for p, m, x, s, n in rows]

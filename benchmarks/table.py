@@ -62,9 +62,7 @@ def main() -> int:
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dense = perplexity(model, evaluation, quiet=True).perplexity
     emit(f"dense {dense:.2f}; calibration fingerprint {calibration.fingerprint[:12]}")
-    emit(
-        "| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    emit("| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n" + "| --- " * 7 + "|")
     for row in args.rows:
         producer, rebuild, *pattern = row.split()
         name, arguments = PRODUCERS[producer]
@@ -78,7 +76,7 @@ def main() -> int:
         seconds = time.perf_counter() - started
         found = perplexity(model, evaluation, quiet=True).perplexity
         emit(
-            f"| {producer} | {rebuild} | {pattern[0] if pattern else args.sparsity} | {found:.2f} | {report['swaps']:,} | "
+            f"| {producer} | {rebuild} | {' '.join(pattern) or args.sparsity} | {found:.2f} | {report['swaps']:,} | "
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} |"
         )
     return 0

@@ -168,7 +168,10 @@ class BarberConfig(BaseModel):
 
     def sparsity_pattern(self) -> SparsityPattern:
         """The pattern that `pattern` and `sparsity` mean together; N:M at input granularity is refused."""
-        pattern = SparsityPattern.parse(self.pattern, self.sparsity)
+        return self.checked(SparsityPattern.parse(self.pattern, self.sparsity))
+
+    def checked(self, pattern: SparsityPattern) -> SparsityPattern:
+        """`pattern`, if the rebuild can work under it."""
         if pattern.semi_structured and self.rebuild.chain and self.rebuild.granularity == "input":
             raise BarberError(f"granularity 'input' makes no sense with pattern {pattern}: use output, layer or block")
         return pattern

@@ -57,7 +57,7 @@ def estimate(
         f"prunable      {prunable:,} weights ({dict(Counter(type(m).__name__ for m in stack))})".replace("'", ""),
         f"memory        {(4 * layer + activations) / GIB:.2f} GiB beyond the model: 4 decoder layers in float32 "
         f"{4 * layer / GIB:.2f}, activations of {tokens:,} tokens {activations / GIB:.2f}",
-        f"work          {flops / 1e12:.2f} TFLOP a forward pass over the calibration tokens, a default run about 12 of them",
+        f"work          {flops / 1e12:.2f} TFLOP a forward pass over these tokens; a default run takes about 15",
     ]
 
 

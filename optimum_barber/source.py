@@ -42,6 +42,7 @@ class ModelSource:
         self.path, self.stack = decoder_stack(model, self.architecture)
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.dtype = dtype
+        self.model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
         self._calls: list[Call] = []
         for index, layer in enumerate(self.stack):
             check_layer(layer, f"{self.path}.{index}", self.architecture)

@@ -97,7 +97,7 @@ def barber_swap_rows(scores, keeps, m, ratio):
     return masks, positive
 
 
-def sparsegpt(weight, gram, sparsity, damping, block_size, n_of_m=None):
+def sparsegpt(weight, gram, sparsity, damping, block_size, n_of_m=None):  # noqa: C901
     """Column-by-column optimal brain surgery, every quantity from its definition, in float64 lists."""
     import torch
 

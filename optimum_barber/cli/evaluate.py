@@ -82,7 +82,7 @@ def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[s
     from ..calibration import consecutive_windows, read_texts, sequence_length, tokenize
     from ..evaluate import perplexity
     from ..loading import load_config, load_model, load_tokenizer
-    from ..sparsifier import choose_device
+    from ..planning import choose_device
 
     length = sequence_length(load_config(reference), args.sequence_length)
     tokens = tokenize(read_texts(args.perplexity, "evaluation", args.text_field), load_tokenizer(reference))

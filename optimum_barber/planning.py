@@ -1,0 +1,118 @@
+"""From a configuration to a plan that fits a model: everything is checked here, before any work."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from .architectures import linears_of
+from .config import BarberConfig
+from .errors import BarberError
+from .patterns import SparsityPattern
+from .pipeline import Plan
+from .producers import Producer, as_producer, parse_arguments
+from .rebuilders import chain_of
+from .source import ModelSource
+
+
+def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
+    """Producer, rebuilders and pattern of a configuration, checked against the model.
+
+    Raises:
+        BarberError: an unknown name, a bad argument, a pattern that does not fit, sick weights.
+    """
+    producer = as_producer(config.producer)
+    arguments = parse_arguments(producer, config.producer_name, config.producer_args)
+    rebuilders = chain_of(config.rebuild)
+    widths = linear_widths(source)
+    targets = target_names(widths, config.ignore)
+    pattern = pattern_of(config, producer, arguments, targets)
+    for name in targets:
+        pattern.check_width(name, widths[name])
+    check_weights(source, targets)
+    return Plan(
+        producer=producer,
+        pattern=pattern,
+        arguments=arguments,
+        rebuilders=rebuilders,
+        ignore=config.ignore,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        exact=producer.brings_pattern is None,
+    )
+
+
+def linear_widths(source: ModelSource) -> dict[str, int]:
+    """Input width of every Linear of every block, by full name."""
+    return {
+        f"{source.path}.{index}.{name}": linear.in_features
+        for index, layer in enumerate(source.stack)
+        for members in source.architecture.blocks.values()
+        for name, linear in linears_of(layer, members).items()
+    }
+
+
+def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
+    """The Linears that no glob of `ignore` matches.
+
+    Raises:
+        BarberError: a glob matches nothing, or nothing is left.
+    """
+    names = list(names)
+    for glob in ignore:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise BarberError(f"ignore {glob!r} matches no Linear, such as {names[0]}")
+    targets = [name for name in names if not any(fnmatchcase(name, glob) for glob in ignore)]
+    if not targets:
+        raise BarberError(f"ignore {list(ignore)} leaves no Linear to prune")
+    return targets
+
+
+def pattern_of(
+    config: BarberConfig, producer: Producer, arguments: dict[str, Any], names: list[str]
+) -> SparsityPattern:
+    """The configured pattern, or the one that a producer of outside masks brings.
+
+    Raises:
+        BarberError: what was configured contradicts what the masks hold.
+    """
+    if producer.brings_pattern is None:
+        return config.sparsity_pattern()
+    found = producer.brings_pattern(names, **arguments)
+    if config.pattern is None and config.sparsity is None:
+        return config.checked(found)
+    if config.pattern == "unstructured" and config.sparsity is None:
+        return SparsityPattern(found.sparsity)
+    asked = config.sparsity_pattern()
+    if abs(asked.sparsity - found.sparsity) > 5e-3:
+        raise BarberError(
+            f"sparsity {asked.sparsity:g} contradicts the masks of {config.producer_name!r}: {found.sparsity:.4f}"
+        )
+    return SparsityPattern(found.sparsity, asked.keep, asked.group)
+
+
+def check_weights(source: ModelSource, targets: Iterable[str]) -> None:
+    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros."""
+    for name, parameter in source.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise BarberError(f"model has NaN or Inf in {name}")
+    for name in targets:
+        if not source.model.get_parameter(f"{name}.weight").any():
+            raise BarberError(f"model has nothing to prune in {name}: all its weights are zero")
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        BarberError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise BarberError(f"device {device!r} is not at hand: {str(error).splitlines()[0]}") from None
+    return chosen
