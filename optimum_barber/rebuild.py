@@ -115,6 +115,22 @@ class Ranking(ABC):
         return [int(swap_counts(positive, ratio).max()) for positive in self.positive]
 
     @abstractmethod
+    def values(self) -> Tensor:
+        """The ranked pair values, best first within a group; those of groups with fewer pairs end in 0 or below."""
+
+    def outlier_share(self) -> float:
+        """The share of the worthwhile pairs whose value lies above the upper Tukey fence, Q3 + 1.5 (Q3 - Q1).
+
+        The paper (IV-C, Fig. 3) finds the ratio that is worth taking among these outliers.
+        """
+        values = self.values().reshape(-1)
+        values = values[torch.isfinite(values) & (values > 0)].sort(descending=True).values
+        if len(values) == 0:
+            return 0.0
+        upper, lower = values[len(values) // 4], values[3 * len(values) // 4]
+        return float((values > upper + 1.5 * (upper - lower)).count_nonzero()) / len(values)
+
+    @abstractmethod
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
 
@@ -140,6 +156,10 @@ class Exchange(Ranking):
         most = self.most(largest_ratio)
         self._grow = [Extremes(s, ~k, m, True) for s, k, m in zip(scores, self.keep, most, strict=True)]
         self._prune = [Extremes(s, k, m, False) for s, k, m in zip(scores, self.keep, most, strict=True)]
+
+    def values(self) -> Tensor:
+        """S_grow - S_prune of every ranked pair, one flat tensor."""
+        return torch.cat([(g.ranked - p.ranked).reshape(-1) for g, p in zip(self._grow, self._prune, strict=True)])
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""

@@ -43,6 +43,10 @@ class GroupExchange(Ranking):
         most = self.most(largest_ratio)
         self._best = [Extremes(v, v > 0, m, True) for v, m in zip(self._values, most, strict=True)]
 
+    def values(self) -> Tensor:
+        """Every ranked pair value of every scope, one flat tensor."""
+        return torch.cat([best.ranked.reshape(-1) for best in self._best])
+
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the best floor(ratio * N+) pairs of each scope."""
         chosen = [
@@ -90,6 +94,10 @@ class RowExchange(Ranking):
         most = self.most(largest_ratio)
         self._grow = [Extremes(s, ~k, m, True) for s, k, m in zip(importance, keep, most, strict=True)]
         self._prune = [Extremes(s, k, m, False) for s, k, m in zip(importance, keep, most, strict=True)]
+
+    def values(self) -> Tensor:
+        """S_grow - S_prune of every ranked pair of every row, one flat tensor."""
+        return torch.cat([(g.ranked - p.ranked).reshape(-1) for g, p in zip(self._grow, self._prune, strict=True)])
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after growing the first floor(ratio * N+) weights of each row."""

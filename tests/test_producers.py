@@ -156,3 +156,31 @@ def test_statistics_that_nobody_asked_for_cost_nothing():
     with InputRecorder({"up": up}, frozenset()) as recorder:
         assert not up._forward_pre_hooks
     assert recorder.result()["up"].input_norm is None
+
+
+def test_zeros_of_another_tool_are_read_with_their_pattern(tmp_path):
+    from safetensors.torch import save_file
+
+    entry, pattern = PRODUCERS["existing"], SparsityPattern(0.5, 2, 4)
+    given_input, _ = linear_input(pattern, rows=8)
+    keep = PRODUCERS["wanda"].function(given_input)
+    sparse = given_input.weight * keep
+    sparse[0, int(keep[0].nonzero()[0])] = 0  # a kept weight that happens to be zero
+    (tmp_path / "config.json").touch()
+    save_file({"layer.up.weight": sparse}, tmp_path / "model.safetensors")
+    directory = str(tmp_path)
+    assert entry.brings_pattern(["layer.up"], sparse_model=directory) == pattern
+    assert torch.equal(
+        entry.function(given_input, sparse_model=directory).keep.reshape(-1, 4).sum(1), torch.full((16,), 2)
+    )
+    kept = entry.function(given_input, sparse_model=directory, keep_weights=True)
+    assert torch.equal(kept.weight, sparse)
+    given_input.pattern = SparsityPattern(0.75, 1, 4)
+    with pytest.raises(BarberError, match="layer.up does not hold the pattern 1:4"):
+        entry.function(given_input, sparse_model=directory)
+    save_file({"layer.up.weight": given_input.weight * (given_input.weight > 0)}, tmp_path / "model.safetensors")
+    found = entry.brings_pattern(["layer.up"], sparse_model=directory)
+    assert (found.semi_structured, found.sparsity) == (False, float((given_input.weight <= 0).float().mean()))
+    save_file({"layer.up.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    with pytest.raises(BarberError, match="has 0 zeros in 64 weights"):
+        entry.brings_pattern(["layer.up"], sparse_model=directory)

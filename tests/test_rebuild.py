@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from optimum_barber.masks import holds_pattern
 from optimum_barber.patterns import SparsityPattern
 from optimum_barber.rebuild import Exchange, from_groups, positive_pairs, to_groups
+from optimum_barber.rebuilders.ratio import climb
 from optimum_barber.semi_structured import GroupExchange, RowExchange
 
 from . import oracles
@@ -105,3 +106,52 @@ def test_groups_return_to_their_places(granularity):
     tensors = [torch.arange(12).reshape(3, 4), torch.arange(100, 106).reshape(2, 3)]
     groups = to_groups(tensors, granularity)
     assert lists(from_groups(groups, [t.shape for t in tensors], granularity)) == lists(tensors)
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer", "input", "output"])
+@given(block=blocks())
+def test_outliers_lie_above_the_tukey_fence(granularity, block):
+    scores, keep = block
+    shapes = [tuple(mask.shape) for mask in keep]
+    values = []
+    for group in oracles.groups_of(shapes, granularity):
+        pairs = oracles.pairs_of(
+            group, lambda c: float(scores[c[0]][c[1], c[2]]), lambda c: bool(keep[c[0]][c[1], c[2]])
+        )
+        values += [value for *_, value in pairs if value > 0]
+    values.sort(reverse=True)
+    expected = 0.0
+    if values:
+        upper, lower = values[len(values) // 4], values[3 * len(values) // 4]
+        expected = sum(v > upper + 1.5 * (upper - lower) + 1e-6 for v in values) / len(values)
+    assert Exchange(scores, keep, granularity, 1.0).outlier_share() == pytest.approx(expected, abs=1e-9)
+
+
+def climbed(error_at, start, factors=(2.0, 0.5), standing=1.0):
+    """Where `climb` ends and what it measured on the way."""
+    measured = []
+
+    def measure(ratio):
+        measured.append(ratio)
+        return error_at(ratio)
+
+    return *climb(measure, start, factors, standing), measured
+
+
+def test_climbing_stops_behind_the_lowest_error():
+    ratio, error, measured = climbed(lambda r: abs(r - 0.4), 0.1)
+    assert (ratio, measured) == (0.4, [0.1, 0.2, 0.4, 0.8])
+    assert error == 0.0
+
+
+def test_climbing_turns_where_up_never_helps():
+    assert climbed(lambda r: abs(r - 0.1), 0.4)[::2] == (0.1, [0.4, 0.8, 0.2, 0.1, 0.05])
+
+
+def test_climbing_down_goes_on_until_something_beats_standing_still():
+    ratio, error, measured = climbed(lambda r: 2.0 if r > 0.01 else 0.9, 0.1)
+    assert ratio == measured[-2] < 0.01
+    assert error == 0.9
+    ratio, error, measured = climbed(lambda r: 2.0, 0.1)
+    assert error is None
+    assert min(measured) > 0.0009

@@ -1,17 +1,17 @@
 """The mask that another tool left in a checkpoint: its zeros, laid over the dense base."""
 
-from collections.abc import Iterable
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from ..errors import BarberError
-from ..masks import holds_pattern
+from ..masks import keep_highest
 from ..patterns import SparsityPattern
 from ..weights import CheckpointWeights
 from . import LinearInput, Produced, producer
 
-PATTERNS = [(2, 4), (1, 4), (4, 8), (8, 16), (16, 32)]
+PATTERNS = [(1, 4), (2, 4), (4, 8), (8, 16), (16, 32)]
 
 
 @cache
@@ -20,22 +20,22 @@ def _opened(sparse_model: str) -> CheckpointWeights:
 
 
 def pattern_of_weights(names: list[str], *, sparse_model: str, keep_weights: bool = False) -> SparsityPattern:
-    """N:M where every Linear holds it, else unstructured, with the sparsity of the named Linears."""
+    """The tightest usual N:M that every Linear holds, else unstructured with the sparsity of the named Linears."""
     _opened.cache_clear()
     weights = _opened(sparse_model)
-    pruned = sum(int((weights.linear(name) == 0).sum()) for name in names)
-    total = sum(weights.linear(name).numel() for name in names)
     for keep, group in PATTERNS:
-        pattern = SparsityPattern(1 - keep / group, keep, group)
-        if _all_hold((weights.linear(name) != 0 for name in names), pattern):
-            return pattern
+        if all(_holds(weights.linear(name), keep, group) for name in names):
+            return SparsityPattern(1 - keep / group, keep, group)
+    shares = [(int((weights.linear(name) == 0).count_nonzero()), weights.linear(name).numel()) for name in names]
+    pruned, total = map(sum, zip(*shares, strict=True))
     if not 0 < pruned < total:
         raise BarberError(f"sparse model {sparse_model!r} has {pruned} zeros in {total} weights: nothing to learn from")
     return SparsityPattern(pruned / total)
 
 
-def _all_hold(masks: Iterable[Tensor], pattern: SparsityPattern) -> bool:
-    return all(holds_pattern(keep, pattern) for keep in masks)
+def _holds(weight: Tensor, keep: int, group: int) -> bool:
+    """At most N of every M are not zero: a kept weight may be zero by chance, as in dequantized models."""
+    return weight.shape[1] % group == 0 and int((weight.reshape(-1, group) != 0).sum(1).max()) <= keep
 
 
 @producer("existing", brings_pattern=pattern_of_weights)
@@ -45,5 +45,11 @@ def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = Fal
     if sparse.shape != linear.weight.shape:
         got, expected = tuple(sparse.shape), tuple(linear.weight.shape)
         raise BarberError(f"sparse model {sparse_model!r}: {linear.name} has shape {got}, the model's is {expected}")
-    sparse = sparse.to(linear.weight)
-    return Produced(sparse != 0, sparse if keep_weights else None)
+    sparse, pattern = sparse.to(linear.weight), linear.pattern
+    keep = sparse != 0
+    if pattern.semi_structured:
+        filled = keep_highest(linear.weight.abs().masked_fill(keep, torch.inf), pattern)
+        if (keep & ~filled).any():
+            raise BarberError(f"sparse model {sparse_model!r}: {linear.name} does not hold the pattern {pattern}")
+        keep = filled
+    return Produced(keep, sparse if keep_weights else None)

@@ -7,10 +7,9 @@ from ..config import RebuildConfig
 from ..rebuild import Ranking
 from ..trial import Masks, Trial
 
-FIRST_RATIO = 0.2
 STEP = 2.0
 SMALLEST_RATIO = 0.001
-LARGEST_RATIO = 0.8
+LARGEST_RATIO = 1.0
 STRIDE = 4  # candidates are measured on every fourth sample; the winner, by whoever accepts it, on all
 
 
@@ -46,14 +45,14 @@ def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
 def _search(trial: Trial, ranking: Ranking, masks: Masks, before: float | None) -> float | None:
     """The best ratio found; None where no candidate is better than the masks as they stand.
 
-    The first round climbs from `FIRST_RATIO`, up first; later ones from the ratio before, down first,
-    since the ratio falls from round to round.
+    The first round climbs from the share of outliers among the pair values, up first; later ones from the
+    ratio before, down first, since the ratio falls from round to round.
     """
     stride = STRIDE if len(trial.inputs) >= 2 * STRIDE else 1
     factors = (STEP, 1 / STEP) if before is None else (1 / STEP, STEP)
     ratio, error = climb(
         lambda ratio: trial.error_on_every(stride, masks_at(trial, ranking, ratio)),
-        before or FIRST_RATIO,
+        before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO),
         factors,
         trial.error_on_every(stride, masks),
     )
