@@ -83,19 +83,23 @@ class MaskFile(Mapping[str, PackedMask]):
         except SafetensorError as error:
             raise BarberError(f"mask file {path} is no safetensors file: {error}") from None
         metadata = self._file.metadata() or {}
+        self._keys = set(self._file.keys())
         if metadata.get("format") != MASKS_FORMAT:
             raise BarberError(f"mask file {path} is of format {metadata.get('format')!r}, not {MASKS_FORMAT!r}")
         if metadata.get("version") != str(FORMAT_VERSION):
             raise BarberError(f"mask file {path} has version {metadata.get('version')}; known is {FORMAT_VERSION}")
-        self.pattern = metadata["pattern"]
-        self._shapes = json.loads(metadata["shapes"])
-        self._hashes = json.loads(metadata["sha256"])
+        try:
+            self.pattern = metadata["pattern"]
+            self._shapes = json.loads(metadata["shapes"])
+            self._hashes = json.loads(metadata["sha256"])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise BarberError(f"mask file {path} has broken metadata: {error}") from None
 
     def __getitem__(self, name: str) -> PackedMask:
-        if name not in self._shapes:
+        if name not in self._shapes or name not in self._keys:
             raise BarberError(f"mask file {self.path} has no module {name}")
         mask = PackedMask(self._file.get_tensor(name), tuple(self._shapes[name]))
-        if mask.bits.numel() != -(-mask.weights // 8) or mask.sha256 != self._hashes[name]:
+        if mask.bits.numel() != -(-mask.weights // 8) or mask.sha256 != self._hashes.get(name):
             raise BarberError(f"mask file {self.path}: the hash of {name} does not match its mask")
         return mask
 
@@ -117,12 +121,15 @@ def check_output(directory: str | Path, overwrite: bool, inputs: list[Path]) -> 
     Raises:
         BarberError: it is an input or within one, is not empty (without `overwrite`), or cannot be written.
     """
-    output = Path(directory).expanduser().absolute()
+    output = Path(directory).expanduser().resolve()
     for path in inputs:
-        if output.resolve() == path.resolve() or (path.resolve() in output.resolve().parents and path.is_dir()):
+        held = path.expanduser().resolve()
+        if output == held or held in output.parents:
             raise BarberError(f"output {directory} is the input {path}, or lies within it")
-        if output.resolve() in path.resolve().parents:
+        if output in held.parents:
             raise BarberError(f"output {directory} holds the input {path}")
+    if os.path.ismount(output):
+        raise BarberError(f"output {directory} is a mount point, which cannot be replaced: give a folder within it")
     if output.exists() and not output.is_dir():
         raise BarberError(f"output {directory} is a file")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -143,16 +150,23 @@ def staged(output: Path) -> Iterator[Path]:
     if partial.exists() and not (partial / PARTIAL_MARK).exists():
         raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
     shutil.rmtree(partial, ignore_errors=True)
+    made = [parent for parent in partial.parents if not parent.exists()]
     try:
         partial.mkdir(parents=True)
+        (partial / PARTIAL_MARK).touch()
     except OSError as error:
         raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
-    (partial / PARTIAL_MARK).touch()
     try:
         yield partial
+    except BaseException:
+        for path in (partial, *made):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    try:
         _swap_in(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise BarberError(f"output {output} cannot be put in place ({error.strerror}); all is in {partial}") from None
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _swap_in(partial: Path, output: Path) -> None:

@@ -20,8 +20,9 @@ from .registry import Registry
 logger = logging.getLogger(__name__)
 DEFAULT_LENGTH = 2048
 SEPARATOR = "\n\n"
+BY_DOCUMENT = frozenset(["c4"])  # too large to be joined; the papers sample them document by document
 
-TextSource = Callable[[str], list[str]]
+TextSource = Callable[[str], Sequence[str]]
 TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
 
 
@@ -58,7 +59,7 @@ def pydoc_texts(split: str) -> list[str]:
     return texts[:cut] if split == "calibration" else texts[cut:]
 
 
-def _hub(split: str, field: str, path: str, **where: Any) -> list[str]:
+def _hub(split: str, field: str, path: str, **where: Any) -> Sequence[str]:
     """One column of a data set on the hub, which is asked once and briefly whether it is there."""
     if importlib.util.find_spec("datasets") is None:
         raise MissingExtraError(f"text {path!r} from the hub (a file or 'pydoc' does not)", "eval")
@@ -68,7 +69,8 @@ def _hub(split: str, field: str, path: str, **where: Any) -> list[str]:
     try:
         if not constants.HF_HUB_OFFLINE:
             HfApi().repo_info(path, repo_type="dataset", timeout=10)
-        return list(load_dataset(path, split=split, **where)[field])
+        documents: Sequence[str] = load_dataset(path, split=split, **where)[field]
+        return documents
     except Exception as error:  # whatever the network stack raises
         raise BarberError(
             f"text {path!r} cannot be had from the hub ({str(error).strip().splitlines()[0]}); "
@@ -77,16 +79,16 @@ def _hub(split: str, field: str, path: str, **where: Any) -> list[str]:
 
 
 @TEXTS.register("c4")
-def c4_texts(split: str) -> list[str]:
+def c4_texts(split: str) -> Sequence[str]:
     """C4 as the papers use it: the first training shard, or the first 1,100 documents of the validation set."""
     if split == "calibration":
         return _hub("train", "text", path="allenai/c4", data_files={"train": "en/c4-train.00000-of-01024.json.gz"})
     files = {"validation": "en/c4-validation.00000-of-00008.json.gz"}
-    return _hub("validation", "text", path="allenai/c4", data_files=files)[:1100]
+    return list(_hub("validation", "text", path="allenai/c4", data_files=files)[:1100])
 
 
 @TEXTS.register("wikitext2")
-def wikitext2_texts(split: str) -> list[str]:
+def wikitext2_texts(split: str) -> Sequence[str]:
     """WikiText-2 raw: its training or its test split."""
     return _hub(
         "train" if split == "calibration" else "test", "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1"
@@ -94,21 +96,30 @@ def wikitext2_texts(split: str) -> list[str]:
 
 
 @TEXTS.register("ptb")
-def ptb_texts(split: str) -> list[str]:
+def ptb_texts(split: str) -> Sequence[str]:
     """Penn Treebank: its training or its test split."""
     return _hub("train" if split == "calibration" else "test", "sentence", path="ptb-text-only/ptb_text_only")
 
 
-def read_texts(source: str, split: str, field: str = "text") -> list[str]:
+def is_there(path: Path) -> bool:
+    """Whether the path names a file or folder; a name too long for one does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
     """The documents of a text file, a .jsonl file (one object a line) or a registered name.
 
     Raises:
         BarberError: missing, empty, not UTF-8, or a line without the field.
     """
     path = Path(source)
-    if source in TEXTS and not path.exists():
+    is_file = is_there(path) and path.is_file()
+    if source in TEXTS and not is_file:
         return TEXTS[source](split)
-    if not path.is_file():
+    if not is_file:
         raise BarberError(f"text {source!r} is neither a file nor one of {', '.join(TEXTS)}")
     try:
         text = path.read_text(encoding="utf-8")
@@ -122,7 +133,7 @@ def read_texts(source: str, split: str, field: str = "text") -> list[str]:
 
 def _json_lines(source: str, text: str, field: str) -> list[str]:
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             record = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
@@ -188,10 +199,50 @@ def _check_length(tokens: Tensor, length: int, source: str) -> int:
     return len(tokens) - length
 
 
+def document_windows(
+    documents: Sequence[str], tokenizer: Any, samples: int, length: int, generator: torch.Generator, source: str
+) -> Tensor:
+    """One window at a uniform offset in each of `samples` random documents longer than a window, as the papers have it.
+
+    Raises:
+        BarberError: such documents are too rare to be found.
+    """
+    windows: list[Tensor] = []
+    for _ in range(1000 + 1000 * samples):
+        if len(windows) == samples:
+            break
+        document = documents[int(torch.randint(0, len(documents), (1,), generator=generator))]
+        tokens = tokenize([document], tokenizer)
+        if len(tokens) > length:
+            offset = int(torch.randint(0, len(tokens) - length, (1,), generator=generator))
+            windows.append(tokens[offset : offset + length])
+    if len(windows) < samples:
+        raise BarberError(f"text {source} has too few documents of more than {length} tokens: give a shorter length")
+    return torch.stack(windows)
+
+
 def calibration_windows(
     sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, field: str = "text"
 ) -> TokenWindows:
-    """Calibration windows out of all `sources` joined; C4 where none is named."""
+    """Calibration windows out of all `sources`; C4 where none is named.
+
+    C4 is sampled by document, and beside other sources gives its share of the samples; all others are
+    joined by blank lines and sampled as one text.
+    """
     names = list(sources) or ["c4"]
-    texts = [text for name in names for text in read_texts(name, "calibration", field)]
-    return random_windows(tokenize(texts, tokenizer), samples, length, seed, "+".join(names))
+    joined = [name for name in names if name not in BY_DOCUMENT or is_there(Path(name))]
+    sampled = [name for name in names if name not in joined]
+    share = samples // len(names)
+    shares = [share] * len(sampled) if joined else [samples - share * (len(sampled) - 1), *[share] * (len(sampled) - 1)]
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        document_windows(read_texts(name, "calibration"), tokenizer, count, length, generator, name)
+        for name, count in zip(sampled, shares, strict=True)
+        if count
+    ]
+    if joined:
+        texts = [text for name in joined for text in read_texts(name, "calibration", field)]
+        rest = samples - sum(map(len, parts))
+        parts.append(random_windows(tokenize(texts, tokenizer), rest, length, seed, "+".join(joined)).tokens)
+    tokens = torch.cat(parts)
+    return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))

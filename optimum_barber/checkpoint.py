@@ -20,7 +20,7 @@ from .config import BarberConfig
 from .errors import BarberError
 from .masks import PackedMask, holds_pattern
 from .pipeline import Plan
-from .planning import linear_widths
+from .planning import linear_shapes
 from .source import ModelSource
 
 ONE_FILE = 2**50  # bytes; no shard is ever as large
@@ -42,7 +42,7 @@ def describe(
         target_sparsity=plan.pattern.sparsity,
         sparsity=sum(module.pruned for module in modules.values()) / sum(mask.weights for mask in masks.values()),
         modules=modules,
-        ignored=[name for name in linear_widths(source) if name not in masks],
+        ignored=[name for name in linear_shapes(source) if name not in masks],
         producer={"name": config.producer_name, "arguments": {k: str(v) for k, v in plan.arguments.items()}},
         rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
         calibration={

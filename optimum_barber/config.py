@@ -97,6 +97,13 @@ class RebuildConfig(BaseModel):
         "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """A bare string is the method; what is given lies over the preset's settings."""
+        given = {"method": given} if isinstance(given, str) else given
+        return {**PRESETS.get(str(given.get("preset")), {}), **given} if isinstance(given, dict) else given
+
     @field_validator("method")
     @classmethod
     def _chain(cls, method: str) -> str:
@@ -128,28 +135,15 @@ class BarberConfig(BaseModel):
     sequence_length: int | None = Field(
         None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
     )
-    seed: int = Field(0, ge=0, description="decides the windows and random masks")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
     device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="of the result: auto keeps the model's own (GGUF: float16)"
+        "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
     )
     batch_size: int | None = Field(
         None, ge=1, description="samples on the device at once (default: all); never changes a result"
     )
     ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_rebuild(cls, data: Any) -> Any:
-        """Lay what was given over the preset's settings and the defaults of the pattern."""
-        if not isinstance(data, dict):
-            return data
-        given = data.get("rebuild", {})
-        given = {"method": given} if isinstance(given, str) else given
-        if isinstance(given, dict):
-            settings = {**PRESETS.get(str(given.get("preset")), {}), **given}
-            data = {**data, "rebuild": settings}
-        return data
 
     @model_validator(mode="after")
     def _check(self) -> "BarberConfig":

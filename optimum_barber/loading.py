@@ -30,6 +30,16 @@ class ModelReference:
     gguf_file: str | None = None
 
     @property
+    def path(self) -> Path:
+        """What must not be overwritten: the directory, or the GGUF file."""
+        return self.directory / self.gguf_file if self.gguf_file else self.directory
+
+    @property
+    def full_name(self) -> str:
+        """The name as it is found from any working directory."""
+        return str(self.path.absolute()) if Path(self.name).expanduser().exists() else self.name
+
+    @property
     def shard_bytes(self) -> int | None:
         """Size of the largest safetensors shard, None where the model is one file or no safetensors."""
         shards = list(self.directory.glob("*.safetensors")) if self.gguf_file is None else []
@@ -95,8 +105,10 @@ def load_config(reference: ModelReference) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
-    except (OSError, ValueError, KeyError) as error:
-        raise BarberError(f"model {reference.name!r} cannot be read: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # whatever transformers raises on a bad file
+        raise BarberError(f"model {reference.name!r} cannot be read: {brief(error)}") from None
+    if reference.gguf_file is None and getattr(config, "quantization_config", None):
+        raise BarberError(f"model {reference.name!r} is quantized and cannot be pruned: give the unquantized one")
     known: Any = AutoModelForCausalLM._model_mapping
     own = known[type(config)].__name__ if type(config) in known else None
     stated = getattr(config, "architectures", None) or [own]
@@ -121,12 +133,18 @@ def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
             reference.directory,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **({} if reference.gguf_file else {"use_safetensors": True}),
             **_gguf(reference),
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BarberError(f"model {reference.name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # whatever transformers and safetensors raise on a bad file
+        raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise BarberError(
+            f"model {reference.name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}"
+        )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")
@@ -143,8 +161,13 @@ def load_tokenizer(reference: ModelReference) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(reference.directory, **_gguf(reference))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BarberError(f"model {reference.name!r} has no tokenizer: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # whatever transformers raises on missing or bad files
+        raise BarberError(f"model {reference.name!r} has no usable tokenizer: {brief(error)}") from None
+
+
+def brief(error: Exception) -> str:
+    """Kind and first lines of somebody else's error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _gguf(reference: ModelReference) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from .errors import BarberError
 
@@ -51,8 +52,9 @@ class SparsityPattern:
 
     def pruned(self, count: int) -> int:
         """How many of a comparison group of `count` weights are pruned: floor(ratio * count)."""
-        # 0.7 * 10 is 6.999... in binary; a product that is whole but for rounding counts as whole.
-        return int(self.sparsity * count + 1e-9)
+        if self.semi_structured:
+            return count * (self.group - self.keep) // self.group
+        return int(Fraction(str(self.sparsity)) * count)  # as written: 0.7 * 10 is 6.999... in binary
 
     def check_width(self, name: str, width: int) -> None:
         """Refuse the Linear `name` if its input width is not a multiple of M."""

@@ -102,16 +102,30 @@ def prune(
     for layer in source.layers():
         outputs: list[Activations] = []
         for block in layer.blocks:
-            started = time.perf_counter()
-            trial = observe(layer, block, hidden, outputs, plan)
-            trial.masks = first = produce(trial, plan)
-            rounds = rebuild(trial, plan.rebuilders)
-            outputs.append(trial.outputs(trial.masks))
-            callback(report(block, trial, first, rounds, started))
-            trial.commit()
-            masks |= {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
+            kept, output = prune_block(layer, block, hidden, outputs, plan, callback)
+            masks |= kept
+            outputs.append(output)
         hidden = advance(layer, hidden, outputs, plan)
     return masks
+
+
+def prune_block(
+    layer: DecoderLayer,
+    block: Block,
+    hidden: Activations,
+    outputs: list[Activations],
+    plan: Plan,
+    callback: BlockCallback,
+) -> tuple[dict[str, PackedMask], Activations]:
+    """Observe, produce, rebuild, commit: the block's masks and its outputs under them."""
+    started = time.perf_counter()
+    trial = observe(layer, block, hidden, outputs, plan)
+    trial.masks = first = produce(trial, plan)
+    rounds = rebuild(trial, plan.rebuilders)
+    output = trial.outputs(trial.masks)
+    callback(report(block, trial, first, rounds, started))
+    trial.commit()
+    return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
 
 
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:

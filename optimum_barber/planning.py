@@ -25,11 +25,13 @@ def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
     producer = as_producer(config.producer)
     arguments = parse_arguments(producer, config.producer_name, config.producer_args)
     rebuilders = chain_of(config.rebuild)
-    widths = linear_widths(source)
-    targets = target_names(widths, config.ignore)
+    shapes = linear_shapes(source)
+    targets = {name: shapes[name] for name in target_names(shapes, config.ignore)}
     pattern = pattern_of(config, producer, arguments, targets)
-    for name in targets:
-        pattern.check_width(name, widths[name])
+    for name, (_, width) in targets.items():
+        pattern.check_width(name, width)
+    if not any(pattern.pruned(width) for _, width in targets.values()):
+        raise BarberError(f"sparsity {pattern.sparsity:g} prunes nothing: no row is wide enough for one weight")
     check_weights(source, targets)
     return Plan(
         producer=producer,
@@ -43,10 +45,10 @@ def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
     )
 
 
-def linear_widths(source: ModelSource) -> dict[str, int]:
-    """Input width of every Linear of every block, by full name."""
+def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
+    """Shape (out, in) of every Linear of every block, by full name."""
     return {
-        f"{source.path}.{index}.{name}": linear.in_features
+        f"{source.path}.{index}.{name}": (linear.out_features, linear.in_features)
         for index, layer in enumerate(source.stack)
         for members in source.architecture.blocks.values()
         for name, linear in linears_of(layer, members).items()
@@ -70,7 +72,7 @@ def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
 
 
 def pattern_of(
-    config: BarberConfig, producer: Producer, arguments: dict[str, Any], names: list[str]
+    config: BarberConfig, producer: Producer, arguments: dict[str, Any], shapes: dict[str, tuple[int, int]]
 ) -> SparsityPattern:
     """The configured pattern, or the one that a producer of outside masks brings.
 
@@ -79,16 +81,15 @@ def pattern_of(
     """
     if producer.brings_pattern is None:
         return config.sparsity_pattern()
-    found = producer.brings_pattern(names, **arguments)
-    if config.pattern is None and config.sparsity is None:
-        return config.checked(found)
-    if config.pattern == "unstructured" and config.sparsity is None:
-        return SparsityPattern(found.sparsity)
-    asked = config.sparsity_pattern()
+    found = producer.brings_pattern(shapes, **arguments)
+    unstated = config.sparsity is None and config.pattern in (None, "unstructured")
+    asked = SparsityPattern(found.sparsity) if unstated else config.sparsity_pattern()
     if abs(asked.sparsity - found.sparsity) > 5e-3:
         raise BarberError(
             f"sparsity {asked.sparsity:g} contradicts the masks of {config.producer_name!r}: {found.sparsity:.4f}"
         )
+    if config.pattern is None:
+        return config.checked(found)
     return SparsityPattern(found.sparsity, asked.keep, asked.group)
 
 

@@ -69,7 +69,8 @@ def _largest_at(values: Tensor, counts: Tensor) -> Tensor:
 
 def swap_counts(positive: Tensor, ratio: float) -> Tensor:
     """floor(ratio * N+) of each group, (groups,) int64; a product that is whole but for rounding is whole."""
-    return (positive.double() * ratio + 1e-9).floor().long()
+    exact = positive.double() * ratio
+    return (exact + exact * 1e-14 + 1e-9).floor().long()
 
 
 class Extremes:

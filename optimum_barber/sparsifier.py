@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .artifacts import SparsityConfig, check_output, staged
-from .calibration import TokenWindows, calibration_windows, random_windows, sequence_length, tokenize
+from .calibration import TokenWindows, calibration_windows, is_there, random_windows, sequence_length, tokenize
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
 from .errors import BarberError
@@ -88,10 +89,11 @@ class BarberSparsifier:
             quiet: no progress bar.
 
         Raises:
-            BarberError: bad input; nothing was written and no weight changed.
+            BarberError: bad input; nothing was written. No weight has changed either, unless it is a producer
+                that fails half-way.
         """
-        inputs = [self.reference.directory] if self.reference else []
-        output = check_output(save_dir, overwrite, inputs) if save_dir is not None else None
+        output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
+        self._cast(config.dtype)
         source = ModelSource(self.model, choose_device(config.device))
         plan = make_plan(config, source)
         windows = self._windows(config, calibration)
@@ -106,6 +108,16 @@ class BarberSparsifier:
                 )
         return result
 
+    def inputs(self, config: BarberConfig) -> list[Path]:
+        """Files and directories that a run reads, and so must not write."""
+        named = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
+        paths = [Path(str(name)) for name in (*named, *config.calibration) if name is not None]
+        return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
+
+    def _cast(self, dtype: str) -> None:
+        if dtype != "auto":
+            self.model.to(getattr(torch, dtype))
+
     def _windows(self, config: BarberConfig, given: Sequence[str] | Tensor | TokenWindows | None) -> TokenWindows:
         if isinstance(given, TokenWindows):
             return given
@@ -115,7 +127,12 @@ class BarberSparsifier:
                     f"calibration {given.dtype} {tuple(given.shape)} is not legal: (samples, length) int64"
                 )
             sequence_length(self.model.config, given.shape[1])
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            if not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
+                raise BarberError(f"calibration has token {int(given.max())}: legal are 0 to {vocabulary - 1}")
             return TokenWindows(given.long().cpu(), "tokens", "calibration", len(given))
+        if isinstance(given, str):
+            raise BarberError("calibration is one string: give a list of texts")
         if self.tokenizer is None:
             raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
         length = sequence_length(self.model.config, config.sequence_length)
@@ -147,5 +164,5 @@ class BarberSparsifier:
                     callback(report)
 
             masks = prune(source, windows.tokens, plan, finished)
-        name = self.reference.name if self.reference else getattr(self.model.config, "name_or_path", "") or None
+        name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
         return SparsifyResult(masks, describe(config, plan, source, windows, masks, name), reports)

@@ -95,6 +95,8 @@ class Trial:
         reductions = {name: GradientReduction(reduction) for name in self.linears}
         leaves = [linear.weight for linear in self.linears.values()]
         errors: list[Tensor] = []
+        if sparse:
+            self._latest = None  # its outputs make room
 
         def differentiated() -> Iterator[Tensor]:
             for x, y in zip(self.inputs, targets, strict=True):
@@ -119,6 +121,7 @@ class Trial:
 
     @torch.no_grad()
     def _measure(self, masks: Masks) -> _Measured:
+        self._latest = None  # its outputs make room
         with self._wearing(masks):
             outputs = Activations((self.forward(x) for x in self.inputs), self.inputs.batch_size)
         errors = [mse_loss(output, y) for output, y in zip(outputs, self.targets, strict=True)]

@@ -77,6 +77,8 @@ def test_updated_weights_stay_where_kept_and_grown_ones_are_dense(model_dir):
         (torch.zeros(0, 4, dtype=torch.long), "is not legal"),
         (torch.zeros(2, 65, dtype=torch.long), "sequence length 65 is more than"),
         (["text"], "needs a tokenizer"),
+        ("text", "is one string"),
+        (torch.full((2, 8), 300), "has token 300: legal are 0 to 299"),
     ],
 )
 def test_bad_calibration_is_refused(calibration, message):
@@ -106,3 +108,11 @@ def test_the_picture_is_a_picture(tmp_path):
     ]
     picture(tmp_path / "x.png", {"wanda": {"without": 70.0, "with": 60.0}}, 30.0, blocks, "title")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_result_has_the_configured_dtype(model_dir, tmp_path):
+    config = BarberConfig(sparsity=0.5, rebuild="none", dtype="float16")
+    sparsifier = BarberSparsifier.from_pretrained(model_dir)
+    result = sparsifier.sparsify(config, tiny_windows(), tmp_path / "out", quiet=True)
+    assert result.sparsity_config.base_model["dtype"] == "float16"
+    assert {p.dtype for p in sparsifier.model.parameters()} == {torch.float16}

@@ -209,6 +209,36 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, model_dir, how):
     assert [path.name for path in output.iterdir()] == ["new"]
 
 
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with staged(check_output(tmp_path / "link", False, [])) as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]
+
+
+def test_a_result_that_cannot_be_put_in_place_is_kept(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(artifacts, "_swap_in", refuse)
+    with pytest.raises(BarberError, match=r"busy\); all is in .*out.partial"), staged(tmp_path / "out") as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "out.partial" / "new").exists()
+
+
+def test_folders_made_on_the_way_go_again(tmp_path):
+    with pytest.raises(RuntimeError), staged(tmp_path / "a" / "b" / "out"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_files_neighbours_are_free(tmp_path):
+    (tmp_path / "x.gguf").touch()
+    assert check_output(tmp_path / "out", False, [tmp_path / "x.gguf"]) == tmp_path / "out"
+
+
 def test_outputs_that_must_not_be_are_refused(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
@@ -223,6 +253,7 @@ def test_outputs_that_must_not_be_are_refused(tmp_path):
         (full, "is not empty"),
         (full / "x", "is a file"),
         (full / "x" / "y", "cannot be written"),
+        ("/proc", "is a mount point"),
     ]:
         with pytest.raises(BarberError, match=message):
             check_output(output, False, [model])

@@ -60,7 +60,13 @@ def test_a_chain_of_tools(model_dir, tmp_path, capsys):
     assert [record["pattern"] for record in records] == ["2:4"] * 3
     assert records[1]["modules"] == records[2]["modules"] != records[0]["modules"]
     assert [main(["verify", str(path)]) for path in (by_zeros, by_file)] == [0, 0]
+    flags = ["--producer", "masks", "--masks", first / "sparsity_masks.safetensors", "--sparsity", "0.5"]
+    assert prune(model_dir, tmp_path / "stated", *flags) == 0
+    assert json.loads((tmp_path / "stated" / "sparsity_config.json").read_text())["pattern"] == "2:4"
     capsys.readouterr()
+    flags = ["--producer", "existing", "--sparse-model", first, "--overwrite"]
+    assert prune(model_dir, first, *flags) == 2
+    assert "is the input" in capsys.readouterr().err
     assert prune(model_dir, tmp_path / "x", "--producer", "existing", "--sparse-model", first, "--sparsity", 0.7) == 2
     assert "sparsity 0.7 contradicts the masks of 'existing': 0.5" in capsys.readouterr().err
 
@@ -104,6 +110,11 @@ BAD = [
     (["--sparsity", ".5", "--ignore", "lm_head"], "ignore 'lm_head' matches no Linear"),
     (["--sparsity", ".5", "--device", "tpu9"], "device 'tpu9' is not at hand"),
     (["--sparsity", ".5", "--dtype", "int8"], "unknown dtype 'int8'"),
+    (["--sparsity", ".01"], "sparsity 0.01 prunes nothing"),
+    (["--sparsity", ".5", "--seed", "99999999999999999999"], "seed 99999999999999999999 is not legal"),
+    (["--sparsity", ".5", "--producer", "sparsegpt", "--producer-arg", "block_size=0"], "block_size 0 of producer"),
+    (["--sparsity", ".5", "--producer", "sparsegpt", "--producer-arg", "damping=nan"], "damping nan of producer"),
+    (["--sparsity", ".5", "--calibration", "x" * 300], "is neither a file nor one of"),
 ]
 
 
@@ -136,6 +147,37 @@ def test_bad_models_are_one_line(tmp_path, capsys):
         assert message in error
         assert "\n" not in error
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 5}, "cannot be"),
+        ({"hidden_act": "no_such"}, "cannot be loaded"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be"),
+        ({"intermediate_size": 64}, "mlp.down_proj.weight has shape (32, 48), its config says (32, 64)"),
+    ],
+)
+def test_sick_configurations_are_one_line(model_dir, tmp_path, capsys, change, message):
+    copy = tmp_path / "altered"
+    shutil.copytree(model_dir, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **change}))
+    assert prune(copy, tmp_path / "out", "--sparsity", "0.5") == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_truncated_weights_are_one_line(model_dir, tmp_path, capsys):
+    copy = tmp_path / "altered"
+    shutil.copytree(model_dir, copy)
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-500])
+    assert prune(copy, tmp_path / "out", "--sparsity", "0.5") == 2
+    error = capsys.readouterr().err.strip()
+    assert "cannot be loaded" in error
+    assert "\n" not in error
 
 
 def test_sick_weights_are_named(model_dir, tmp_path, capsys):
@@ -178,10 +220,12 @@ def test_mask_files_of_another_model_are_refused(model_dir, tmp_path, capsys, to
 
 def test_eval_refuses_what_prune_refuses(model_dir, capsys):
     for flags, message in [
-        (["--windows", "0"], "windows 0 is too small"),
+        (["--windows", "0"], "windows 0 is not legal"),
         (["--windows", "10000"], "windows 10000 is not legal"),
-        (["--sequence-length", "1"], "sequence length 1 is too small"),
+        (["--sequence-length", "1"], "sequence length 1 is not legal"),
         (["--dtype", "half"], "unknown dtype 'half'"),
+        (["--sequence-length", "x"], "sequence length x is not legal"),
+        (["--json", "/no/such/folder/x.json"], "cannot be written"),
     ]:
         command = ["eval", str(model_dir), "--perplexity", "pydoc", "--quiet", "--sequence-length", "32"]
         assert main([*command, *flags]) == 2

@@ -11,7 +11,7 @@ import optimum_barber
 from optimum_barber.artifacts import SparsityConfig
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.prune import config_from
-from optimum_barber.config import BarberConfig, one_line
+from optimum_barber.config import BarberConfig, RebuildConfig, one_line
 from optimum_barber.rebuilders import REBUILDERS
 
 SCHEMA = Path(optimum_barber.__file__).parent / "sparsity_config.schema.json"
@@ -91,6 +91,12 @@ def test_the_command_line_builds_the_same_config():
         samples=16,
         sequence_length=512,
     )
+
+
+def test_a_preset_holds_wherever_it_is_named():
+    for rebuild in (RebuildConfig(preset="published-code"), {"preset": "published-code"}):
+        found = BarberConfig(sparsity=0.5, rebuild=rebuild).rebuild
+        assert (found.expansion, found.accept, found.rebuild_ratio, found.rounds) == ("dense", "always", 0.1, 1)
 
 
 def test_a_preset_yields_to_what_is_said():

@@ -103,13 +103,12 @@ def test_masks_come_back_from_a_file(tmp_path):
     path = str(tmp_path / "masks.safetensors")
     write_masks(path, {"layer.up": PackedMask.pack(keep)}, "unstructured")
     entry = PRODUCERS["masks"]
-    assert entry.brings_pattern(["layer.up"], masks=path).sparsity == 0.5
+    assert entry.brings_pattern({"layer.up": (3, 8)}, masks=path).sparsity == 0.5
     assert torch.equal(entry.function(given_input, masks=path), keep)
     with pytest.raises(BarberError, match="has no module layer.down"):
-        entry.brings_pattern(["layer.up", "layer.down"], masks=path)
-    wider, _ = linear_input(SparsityPattern(0.5), columns=12)
+        entry.brings_pattern({"layer.up": (3, 8), "layer.down": (3, 8)}, masks=path)
     with pytest.raises(BarberError, match=r"has shape \(3, 8\), the model's is \(3, 12\)"):
-        entry.function(wider, masks=path)
+        entry.brings_pattern({"layer.up": (3, 12)}, masks=path)
 
 
 def test_arguments_are_typed_and_checked():
@@ -158,29 +157,49 @@ def test_statistics_that_nobody_asked_for_cost_nothing():
     assert recorder.result()["up"].input_norm is None
 
 
-def test_zeros_of_another_tool_are_read_with_their_pattern(tmp_path):
+def saved(directory, weight):
+    """A checkpoint of one Linear."""
     from safetensors.torch import save_file
 
-    entry, pattern = PRODUCERS["existing"], SparsityPattern(0.5, 2, 4)
-    given_input, _ = linear_input(pattern, rows=8)
+    (directory / "config.json").touch()
+    save_file({"layer.up.weight": weight}, directory / "model.safetensors")
+    return str(directory)
+
+
+@pytest.mark.parametrize("n_of_m", [(2, 4), (1, 4), (3, 4), (1, 2), (4, 8), (8, 16), (16, 32)])
+def test_zeros_of_another_tool_are_read_with_their_pattern(tmp_path, n_of_m):
+    entry, pattern = PRODUCERS["existing"], SparsityPattern.parse("{}:{}".format(*n_of_m), None)
+    given_input, _ = linear_input(pattern, rows=64, columns=64)
     keep = PRODUCERS["wanda"].function(given_input)
     sparse = given_input.weight * keep
     sparse[0, int(keep[0].nonzero()[0])] = 0  # a kept weight that happens to be zero
-    (tmp_path / "config.json").touch()
-    save_file({"layer.up.weight": sparse}, tmp_path / "model.safetensors")
-    directory = str(tmp_path)
-    assert entry.brings_pattern(["layer.up"], sparse_model=directory) == pattern
-    assert torch.equal(
-        entry.function(given_input, sparse_model=directory).keep.reshape(-1, 4).sum(1), torch.full((16,), 2)
-    )
-    kept = entry.function(given_input, sparse_model=directory, keep_weights=True)
-    assert torch.equal(kept.weight, sparse)
-    given_input.pattern = SparsityPattern(0.75, 1, 4)
-    with pytest.raises(BarberError, match="layer.up does not hold the pattern 1:4"):
-        entry.function(given_input, sparse_model=directory)
-    save_file({"layer.up.weight": given_input.weight * (given_input.weight > 0)}, tmp_path / "model.safetensors")
-    found = entry.brings_pattern(["layer.up"], sparse_model=directory)
-    assert (found.semi_structured, found.sparsity) == (False, float((given_input.weight <= 0).float().mean()))
-    save_file({"layer.up.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    directory = saved(tmp_path, sparse)
+    assert entry.brings_pattern({"layer.up": (64, 64)}, sparse_model=directory) == pattern
+    read = entry.function(given_input, sparse_model=directory, keep_weights=True)
+    assert (read.keep.reshape(-1, n_of_m[1]).sum(1) == n_of_m[0]).all()
+    assert torch.equal(read.weight, sparse)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
+def test_unstructured_zeros_are_never_taken_for_a_pattern(tmp_path, sparsity):
+    entry = PRODUCERS["existing"]
+    given_input, _ = linear_input(SparsityPattern(sparsity), rows=64, columns=64)
+    keep = PRODUCERS["wanda"].function(given_input)
+    directory = saved(tmp_path, given_input.weight * keep)
+    found = entry.brings_pattern({"layer.up": (64, 64)}, sparse_model=directory)
+    assert (found.semi_structured, found.sparsity) == (False, float((~keep).float().mean()))
+    assert torch.equal(entry.function(given_input, sparse_model=directory).keep, keep)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+    entry = PRODUCERS["existing"]
+    directory = saved(tmp_path, torch.ones(8, 8))
     with pytest.raises(BarberError, match="has 0 zeros in 64 weights"):
-        entry.brings_pattern(["layer.up"], sparse_model=directory)
+        entry.brings_pattern({"layer.up": (8, 8)}, sparse_model=directory)
+    with pytest.raises(BarberError, match=r"layer.up has shape \(8, 8\), the model's is \(8, 4\)"):
+        entry.brings_pattern({"layer.up": (8, 4)}, sparse_model=directory)
+    with pytest.raises(BarberError, match="has no weight layer.down.weight"):
+        entry.brings_pattern({"layer.down": (8, 8)}, sparse_model=directory)
+    given_input, _ = linear_input(SparsityPattern(0.5, 2, 4), rows=8)
+    with pytest.raises(BarberError, match="layer.up does not hold the pattern 2:4"):
+        entry.function(given_input, sparse_model=directory)

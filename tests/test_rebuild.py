@@ -148,6 +148,12 @@ def test_climbing_turns_where_up_never_helps():
     assert climbed(lambda r: abs(r - 0.1), 0.4)[::2] == (0.1, [0.4, 0.8, 0.2, 0.1, 0.05])
 
 
+def test_climbing_up_goes_on_over_ratios_that_swap_nothing():
+    ratio, error, _ = climbed(lambda r: 1.0 if r < 0.3 else 0.5 + abs(r - 0.4), 0.001)
+    assert error == pytest.approx(0.5, abs=0.12)
+    assert 0.3 < ratio < 0.6
+
+
 def test_climbing_down_goes_on_until_something_beats_standing_still():
     ratio, error, measured = climbed(lambda r: 2.0 if r > 0.01 else 0.9, 0.1)
     assert ratio == measured[-2] < 0.01

@@ -32,7 +32,7 @@ def test_the_loop_over_layers_and_blocks_fits_a_screen():
     assert loop <= 40
 
 
-@pytest.mark.parametrize("name", ["magnitude", "wanda", "random", "masks", "existing"])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "random", "masks"])
 def test_producers_are_short(name):
     assert len((PACKAGE / "producers" / f"{name}.py").read_text().splitlines()) < 60
 

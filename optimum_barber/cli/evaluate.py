@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import DTYPES
 from ..errors import BarberError, unknown_name
+from .options import whole
 
 HELP = "Measure perplexity, with the dense model beside the pruned ones."
 
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc (their evaluation parts)",
     )
-    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens a window (default: 2048, or fewer)")
-    parser.add_argument("--windows", type=int, metavar="N", help="spread N windows over the text (default: all)")
+    parser.add_argument("--sequence-length", type=whole, metavar="N", help="tokens a window (default: 2048, or fewer)")
+    parser.add_argument("--windows", type=whole, metavar="N", help="spread N windows over the text (default: all)")
     parser.add_argument("--text-field", default="text", metavar="X", help="field of a .jsonl file (default: text)")
     parser.add_argument(
         "--dtype", default="auto", metavar="X", help="auto (float32 on CPU), float32, float16, bfloat16"
@@ -39,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         raise unknown_name("dtype", args.dtype, DTYPES)
     for name in ("sequence_length", "windows"):
         value = getattr(args, name)
-        if value is not None and value < (2 if name == "sequence_length" else 1):
-            raise BarberError(
-                f"{name.replace('_', ' ')} {value} is too small: perplexity needs at least one prediction"
-            )
+        if value is not None and not (isinstance(value, int) and value >= (2 if name == "sequence_length" else 1)):
+            raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: at least one token must be predicted")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise BarberError(f"json {args.json} cannot be written: there is no such folder")
     from ..loading import resolve_model
     from . import hush_loading_bars
 
@@ -60,11 +61,13 @@ def _baselines(references: list[Any]) -> list[Any]:
     """The dense models that pruned ones came from, unless they are evaluated anyhow."""
     from ..artifacts import SPARSITY_NAME
     from ..loading import resolve_model
+    from ..verify import read_sparsity_config
 
     found: list[Any] = []
     for reference in references:
-        record = reference.directory / SPARSITY_NAME
-        name = json.loads(record.read_text(encoding="utf-8"))["base_model"]["name"] if record.is_file() else None
+        if not (reference.directory / SPARSITY_NAME).is_file():
+            continue
+        name = read_sparsity_config(reference.directory).base_model["name"]
         if name is None:
             continue
         try:
@@ -72,7 +75,7 @@ def _baselines(references: list[Any]) -> list[Any]:
         except BarberError as error:
             sys.stderr.write(f"dense baseline left out: {error}\n")
             continue
-        if base not in found and base not in references:
+        if base.path.resolve() not in [other.path.resolve() for other in (*found, *references)]:
             found.append(base)
     return found
 

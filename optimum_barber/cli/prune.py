@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from ..config import PRESETS, BarberConfig, RebuildConfig
 from ..errors import BarberError
+from .options import number, whole
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparse-model", metavar="DIR", help="for producer 'existing': the checkpoint whose zeros count"
     )
     masks.add_argument("--masks", metavar="FILE", help="for producer 'masks': the mask file")
-    masks.add_argument("--sparsity", type=_number, metavar="S", help=_help(BarberConfig.model_fields["sparsity"]))
+    masks.add_argument("--sparsity", type=number, metavar="S", help=_help(BarberConfig.model_fields["sparsity"]))
     masks.add_argument("--pattern", metavar="N:M", help=_help(BarberConfig.model_fields["pattern"]))
     masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
     rebuild = parser.add_argument_group("rebuild", "the defaults are the settings that proved best on held-out text")
@@ -73,11 +74,11 @@ def _add_fields(group: Any, model: type[BarberConfig] | type[RebuildConfig], lea
 
 
 def _kind(field: FieldInfo) -> Any:
-    return _whole if field.annotation in (int, int | None) else str
+    return whole if field.annotation in (int, int | None) else str
 
 
 def _metavar(field: FieldInfo) -> str:
-    return "N" if _kind(field) is _whole else "X"
+    return "N" if _kind(field) is whole else "X"
 
 
 def _help(field: FieldInfo) -> str:
@@ -85,20 +86,6 @@ def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
     default = field.get_default()
     return text if default is None or "default" in text else f"{text} (default: {default})"
-
-
-def _number(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _whole(value: str) -> int | str:
-    try:
-        return int(value)
-    except ValueError:
-        return value
 
 
 def config_from(args: argparse.Namespace) -> BarberConfig:
@@ -148,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
-    check_output(args.output, args.overwrite, [reference.directory])
+    check_output(args.output, args.overwrite, [reference.path])
     sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
     result = sparsifier.sparsify(config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet)
     if not args.quiet:

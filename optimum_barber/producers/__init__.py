@@ -55,8 +55,8 @@ class Producer:
     Attributes:
         function: takes a `LinearInput` and keyword-only arguments; returns a keep mask or `Produced`.
         needs: names of the input statistics to collect, out of `STATISTICS`.
-        brings_pattern: for masks from outside, says what pattern they have; takes the names of the Linears
-            and the producer's arguments.
+        brings_pattern: for masks from outside, says what pattern they have; takes the shapes of the Linears by
+            name and the producer's arguments.
     """
 
     function: ProducerFunction

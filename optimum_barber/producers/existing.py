@@ -1,5 +1,6 @@
 """The mask that another tool left in a checkpoint: its zeros, laid over the dense base."""
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -11,7 +12,8 @@ from ..patterns import SparsityPattern
 from ..weights import CheckpointWeights
 from . import LinearInput, Produced, producer
 
-PATTERNS = [(1, 4), (2, 4), (4, 8), (8, 16), (16, 32)]
+PATTERNS = [(n, m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]
+CHANCE = 1e-3  # share of weights that may be zero without being pruned, as in dequantized models
 
 
 @cache
@@ -19,22 +21,31 @@ def _opened(sparse_model: str) -> CheckpointWeights:
     return CheckpointWeights.open(sparse_model)
 
 
-def pattern_of_weights(names: list[str], *, sparse_model: str, keep_weights: bool = False) -> SparsityPattern:
-    """The tightest usual N:M that every Linear holds, else unstructured with the sparsity of the named Linears."""
+def pattern_of_weights(
+    shapes: Mapping[str, tuple[int, ...]], *, sparse_model: str, keep_weights: bool = False
+) -> SparsityPattern:
+    """The N:M that every Linear holds, else unstructured with the sparsity of all of them together."""
     _opened.cache_clear()
     weights = _opened(sparse_model)
-    for keep, group in PATTERNS:
-        if all(_holds(weights.linear(name), keep, group) for name in names):
-            return SparsityPattern(1 - keep / group, keep, group)
-    shares = [(int((weights.linear(name) == 0).count_nonzero()), weights.linear(name).numel()) for name in names]
-    pruned, total = map(sum, zip(*shares, strict=True))
+    pruned = total = 0
+    for name, shape in shapes.items():
+        weight = weights.linear(name)
+        if tuple(weight.shape) != shape:
+            got = tuple(weight.shape)
+            raise BarberError(f"sparse model {sparse_model!r}: {name} has shape {got}, the model's is {shape}")
+        pruned += int((weight == 0).count_nonzero())
+        total += weight.numel()
     if not 0 < pruned < total:
         raise BarberError(f"sparse model {sparse_model!r} has {pruned} zeros in {total} weights: nothing to learn from")
+    for keep, group in PATTERNS:
+        likely = 0 <= pruned / total - (1 - keep / group) <= CHANCE
+        if likely and all(_holds(weights.linear(name), keep, group) for name in shapes):
+            return SparsityPattern(1 - keep / group, keep, group)
     return SparsityPattern(pruned / total)
 
 
 def _holds(weight: Tensor, keep: int, group: int) -> bool:
-    """At most N of every M are not zero: a kept weight may be zero by chance, as in dequantized models."""
+    """At most N of every M weights are not zero; a kept weight may be zero by chance."""
     return weight.shape[1] % group == 0 and int((weight.reshape(-1, group) != 0).sum(1).max()) <= keep
 
 
@@ -42,9 +53,6 @@ def _holds(weight: Tensor, keep: int, group: int) -> bool:
 def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = False) -> Produced:
     """Keep what is not zero in `sparse_model`; with `keep_weights` also the values that it has there."""
     sparse = _opened(sparse_model).linear(linear.name)
-    if sparse.shape != linear.weight.shape:
-        got, expected = tuple(sparse.shape), tuple(linear.weight.shape)
-        raise BarberError(f"sparse model {sparse_model!r}: {linear.name} has shape {got}, the model's is {expected}")
     sparse, pattern = sparse.to(linear.weight), linear.pattern
     keep = sparse != 0
     if pattern.semi_structured:

@@ -1,5 +1,6 @@
 """Masks out of a mask file, whoever made it."""
 
+from collections.abc import Mapping
 from functools import cache
 
 from torch import Tensor
@@ -15,11 +16,14 @@ def _opened(masks: str) -> MaskFile:
     return MaskFile(masks)
 
 
-def pattern_of_file(names: list[str], *, masks: str) -> SparsityPattern:
-    """The pattern that a mask file states, with the sparsity of the named Linears."""
+def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str) -> SparsityPattern:
+    """The pattern that a mask file states, with the sparsity of the named Linears; their shapes are checked."""
     _opened.cache_clear()
     file = _opened(masks)
-    chosen = [file[name] for name in names]
+    chosen = [file[name] for name in shapes]
+    for name, mask in zip(shapes, chosen, strict=True):
+        if mask.shape != shapes[name]:
+            raise BarberError(f"mask file {masks}: {name} has shape {mask.shape}, the model's is {shapes[name]}")
     sparsity = sum(mask.pruned for mask in chosen) / sum(mask.weights for mask in chosen)
     if file.pattern == "unstructured":
         return SparsityPattern(sparsity)
@@ -29,8 +33,4 @@ def pattern_of_file(names: list[str], *, masks: str) -> SparsityPattern:
 @producer("masks", brings_pattern=pattern_of_file)
 def masks(linear: LinearInput, *, masks: str) -> Tensor:
     """Keep what the mask file `masks` keeps."""
-    mask = _opened(masks)[linear.name]
-    if mask.shape != tuple(linear.weight.shape):
-        expected = tuple(linear.weight.shape)
-        raise BarberError(f"mask file {masks}: {linear.name} has shape {mask.shape}, the model's is {expected}")
-    return mask.unpack().to(linear.weight.device)
+    return _opened(masks)[linear.name].unpack().to(linear.weight.device)

@@ -22,6 +22,10 @@ def sparsegpt(linear: LinearInput, *, damping: float = 0.01, block_size: int = 1
     `update` the kept weights keep the values that make up for the pruned ones; without, only the mask is
     taken and kept weights stay dense.
     """
+    if not 0 < damping < float("inf"):
+        raise BarberError(f"damping {damping} of producer 'sparsegpt' is not legal: a number above 0")
+    if block_size < 1:
+        raise BarberError(f"block_size {block_size} of producer 'sparsegpt' is not legal: at least 1")
     assert linear.statistics.gram is not None
     gram = linear.statistics.gram.clone()
     weight = linear.weight.clone()
@@ -49,7 +53,7 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
         BarberError: it still fails after some raises.
     """
     mean = gram.diagonal().mean()
-    for _ in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         damped = gram.clone()
         damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
@@ -57,9 +61,10 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
                 return upper
-        logger.warning("sparsegpt: Cholesky failed for %s at damping %g; trying %g", name, damping, damping * 10)
-        damping *= 10
-    raise BarberError(f"sparsegpt: Cholesky fails for {name} up to damping {damping / 10:g}; give a larger damping=")
+        if attempt < ATTEMPTS:
+            logger.warning("sparsegpt: Cholesky failed for %s at damping %g; trying %g", name, damping, damping * 10)
+            damping *= 10
+    raise BarberError(f"sparsegpt: Cholesky fails for {name} up to damping {damping:g}; give a larger damping=")
 
 
 def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern) -> Tensor:

@@ -64,7 +64,8 @@ def climb(
 ) -> tuple[float, float | None]:
     """Walk from `start` by one factor while the measured error falls; by the other if the first never helped.
 
-    While nothing beats `standing`, the error without any swap, the walk down goes on.
+    While nothing beats `standing`, the error without any swap, the walk down goes on; and so does the walk up
+    over ratios that are too small to swap anything.
 
     Returns:
         The best ratio and its error, None where none beats `standing`.
@@ -76,7 +77,7 @@ def climb(
             error = measure(ratio)
             if error < lowest:
                 best, lowest = ratio, error
-            elif factor > 1 or lowest < standing:
+            elif (error == standing) == (factor < 1) or lowest < standing:
                 break
             ratio *= factor
         if best != start and lowest < standing:
