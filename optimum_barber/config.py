@@ -24,7 +24,7 @@ CONFIG_NAME = "barber_config.json"
 METRICS = ("weight_gradient", "weight", "gradient")
 REDUCTIONS = ("rms", "mean")
 EXPANSIONS = ("sparse", "dense")
-GRANULARITIES = ("block", "layer", "input", "output")
+GRANULARITIES = ("auto", "block", "layer", "input", "output")
 PAIRINGS = ("group", "row")
 ACCEPTANCE = ("if-better", "always")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -32,6 +32,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "published-code": {
+        "granularity": "block",
         "expansion": "dense",
         "reduction": "rms",
         "pairing": "row",
@@ -75,7 +76,8 @@ class RebuildConfig(BaseModel):
         "default", description="settings to start from: 'published-code' does what the authors' repository does"
     )
     granularity: Annotated[str, one_of("granularity", GRANULARITIES)] = Field(
-        "block", description="within what a swap may move: block, layer, input or output"
+        "auto",
+        description="within what a swap may move: block, layer, input, output, or auto (block; output for N:M)",
     )
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
@@ -110,6 +112,12 @@ class RebuildConfig(BaseModel):
         if not method or any(not part for part in method.split("+")):
             raise BarberError(f"rebuild {method!r} is not legal: rebuilders joined by '+', or 'none'")
         return method
+
+    def granularity_for(self, pattern: SparsityPattern) -> str:
+        """The granularity that `auto` means under a pattern, or the configured one."""
+        if self.granularity != "auto":
+            return self.granularity
+        return "output" if pattern.semi_structured else "block"
 
     @property
     def chain(self) -> list[str]:

@@ -93,6 +93,15 @@ def test_the_command_line_builds_the_same_config():
     )
 
 
+def test_the_default_granularity_depends_on_the_pattern():
+    config = BarberConfig(pattern="2:4")
+    assert config.rebuild.granularity_for(config.sparsity_pattern()) == "output"
+    config = BarberConfig(sparsity=0.5)
+    assert config.rebuild.granularity_for(config.sparsity_pattern()) == "block"
+    config = BarberConfig(pattern="2:4", rebuild={"granularity": "layer"})
+    assert config.rebuild.granularity_for(config.sparsity_pattern()) == "layer"
+
+
 def test_a_preset_holds_wherever_it_is_named():
     for rebuild in (RebuildConfig(preset="published-code"), {"preset": "published-code"}):
         found = BarberConfig(sparsity=0.5, rebuild=rebuild).rebuild

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     masks.add_argument("--sparsity", type=number, metavar="S", help=_help(BarberConfig.model_fields["sparsity"]))
     masks.add_argument("--pattern", metavar="N:M", help=_help(BarberConfig.model_fields["pattern"]))
     masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
-    rebuild = parser.add_argument_group("rebuild", "the defaults are the settings that proved best on held-out text")
+    rebuild = parser.add_argument_group(
+        "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
+    )
     _add_fields(rebuild, RebuildConfig, set())
     text = parser.add_argument_group("calibration and machine")
     text.add_argument(

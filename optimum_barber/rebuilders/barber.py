@@ -73,8 +73,9 @@ def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: Mapping[s
     scores = [importance(trial.weight(name), gradients[name], config.metric) for name in trial.linears]
     keep = [masks[name] for name in trial.linears]
     largest = LARGEST_RATIO if config.rebuild_ratio == "auto" else config.rebuild_ratio
+    granularity = config.granularity_for(trial.pattern)
     if not trial.pattern.semi_structured:
-        return Exchange(scores, keep, config.granularity, largest)
+        return Exchange(scores, keep, granularity, largest)
     if config.pairing == "row":
         return RowExchange(scores, keep, trial.pattern.group, largest)
-    return GroupExchange(scores, keep, trial.pattern.group, config.granularity, largest)
+    return GroupExchange(scores, keep, trial.pattern.group, granularity, largest)

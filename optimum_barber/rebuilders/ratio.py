@@ -77,8 +77,8 @@ def climb(
             error = measure(ratio)
             if error < lowest:
                 best, lowest = ratio, error
-            elif (error == standing) == (factor < 1) or lowest < standing:
-                break
+            elif lowest < standing or (error == standing) == (factor < 1):
+                break  # an error that stands still means no swap: going further down is vain, going up is not
             ratio *= factor
         if best != start and lowest < standing:
             break
