@@ -14,6 +14,7 @@ from pathlib import Path
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
 from optimum_barber.calibration import consecutive_windows, read_texts, tokenize
+from optimum_barber.cli import hush_loading_bars, hush_transformers
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.report import picture
 
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--windows", type=int, default=24)
     args = parser.parse_args()
+    hush_transformers(quiet=False)
+    hush_loading_bars(quiet=False)
     args.output.mkdir(parents=True, exist_ok=True)
 
     reference = resolve_model(MODEL)
