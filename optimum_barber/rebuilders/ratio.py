@@ -10,7 +10,7 @@ from ..trial import Masks, Trial
 STEP = 2.0
 SMALLEST_RATIO = 0.001
 LARGEST_RATIO = 1.0
-STRIDE = 4  # candidates are measured on every fourth sample; the winner, by whoever accepts it, on all
+SHARE = 8  # candidates are measured on every eighth sample; the winner, by whoever accepts it, on all
 
 
 @dataclass
@@ -46,10 +46,10 @@ def _search(trial: Trial, ranking: Ranking, masks: Masks, before: float | None) 
     """The best ratio found; None where no candidate is better than the masks as they stand.
 
     The first round climbs from the share of outliers among the pair values, up first; later ones from the
-    ratio before, down first, since the ratio falls from round to round.
+    ratio before, down only, since the ratio falls from round to round.
     """
-    stride = STRIDE if len(trial.inputs) >= 2 * STRIDE else 1
-    factors = (STEP, 1 / STEP) if before is None else (1 / STEP, STEP)
+    stride = max(min(SHARE, len(trial.inputs) // 2), 1)
+    factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
     ratio, error = climb(
         lambda ratio: trial.error_on_every(stride, masks_at(trial, ranking, ratio)),
         before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO),
@@ -60,7 +60,7 @@ def _search(trial: Trial, ranking: Ranking, masks: Masks, before: float | None) 
 
 
 def climb(
-    measure: Callable[[float], float], start: float, factors: tuple[float, float], standing: float
+    measure: Callable[[float], float], start: float, factors: tuple[float, ...], standing: float
 ) -> tuple[float, float | None]:
     """Walk from `start` by one factor while the measured error falls; by the other if the first never helped.
 
