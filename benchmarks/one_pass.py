@@ -69,14 +69,14 @@ def plain_seconds(model: nn.Module, windows: torch.Tensor) -> float:
     return min(seconds)
 
 
-def random_llama() -> nn.Module:
-    """A LLaMA of about 0.5B random parameters in float32."""
+def random_llama(layers: int) -> nn.Module:
+    """A LLaMA of random parameters in float32; 18 layers are about 0.5B."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=1536, intermediate_size=4096, num_hidden_layers=18, num_attention_heads=12,
+            hidden_size=1536, intermediate_size=4096, num_hidden_layers=layers, num_attention_heads=12,
             num_key_value_heads=4, vocab_size=32000,
         )
     ).eval()  # fmt: skip
@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--calibration", default="pydoc")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=18, help="of random-0.5b; memory needs only a few")
     parser.add_argument("--only", choices=SETTINGS)
     args = parser.parse_args()
     shape = {"samples": args.samples, "length": args.sequence_length}
@@ -117,7 +118,7 @@ def main() -> int:
         reference = resolve_model(args.model)
         windows = calibration_windows([args.calibration], load_tokenizer(reference), seed=0, **shape).tokens
     for name in [args.only] if args.only else SETTINGS:
-        model = random_llama() if args.model == "random-0.5b" else load_model(reference, "float32")
+        model = random_llama(args.layers) if args.model == "random-0.5b" else load_model(reference, "float32")
         plain = plain_seconds(model, windows)
         layer = sum(p.numel() for p in ModelSource(model).stack[0].parameters()) * 4 / 2**20
         activations = windows.numel() * model.config.hidden_size * 4 / 2**20
