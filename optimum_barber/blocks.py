@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture, linears_of
@@ -40,21 +39,11 @@ class Call:
             return Call((None, *self.args[1:]), self.kwargs)
         return Call((), {**self.kwargs, "hidden_states": None})
 
-    def to(self, device: torch.device) -> "Call":
-        """The call with every tensor on `device`."""
-        return Call(tuple(_to(a, device) for a in self.args), {k: _to(v, device) for k, v in self.kwargs.items()})
-
     def replay(self, module: Callable[..., Any], hidden: Tensor) -> Any:
         """`module` called with `hidden` in place of the hidden states."""
         if self.args:
             return module(hidden, *self.args[1:], **self.kwargs)
         return module(**{**self.kwargs, "hidden_states": hidden})
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_to(item, device) for item in value)
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class _ReachedError(Exception):
