@@ -25,13 +25,18 @@ def select_lowest(scores: Tensor, count: int) -> Tensor:
     return fill_up(scores < cut, scores == cut, torch.full_like(cut, count, dtype=torch.long))
 
 
+def count_true(mask: Tensor) -> Tensor:
+    """True of each row, (rows,) int64; a single long row is counted without a 64-bit copy of it."""
+    return mask.count_nonzero()[None] if len(mask) == 1 else mask.count_nonzero(1)
+
+
 def fill_up(chosen: Tensor, tied: Tensor, counts: Tensor) -> Tensor:
     """Add the first of the `tied` to the `chosen` until each row has its count; (rows, width) bool.
 
     Both are overwritten; `counts` is (rows, 1) int64.
     """
-    room = counts - chosen.count_nonzero(1)[:, None]
-    if bool((tied.count_nonzero(1)[:, None] > room).any()):
+    room = counts - count_true(chosen)[:, None]
+    if bool((count_true(tied)[:, None] > room).any()):
         tied &= tied.cumsum(1, dtype=torch.int32) <= room
     return chosen.logical_or_(tied)
 

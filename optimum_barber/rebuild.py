@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .masks import fill_up
+from .masks import count_true, fill_up
+from .selection import extremes, kth_smallest
 
 
 def to_groups(tensors: Sequence[Tensor], granularity: str) -> list[Tensor]:
@@ -51,16 +52,18 @@ def positive_pairs(importance: Tensor, keep: Tensor) -> Tensor:
     Returns:
         (groups,) int64.
     """
-    kept = keep.count_nonzero(1)
+    kept = count_true(keep)
     cut = _largest_at(importance, kept)
-    grown = ((importance > cut) & ~keep).count_nonzero(1)
-    lost = ((importance < cut) & keep).count_nonzero(1)
+    grown = count_true((importance > cut) & ~keep)
+    lost = count_true((importance < cut) & keep)
     return torch.maximum(grown, lost).masked_fill_(kept == 0, 0)
 
 
 def _largest_at(values: Tensor, counts: Tensor) -> Tensor:
     """The counts-th largest value of each row, (rows, 1); a selection where all counts agree, else a sort."""
     width, first = values.shape[1], int(counts[0])
+    if len(values) == 1:
+        return kth_smallest(values[0], width - max(first, 1) + 1).reshape(1, 1)
     if bool((counts == first).all()):
         return values.kthvalue(width - max(first, 1) + 1, dim=1, keepdim=True).values
     ascending = values.sort(dim=1).values
@@ -80,7 +83,7 @@ class Extremes:
         self.scores, self.candidates, self.largest = scores, candidates, largest
         self.void = -torch.inf if largest else torch.inf
         if scores.shape[0] == 1:  # half the memory and time of masking, and one row needs no alignment
-            self.ranked = scores[candidates][None].topk(most, dim=1, largest=largest).values
+            self.ranked = extremes(scores[0], candidates[0], most, largest)[None]
         else:
             masked = scores.masked_fill(~candidates, self.void)
             self.ranked = masked.topk(most, dim=1, largest=largest).values

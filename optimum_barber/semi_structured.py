@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .masks import rank_in_group
+from .masks import count_true, rank_in_group
 from .rebuild import Extremes, Ranking, from_groups, positive_pairs, swap_counts, to_groups
 
 
@@ -39,7 +39,7 @@ class GroupExchange(Ranking):
             values.append(value.reshape(s.shape[0], -1))
         self._shapes = [value.shape for value in values]
         self._values = to_groups(values, scope)
-        self.positive = [(value > 0).count_nonzero(1) for value in self._values]
+        self.positive = [count_true(value > 0) for value in self._values]
         most = self.most(largest_ratio)
         self._best = [Extremes(v, v > 0, m, True) for v, m in zip(self._values, most, strict=True)]
 

@@ -1,7 +1,6 @@
 """LLM-Barber (arXiv 2408.10631): rounds of gradient, exchange, measurement and acceptance."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +52,7 @@ def _round(
     trial: Trial,
     config: RebuildConfig,
     masks: Masks,
-    gradients: Mapping[str, Tensor],
+    gradients: dict[str, Tensor],
     rounds: list[dict[str, Any]],
 ) -> Proposal | None:
     """One round's proposal, recorded; None where nothing is worth a swap."""
@@ -68,9 +67,12 @@ def _round(
     return proposal
 
 
-def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: Mapping[str, Tensor]) -> Ranking:
-    """The block's swaps, ranked by importance within the groups of the configured granularity."""
-    scores = [importance(trial.weight(name), gradients[name], config.metric) for name in trial.linears]
+def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor]) -> Ranking:
+    """The block's swaps, ranked by importance within the groups of the configured granularity.
+
+    The gradients are used up, so that their memory is free while the swaps are ranked.
+    """
+    scores = [importance(trial.weight(name), gradients.pop(name), config.metric) for name in trial.linears]
     keep = [masks[name] for name in trial.linears]
     largest = LARGEST_RATIO if config.rebuild_ratio == "auto" else config.rebuild_ratio
     granularity = config.granularity_for(trial.pattern)
