@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optimum-barber", description="Prune a causal LM and rebuild its sparsity mask with LLM-Barber."
     )
+    add_commands(parser)
+    return parser
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` all commands; `optimum-cli barber` has them from here too."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(
@@ -36,12 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse a command line and run its command."""
+    return execute(build_parser().parse_args(argv))
+
+
+def execute(args: argparse.Namespace) -> int:
     """Run one command; 0 for success, 1 for a failed check, 2 for bad input, 130 when interrupted."""
-    args = build_parser().parse_args(argv)
     quiet = getattr(args, "quiet", False)
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
     hush_transformers(quiet)
@@ -51,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(one_line(error))
     except BarberError as error:
         return fail(error)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # what is left in the buffer goes nowhere
+        return 0
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
@@ -64,8 +77,6 @@ def fail(error: BarberError) -> int:
 
 def hush_transformers(quiet: bool) -> None:
     """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
-    import os
-
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
