@@ -1,25 +1,22 @@
-"""What a run leaves: mask file, sparsity config, and the directory that holds them, never half-written."""
+"""What a run leaves beside the checkpoint: mask file and sparsity config."""
 
-import ctypes
+import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BarberError
 from .masks import PackedMask
+from .patterns import SparsityPattern
 
 MASKS_NAME = "sparsity_masks.safetensors"
 SPARSITY_NAME = "sparsity_config.json"
 REPORT_NAME = "report.json"
 MASKS_FORMAT = "optimum_barber.masks"
 FORMAT_VERSION = 1
-PARTIAL_MARK = ".optimum_barber_partial"
 
 
 class ModuleSparsity(BaseModel):
@@ -49,6 +46,38 @@ class SparsityConfig(BaseModel):
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
     base_model: dict[str, Any] = Field(description="name, model_type and dtype of the dense model")
     software: dict[str, str] = Field(description="versions")
+    steps: list[dict[str, Any]] = Field([], description="what was done to the weights since, under the same masks")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and hashes of all masks: what an adapter or a later step was made for."""
+        parts = [f"{name} {module.sha256}\n" for name, module in sorted(self.modules.items())]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def sparsity_pattern(self) -> SparsityPattern:
+        """The pattern of all masks."""
+        if self.pattern == "unstructured":
+            return SparsityPattern(self.target_sparsity)
+        return SparsityPattern.parse(self.pattern, None)
+
+
+def read_record(directory: str | Path) -> SparsityConfig:
+    """The record of a pruned checkpoint.
+
+    Raises:
+        BarberError: it is missing, of a newer format, or no record at all.
+    """
+    path = Path(directory) / SPARSITY_NAME
+    if not path.is_file():
+        raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("format_version", 1)
+        if version != FORMAT_VERSION:
+            raise BarberError(f"{path} has format version {version}; known is {FORMAT_VERSION}")
+        return SparsityConfig.model_validate(content)
+    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        raise BarberError(f"{path} is no sparsity config: {str(error).splitlines()[0]}") from None
 
 
 def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> None:
@@ -113,88 +142,3 @@ class MaskFile(Mapping[str, PackedMask]):
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with a trailing newline."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_output(directory: str | Path, overwrite: bool, inputs: list[Path]) -> Path:
-    """The output directory, if it may be written.
-
-    Raises:
-        BarberError: it is an input or within one, is not empty (without `overwrite`), or cannot be written.
-    """
-    output = Path(directory).expanduser().resolve()
-    for path in inputs:
-        held = path.expanduser().resolve()
-        if output == held or held in output.parents:
-            raise BarberError(f"output {directory} is the input {path}, or lies within it")
-        if output in held.parents:
-            raise BarberError(f"output {directory} holds the input {path}")
-    if os.path.ismount(output):
-        raise BarberError(f"output {directory} is a mount point, which cannot be replaced: give a folder within it")
-    if output.exists() and not output.is_dir():
-        raise BarberError(f"output {directory} is a file")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise BarberError(f"output {directory} is not empty: give another, or --overwrite")
-    parent = next(p for p in output.parents if p.exists())
-    if not parent.is_dir() or not os.access(output if output.is_dir() else parent, os.W_OK):
-        raise BarberError(f"output {directory} cannot be written: no permission in {parent}")
-    return output
-
-
-@contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """A sibling `DIR.partial` that takes the place of `output` when the block ends well, else vanishes.
-
-    What `output` held before stays untouched until then, also through a kill.
-    """
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists() and not (partial / PARTIAL_MARK).exists():
-        raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
-    shutil.rmtree(partial, ignore_errors=True)
-    made = [parent for parent in partial.parents if not parent.exists()]
-    try:
-        partial.mkdir(parents=True)
-        (partial / PARTIAL_MARK).touch()
-    except OSError as error:
-        raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
-    try:
-        yield partial
-    except BaseException:
-        for path in (partial, *made):
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    try:
-        _swap_in(partial, output)
-    except OSError as error:
-        raise BarberError(f"output {output} cannot be put in place ({error.strerror}); all is in {partial}") from None
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _swap_in(partial: Path, output: Path) -> None:
-    """Put `partial` in the place of `output`; what was there ends up in `partial`, to be removed."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    mark = partial / PARTIAL_MARK
-    if not output.exists():
-        mark.unlink()
-        partial.rename(output)
-    elif _exchange(partial, output):
-        mark.touch()  # `partial` is now what was there before, and may go
-        (output / PARTIAL_MARK).unlink()
-    else:
-        old = output.with_name(output.name + ".old")
-        mark.unlink()
-        output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two directories in one atomic step, where the system can."""
-    at_cwd, exchange = -100, 2
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .artifacts import SparsityConfig, check_output, staged
+from .artifacts import SparsityConfig
 from .calibration import TokenWindows, calibration_windows, is_there, random_windows, sequence_length, tokenize
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
 from .errors import BarberError
 from .loading import ModelReference, load_model, load_tokenizer, resolve_model
 from .masks import PackedMask
+from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
 from .planning import choose_device, make_plan
 from .source import ModelSource

@@ -1,12 +1,9 @@
 """Checking a pruned checkpoint against its own record: hashes, pattern, counts, and every zero."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from .artifacts import SPARSITY_NAME, MaskFile, ModuleSparsity, SparsityConfig
+from .artifacts import MaskFile, ModuleSparsity, read_record
 from .errors import BarberError
 from .masks import holds_pattern
 from .patterns import SparsityPattern
@@ -39,12 +36,10 @@ def verify_checkpoint(directory: str | Path) -> Verification:
         BarberError: there is no checkpoint of ours to check.
     """
     directory = Path(directory)
-    record = read_sparsity_config(directory)
+    record = read_record(directory)
     masks = MaskFile(directory / record.masks)
     weights = CheckpointWeights.open(str(directory))
-    pattern = SparsityPattern(record.target_sparsity)
-    if record.pattern != "unstructured":
-        pattern = SparsityPattern.parse(record.pattern, None)
+    pattern = record.sparsity_pattern()
     outcome = Verification(record.pattern)
     for name, recorded in record.modules.items():
         outcome.modules += 1
@@ -55,21 +50,6 @@ def verify_checkpoint(directory: str | Path) -> Verification:
         if fault:
             outcome.faults.append(fault)
     return outcome
-
-
-def read_sparsity_config(directory: Path) -> SparsityConfig:
-    """The record of a pruned checkpoint.
-
-    Raises:
-        BarberError: it is missing, or no record of this format.
-    """
-    path = directory / SPARSITY_NAME
-    if not path.is_file():
-        raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
-    try:
-        return SparsityConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise BarberError(f"{path} is no sparsity config: {str(error).splitlines()[0]}") from None
 
 
 def _check(

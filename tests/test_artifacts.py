@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_barber import artifacts
-from optimum_barber.artifacts import MaskFile, check_output, staged, write_masks
+from optimum_barber import output as output_module
+from optimum_barber.artifacts import MaskFile, write_masks
 from optimum_barber.config import BarberConfig
 from optimum_barber.errors import BarberError
 from optimum_barber.masks import PackedMask
+from optimum_barber.output import check_output, staged
 from optimum_barber.sparsifier import BarberSparsifier
 from optimum_barber.verify import verify_checkpoint
 
@@ -171,7 +172,7 @@ def test_staging_replaces_at_the_end_and_cleans_up(tmp_path):
 
 
 def test_staging_works_without_an_atomic_exchange(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "_exchange", lambda *_: False)
+    monkeypatch.setattr(output_module, "_exchange", lambda *_: False)
     test_staging_replaces_at_the_end_and_cleans_up(tmp_path)
 
 
@@ -222,7 +223,7 @@ def test_a_result_that_cannot_be_put_in_place_is_kept(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(16, "Device or resource busy")
 
-    monkeypatch.setattr(artifacts, "_swap_in", refuse)
+    monkeypatch.setattr(output_module, "_swap_in", refuse)
     with pytest.raises(BarberError, match=r"busy\); all is in .*out.partial"), staged(tmp_path / "out") as partial:
         (partial / "new").touch()
     assert (tmp_path / "out.partial" / "new").exists()

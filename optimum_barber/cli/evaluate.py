@@ -59,15 +59,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _baselines(references: list[Any]) -> list[Any]:
     """The dense models that pruned ones came from, unless they are evaluated anyhow."""
-    from ..artifacts import SPARSITY_NAME
+    from ..artifacts import SPARSITY_NAME, read_record
     from ..loading import resolve_model
-    from ..verify import read_sparsity_config
 
     found: list[Any] = []
     for reference in references:
         if not (reference.directory / SPARSITY_NAME).is_file():
             continue
-        name = read_sparsity_config(reference.directory).base_model["name"]
+        name = read_record(reference.directory).base_model["name"]
         if name is None:
             continue
         try:

@@ -130,8 +130,8 @@ def _producer_arguments(args: argparse.Namespace) -> dict[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Prune; the summary goes to standard output."""
     config = config_from(args)
-    from ..artifacts import check_output
     from ..loading import load_model, load_tokenizer, resolve_model
+    from ..output import check_output
     from ..sparsifier import BarberSparsifier
     from . import hush_loading_bars
 

@@ -1,0 +1,97 @@
+"""The directory that a run writes: checked before any work, never half-written."""
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import BarberError
+
+PARTIAL_MARK = ".optimum_barber_partial"
+
+
+def check_output(directory: str | Path, overwrite: bool, inputs: list[Path]) -> Path:
+    """The output directory, if it may be written.
+
+    Raises:
+        BarberError: it is an input or within one, is not empty (without `overwrite`), or cannot be written.
+    """
+    output = Path(directory).expanduser().resolve()
+    for path in inputs:
+        held = path.expanduser().resolve()
+        if output == held or held in output.parents:
+            raise BarberError(f"output {directory} is the input {path}, or lies within it")
+        if output in held.parents:
+            raise BarberError(f"output {directory} holds the input {path}")
+    if os.path.ismount(output):
+        raise BarberError(f"output {directory} is a mount point, which cannot be replaced: give a folder within it")
+    if output.exists() and not output.is_dir():
+        raise BarberError(f"output {directory} is a file")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise BarberError(f"output {directory} is not empty: give another, or --overwrite")
+    parent = next(p for p in output.parents if p.exists())
+    if not parent.is_dir() or not os.access(output if output.is_dir() else parent, os.W_OK):
+        raise BarberError(f"output {directory} cannot be written: no permission in {parent}")
+    return output
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A sibling `DIR.partial` that takes the place of `output` when the block ends well, else vanishes.
+
+    What `output` held before stays untouched until then, also through a kill.
+    """
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists() and not (partial / PARTIAL_MARK).exists():
+        raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
+    shutil.rmtree(partial, ignore_errors=True)
+    made = [parent for parent in partial.parents if not parent.exists()]
+    try:
+        partial.mkdir(parents=True)
+        (partial / PARTIAL_MARK).touch()
+    except OSError as error:
+        raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
+    try:
+        yield partial
+    except BaseException:
+        for path in (partial, *made):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    try:
+        _swap_in(partial, output)
+    except OSError as error:
+        raise BarberError(f"output {output} cannot be put in place ({error.strerror}); all is in {partial}") from None
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap_in(partial: Path, output: Path) -> None:
+    """Put `partial` in the place of `output`; what was there ends up in `partial`, to be removed."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    mark = partial / PARTIAL_MARK
+    if not output.exists():
+        mark.unlink()
+        partial.rename(output)
+    elif _exchange(partial, output):
+        mark.touch()  # `partial` is now what was there before, and may go
+        (output / PARTIAL_MARK).unlink()
+    else:
+        old = output.with_name(output.name + ".old")
+        mark.unlink()
+        output.rename(old)
+        partial.rename(output)
+        shutil.rmtree(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one atomic step, where the system can."""
+    at_cwd, exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
