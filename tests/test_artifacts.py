@@ -190,6 +190,7 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, model_dir, how):
     output.mkdir()
     (output / "old").write_text("old")
     command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in a background job
         f"from optimum_barber.cli import main; main(['prune', {str(model_dir)!r}, '--sparsity', '0.5', "
         f"'--calibration', 'pydoc', '--samples', '2000', '--sequence-length', '64', '--overwrite', '--quiet', "
         f"'-o', {str(output)!r}])"
