@@ -81,17 +81,20 @@ def read_record(directory: str | Path) -> SparsityConfig:
 
 
 def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> None:
-    """Write a mask file: a safetensors file with one uint8 tensor a Linear, shapes and hashes in its metadata."""
+    """Write a mask file: a safetensors file with one uint8 tensor a Linear.
+
+    Pattern, shapes and hashes are JSON under a single key of its metadata: safetensors keeps several keys in no
+    order, and equal masks shall be equal files.
+    """
     from safetensors.torch import save_file
 
-    metadata = {
-        "format": MASKS_FORMAT,
-        "version": str(FORMAT_VERSION),
+    content = {
+        "version": FORMAT_VERSION,
         "pattern": pattern,
-        "shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()}),
-        "sha256": json.dumps({name: mask.sha256 for name, mask in masks.items()}),
+        "shapes": {name: list(mask.shape) for name, mask in masks.items()},
+        "sha256": {name: mask.sha256 for name, mask in masks.items()},
     }
-    save_file({name: mask.bits for name, mask in masks.items()}, str(path), metadata)
+    save_file({name: mask.bits for name, mask in masks.items()}, str(path), {MASKS_FORMAT: json.dumps(content)})
 
 
 class MaskFile(Mapping[str, PackedMask]):
@@ -111,17 +114,17 @@ class MaskFile(Mapping[str, PackedMask]):
             self._file = safe_open(self.path, "pt")
         except SafetensorError as error:
             raise BarberError(f"mask file {path} is no safetensors file: {error}") from None
-        metadata = self._file.metadata() or {}
         self._keys = set(self._file.keys())
-        if metadata.get("format") != MASKS_FORMAT:
-            raise BarberError(f"mask file {path} is of format {metadata.get('format')!r}, not {MASKS_FORMAT!r}")
-        if metadata.get("version") != str(FORMAT_VERSION):
-            raise BarberError(f"mask file {path} has version {metadata.get('version')}; known is {FORMAT_VERSION}")
+        metadata = self._file.metadata() or {}
+        if MASKS_FORMAT not in metadata:
+            raise BarberError(f"mask file {path} is not of the format {MASKS_FORMAT!r}")
         try:
-            self.pattern = metadata["pattern"]
-            self._shapes = json.loads(metadata["shapes"])
-            self._hashes = json.loads(metadata["sha256"])
-        except (KeyError, json.JSONDecodeError) as error:
+            content = json.loads(metadata[MASKS_FORMAT])
+            if content["version"] != FORMAT_VERSION:
+                raise BarberError(f"mask file {path} has version {content['version']}; known is {FORMAT_VERSION}")
+            self.pattern = str(content["pattern"])
+            self._shapes, self._hashes = dict(content["shapes"]), dict(content["sha256"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise BarberError(f"mask file {path} has broken metadata: {error}") from None
 
     def __getitem__(self, name: str) -> PackedMask:

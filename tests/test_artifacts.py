@@ -150,7 +150,7 @@ def test_a_broken_hash_is_refused(tmp_path, monkeypatch):
 def test_files_that_are_no_mask_files_are_refused(tmp_path):
     (tmp_path / "a").write_text("no")
     save_file({"x": torch.ones(1)}, tmp_path / "b")
-    for name, message in [("a", "no safetensors file"), ("b", "is of format None"), ("c", "does not exist")]:
+    for name, message in [("a", "no safetensors file"), ("b", "is not of the format"), ("c", "does not exist")]:
         with pytest.raises(BarberError, match=message):
             MaskFile(tmp_path / name)
 

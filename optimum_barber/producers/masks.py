@@ -8,7 +8,8 @@ from torch import Tensor
 from ..artifacts import MaskFile
 from ..errors import BarberError
 from ..patterns import SparsityPattern
-from . import LinearInput, producer
+from ..weights import CheckpointWeights
+from . import LinearInput, Produced, producer
 
 
 @cache
@@ -16,9 +17,15 @@ def _opened(masks: str) -> MaskFile:
     return MaskFile(masks)
 
 
-def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str) -> SparsityPattern:
+@cache
+def _checkpoint(weights: str) -> CheckpointWeights:
+    return CheckpointWeights.open(weights)
+
+
+def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weights: str = "") -> SparsityPattern:
     """The pattern that a mask file states, with the sparsity of the named Linears; their shapes are checked."""
     _opened.cache_clear()
+    _checkpoint.cache_clear()
     file = _opened(masks)
     chosen = [file[name] for name in shapes]
     for name, mask in zip(shapes, chosen, strict=True):
@@ -31,6 +38,7 @@ def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str) -> Spa
 
 
 @producer("masks", brings_pattern=pattern_of_file)
-def masks(linear: LinearInput, *, masks: str) -> Tensor:
-    """Keep what the mask file `masks` keeps."""
-    return _opened(masks)[linear.name].unpack().to(linear.weight.device)
+def masks(linear: LinearInput, *, masks: str, weights: str = "") -> Tensor | Produced:
+    """Keep what the mask file `masks` keeps; of the checkpoint `weights`, if given, also the kept values."""
+    keep = _opened(masks)[linear.name].unpack().to(linear.weight.device)
+    return Produced(keep, _checkpoint(weights).linear(linear.name).to(linear.weight)) if weights else keep
