@@ -221,6 +221,11 @@ def document_windows(
     return torch.stack(windows)
 
 
+def joined_tokens(sources: Sequence[str], tokenizer: Any, field: str = "text") -> Tensor:
+    """The calibration parts of all `sources`, joined by blank lines, as one run of tokens, (tokens,) int64."""
+    return tokenize([text for name in sources for text in read_texts(name, "calibration", field)], tokenizer)
+
+
 def calibration_windows(
     sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, field: str = "text"
 ) -> TokenWindows:
@@ -241,8 +246,8 @@ def calibration_windows(
         if count
     ]
     if joined:
-        texts = [text for name in joined for text in read_texts(name, "calibration", field)]
         rest = samples - sum(map(len, parts))
-        parts.append(random_windows(tokenize(texts, tokenizer), rest, length, seed, "+".join(joined)).tokens)
+        run = joined_tokens(joined, tokenizer, field)
+        parts.append(random_windows(run, rest, length, seed, "+".join(joined)).tokens)
     tokens = torch.cat(parts)
     return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))

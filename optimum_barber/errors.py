@@ -5,7 +5,19 @@ from difflib import get_close_matches
 
 
 class BarberError(ValueError):
-    """Bad input: one line that names the argument, the value and what would be legal."""
+    """Bad input: one line that names the argument, the value and what would be legal.
+
+    Attributes:
+        status: exit status of a command that ends with it.
+    """
+
+    status = 2
+
+
+class FailedCheckError(BarberError):
+    """A check of a result failed: the input was good, the result is not."""
+
+    status = 1
 
 
 class MissingExtraError(BarberError):

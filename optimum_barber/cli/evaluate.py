@@ -81,18 +81,13 @@ def _baselines(references: list[Any]) -> list[Any]:
 
 def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:
     """One model's perplexity with all that makes it comparable."""
-    from ..calibration import consecutive_windows, read_texts, sequence_length, tokenize
-    from ..evaluate import perplexity
-    from ..loading import load_config, load_model, load_tokenizer
-    from ..planning import choose_device
+    from ..evaluate import evaluate_model
 
-    length = sequence_length(load_config(reference), args.sequence_length)
-    tokens = tokenize(read_texts(args.perplexity, "evaluation", args.text_field), load_tokenizer(reference))
-    windows = consecutive_windows(tokens, length, args.windows, args.perplexity)
-    device = choose_device(args.device)
-    dtype = "float32" if args.dtype == "auto" and device.type == "cpu" else args.dtype
-    model = load_model(reference, dtype).to(device)
-    return {"model": reference.name, "dense_baseline": baseline, **perplexity(model, windows, args.quiet).as_dict()}
+    found = evaluate_model(
+        reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
+        dtype=args.dtype, device=args.device, quiet=args.quiet,
+    )  # fmt: skip
+    return {"dense_baseline": baseline, **found}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,7 @@
+"""`python -m optimum_barber` is `optimum-barber`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
