@@ -95,11 +95,15 @@ def _from_hub(name: str) -> Path:
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
 
 
-def load_config(reference: ModelReference) -> Any:
+def load_config(reference: ModelReference, quantized: bool = False) -> Any:
     """The transformers configuration of a causal LM.
 
+    Args:
+        reference: where it lies.
+        quantized: whether a quantized checkpoint will do, as it does for measuring but not for pruning.
+
     Raises:
-        BarberError: it cannot be read, or it is not a causal LM's.
+        BarberError: it cannot be read, it is not a causal LM's, or it is quantized and that will not do.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -107,7 +111,7 @@ def load_config(reference: ModelReference) -> Any:
         config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
     except Exception as error:  # whatever transformers raises on a bad file
         raise BarberError(f"model {reference.name!r} cannot be read: {brief(error)}") from None
-    if reference.gguf_file is None and getattr(config, "quantization_config", None):
+    if reference.gguf_file is None and not quantized and getattr(config, "quantization_config", None):
         raise BarberError(f"model {reference.name!r} is quantized and cannot be pruned: give the unquantized one")
     known: Any = AutoModelForCausalLM._model_mapping
     own = known[type(config)].__name__ if type(config) in known else None
@@ -117,15 +121,17 @@ def load_config(reference: ModelReference) -> Any:
     return config
 
 
-def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
+def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool = False) -> nn.Module:
     """The causal LM on the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
+
+    Where `quantized` allows it, a compressed-tensors checkpoint becomes a plain model of its dequantized weights.
 
     Raises:
         BarberError: it is no causal LM, its weights are missing, or they are pickled.
     """
     from transformers import AutoModelForCausalLM
 
-    load_config(reference)
+    config = load_config(reference, quantized)
     if dtype == "auto" and reference.gguf_file:
         dtype = "float16"
     try:
@@ -136,6 +142,7 @@ def load_model(reference: ModelReference, dtype: str = "auto") -> nn.Module:
             ignore_mismatched_sizes=True,
             **({} if reference.gguf_file else {"use_safetensors": True}),
             **_gguf(reference),
+            **_dequantized(config),
         )
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
@@ -176,6 +183,15 @@ def _gguf(reference: ModelReference) -> dict[str, str]:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("a GGUF model", "gguf")
     return {"gguf_file": reference.gguf_file}
+
+
+def _dequantized(config: Any) -> dict[str, Any]:
+    """What has transformers dequantize a compressed-tensors checkpoint while it loads."""
+    how = getattr(config, "quantization_config", None) or {}
+    if how.get("quant_method") != "compressed-tensors":
+        return {}
+    config.quantization_config = {**how, "dequantize": True}
+    return {"config": config}
 
 
 def plain_model(model: nn.Module) -> nn.Module:

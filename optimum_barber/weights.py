@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import BarberError
+from .quantize import Quantized, unpack_codes
 
 
 class CheckpointWeights:
@@ -47,14 +48,33 @@ class CheckpointWeights:
             raise BarberError(f"model {name!r}: {file.name} cannot be read: {error}") from None
 
     def linear(self, module: str) -> Tensor:
-        """The weight of a Linear, (out, in), in the checkpoint's dtype.
+        """The weight of a Linear, (out, in), in the checkpoint's dtype; a packed one (compressed-tensors) dequantized.
 
         Raises:
-            BarberError: the checkpoint has no such module.
+            BarberError: the checkpoint has no such module, or it is packed in an unknown way.
+        """
+        key = f"{module}.weight"
+        packed = f"{key}_packed"
+        if packed in self.files:
+            scale, shape = self.tensor(f"{key}_scale"), self.tensor(f"{key}_shape").tolist()
+            return self._dequantize(module, self.tensor(packed), scale, shape)
+        return self.tensor(key)
+
+    def _dequantize(self, module: str, packed: Tensor, scale: Tensor, shape: list[int]) -> Tensor:
+        width = shape[-1]
+        fitting = [bits for bits in (4, 8) if packed.shape == (shape[0], -(-width * bits // 32))]
+        if len(fitting) != 1 or width % scale.shape[-1] or f"{module}.weight_zero_point" in self.files:
+            raise BarberError(f"model {self.name!r}: {module} is not packed as symmetric groups of 4 or 8 bits")
+        return Quantized(unpack_codes(packed, fitting[0], width), scale).dequantize()
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of that name, whatever it is.
+
+        Raises:
+            BarberError: there is none, or its file is broken.
         """
         from safetensors import SafetensorError, safe_open
 
-        key = f"{module}.weight"
         if key not in self.files:
             raise BarberError(f"model {self.name!r} has no weight {key}")
         file = self.files[key]

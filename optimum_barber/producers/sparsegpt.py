@@ -62,9 +62,9 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
             if not failed:
                 return upper
         if attempt < ATTEMPTS:
-            logger.warning("sparsegpt: Cholesky failed for %s at damping %g; trying %g", name, damping, damping * 10)
+            logger.warning("Cholesky failed for %s at damping %g; trying %g", name, damping, damping * 10)
             damping *= 10
-    raise BarberError(f"sparsegpt: Cholesky fails for {name} up to damping {damping:g}; give a larger damping=")
+    raise BarberError(f"Cholesky fails for {name} up to damping {damping:g}; give a larger damping=")
 
 
 def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern) -> Tensor:
