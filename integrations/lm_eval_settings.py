@@ -1,0 +1,160 @@
+"""Model arguments of `--model barber`: what they say about the pruning, and the cached checkpoint that they mean."""
+
+import inspect
+import os
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+from pydantic import ValidationError
+
+from optimum_barber.artifacts import SPARSITY_NAME, SparsityConfig
+from optimum_barber.checkpoint import software
+from optimum_barber.config import BarberConfig, RebuildConfig, one_line
+from optimum_barber.errors import BarberError, unknown_name
+from optimum_barber.loading import ModelReference, load_model, load_tokenizer, resolve_model
+from optimum_barber.planning import choose_device
+from optimum_barber.producers import as_producer
+from optimum_barber.rebuilders import REBUILDERS
+from optimum_barber.sparsifier import BarberSparsifier
+
+ADAPTER_NAME = "adapter_config.json"
+CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"
+EVALUATION = {"device", "dtype", "batch_size"}  # of the evaluation where lm-eval is told; none of them decides masks
+REBUILD = {"rebuild" if name == "method" else name for name in RebuildConfig.model_fields}
+SETTINGS = (set(BarberConfig.model_fields) - EVALUATION) | REBUILD
+LISTS = ("calibration", "ignore")
+
+
+def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, evaluation: Collection[str]) -> Path:
+    """The directory that the model arguments mean: a recipe's model, a finished one, an adapter, or one pruned as told.
+
+    Args:
+        pretrained: hub id, directory, GGUF file or `installed:PACKAGE`; None with a recipe.
+        settings: the arguments that lm-eval does not know.
+        device: of the evaluation; the pruning takes place there too.
+        evaluation: names of the arguments that lm-eval knows, for the error.
+
+    Raises:
+        BarberError: bad arguments.
+    """
+    if "recipe" in settings:
+        return _recipe_model(pretrained, settings)
+    if pretrained is None:
+        raise BarberError("model 'barber' needs pretrained=MODEL, or recipe=FILE")
+    if not settings and (Path(str(pretrained)) / ADAPTER_NAME).is_file():
+        return Path(str(pretrained))
+    reference = resolve_model(str(pretrained))
+    if not settings and (reference.directory / SPARSITY_NAME).is_file():
+        return reference.directory
+    return pruned_checkpoint(reference, barber_config(settings, device, evaluation))
+
+
+def _recipe_model(pretrained: Any, settings: Mapping[str, Any]) -> Path:
+    from optimum_barber.recipe import run_recipe
+
+    others = [*(["pretrained"] if pretrained is not None else []), *sorted(set(settings) - {"recipe"})]
+    if others:
+        raise BarberError(f"recipe={settings['recipe']} says all about the model: leave out {', '.join(others)}")
+    return Path(run_recipe(str(settings["recipe"])).model)
+
+
+def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: Collection[str] = ()) -> BarberConfig:
+    """The configuration that flat arguments mean, as on the command line: `rebuild` is the method.
+
+    `masks=FILE` without a producer stands for these masks as they are: producer `masks`, rebuild `none`.
+
+    Raises:
+        BarberError: an argument that nobody takes, or a value that is not legal.
+    """
+    given = dict(settings)
+    if "masks" in given and "producer" not in given:
+        given = {"producer": "masks", "rebuild": "none", **given}
+    own = as_producer(str(given.get("producer", "wanda"))).arguments
+    for name in given:
+        if name not in SETTINGS | set(own):
+            raise unknown_name("model argument", name, {*SETTINGS, *own, *evaluation, "pretrained", "recipe"})
+    rebuild = {"method" if name == "rebuild" else name: given[name] for name in REBUILD & set(given)}
+    arguments = {name: given[name] for name in own if name in given and name not in SETTINGS}
+    lists = {name: _items(given[name]) for name in LISTS if name in given}
+    rest = {name: value for name, value in given.items() if name in SETTINGS - REBUILD - {"producer_args"}}
+    try:
+        merged = {**given.get("producer_args", {}), **arguments}
+        return BarberConfig(**{**rest, **lists}, producer_args=merged, rebuild=rebuild, device=device_at_hand(device))
+    except TypeError:
+        raise BarberError(f"producer_args {given['producer_args']!r} is not legal: {{'NAME': VALUE}}") from None
+    except ValidationError as error:
+        raise one_line(error) from None
+
+
+def _items(value: Any) -> list[str]:
+    """A list out of `[a,b]`, which lm-eval leaves a string, or of a single name."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = [part.strip().strip("'\"") for part in value[1:-1].split(",")]
+    return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def device_at_hand(device: Any) -> str:
+    """The evaluation's device; what there is where it is not at hand, as lm-eval does."""
+    try:
+        return str(choose_device(str(device or "auto")))
+    except BarberError:
+        return str(choose_device("auto"))
+
+
+def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
+    """The checkpoint pruned by `config`, from the cache where exactly this was done before.
+
+    The cache is the environment variable OPTIMUM_BARBER_CACHE, or `optimum_barber` in the Hugging Face home.
+    """
+    directory = Path(os.environ.get(CACHE_VARIABLE) or Path(HF_HOME) / "optimum_barber") / cache_key(reference, config)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BarberError(
+            f"cache {directory.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE}"
+        ) from None
+    with FileLock(f"{directory}.lock"):  # one process prunes where several are launched
+        if not (directory / SPARSITY_NAME).is_file():
+            sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
+            sparsifier.sparsify(config, None if _reads_text(config) else torch.zeros(1, 1).long(), save_dir=directory)
+    return directory
+
+
+def _reads_text(config: BarberConfig) -> bool:
+    """Whether calibration text has any say, or was asked for."""
+    return bool(config.calibration or config.rebuild.chain or as_producer(config.producer).needs)
+
+
+def cache_key(reference: ModelReference, config: BarberConfig) -> str:
+    """Fingerprint of all that decides the result: settings, the files read, the code that makes the masks."""
+    from optimum_barber.recipe.fingerprint import digest, of_model, of_path
+
+    makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
+    read = [str(path) for path in BarberSparsifier(None, None, reference).inputs(config) if path != reference.path]
+    content = {
+        "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
+        "device": torch.device(config.device).type,
+        "model": [reference.full_name, of_model(reference.name)],
+        "files": {str(Path(name).absolute()): of_path(name) for name in read},
+        "makers": [of_path(str(sys.modules[inspect.unwrap(maker).__module__].__file__)) for maker in makers],
+        "software": software(),
+    }
+    return digest(content)[:32]
+
+
+def sparsity_summary(record: SparsityConfig) -> dict[str, Any]:
+    """What a table of results must say of a pruned model."""
+    return {
+        "base_model": record.base_model["name"],
+        "pattern": record.pattern,
+        "sparsity": record.sparsity,
+        "producer": record.producer,
+        "rebuild": record.rebuild,
+        "mask_fingerprint": record.fingerprint,
+        "steps": record.steps,
+    }

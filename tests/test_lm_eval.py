@@ -1,0 +1,224 @@
+"""`optimum-barber lm-eval`: what its model arguments mean, its cache, its results."""
+
+import json
+import os
+import shutil
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from optimum_barber.artifacts import read_record
+from optimum_barber.cli import build_parser, main
+from optimum_barber.cli.prune import config_from
+from optimum_barber.errors import BarberError
+from optimum_barber.integrations import lm_eval_settings
+from optimum_barber.integrations.lm_eval_run import evaluate_tasks
+from optimum_barber.integrations.lm_eval_settings import barber_config, checkpoint_for
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("datasets")
+
+ROW = {"question": "What is a list?", "choices": ["a mutable sequence", "a loop"], "gold": 0}
+MAGNITUDE = "producer=magnitude,sparsity=0.5,rebuild=none"
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A file of one question and one of text."""
+    choice, rolling = tmp_path / "questions.jsonl", tmp_path / "text.txt"
+    choice.write_text(json.dumps(ROW))
+    rolling.write_text("A list is a sequence.\nThe assert statement is a way to check.\n")
+    return [f"choice:{choice}", f"rolling:{rolling}"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMUM_BARBER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def harness(model_dir, tmp_path, monkeypatch):
+    """The command without lm-eval's index of ten thousand tasks, and what it wrote as results."""
+    import lm_eval.tasks
+    import lm_eval.utils
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr(lm_eval.utils, "_LOGGING_CONFIGURED", True)  # no handler on a stream that ends with the test
+    monkeypatch.setitem(os.environ, "TOKENIZERS_PARALLELISM", "false")
+
+    def run(model, arguments, tasks, status=0):
+        output = tmp_path / "results"
+        command = ["lm-eval", "run", "--model", model, "--model_args", f"pretrained={model_dir},{arguments}".strip(",")]
+        assert main([*command, "--tasks", *tasks, "--output_path", str(output)]) == status
+        written = max(output.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        return json.loads(written.read_text()) if written else None
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        ({"sparsity": 0.5}, ["--sparsity", "0.5"]),
+        (
+            {"pattern": "2:4", "producer": "sparsegpt", "damping": 0.1, "rebuild": "none", "seed": 3},
+            ["--pattern", "2:4", "--producer", "sparsegpt", "--producer-arg", "damping=0.1", "--rebuild", "none",
+             "--seed", "3"],
+        ),
+        (
+            {"sparsity": 0.5, "preset": "published-code", "granularity": "block", "rebuild_ratio": 0.1, "rounds": 2},
+            ["--sparsity", "0.5", "--preset", "published-code", "--granularity", "block", "--rebuild-ratio", "0.1",
+             "--rounds", "2"],
+        ),
+        (
+            {"sparsity": 0.5, "calibration": "[pydoc,'a.txt']", "ignore": "*.up_proj", "samples": 4},
+            ["--sparsity", "0.5", "--calibration", "pydoc", "--calibration", "a.txt", "--ignore", "*.up_proj",
+             "--samples", "4"],
+        ),
+        ({"producer": "existing", "sparse_model": "S"}, ["--producer", "existing", "--sparse-model", "S"]),
+        ({"producer": "masks", "masks": "F"}, ["--producer", "masks", "--masks", "F"]),
+        ({"masks": "F"}, ["--producer", "masks", "--masks", "F", "--rebuild", "none"]),
+    ],
+)  # fmt: skip
+def test_model_arguments_mean_what_the_flags_mean(arguments, flags):
+    meant = config_from(build_parser().parse_args(["prune", "MODEL", "-o", "OUT", *flags])).model_dump()
+    config = barber_config(arguments).model_dump()
+    for settings in (meant, config):
+        settings["producer_args"] = {key: str(value) for key, value in settings["producer_args"].items()}
+        del settings["device"]
+    assert config == meant
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsty": 0.5}, "unknown model argument 'sparsty': did you mean 'sparsity'"),
+        ({"revision": "main", "sparsity": 0.5}, "unknown model argument 'revision'"),
+        ({"sparse_model": "x", "sparsity": 0.5}, "unknown model argument 'sparse_model'"),
+        ({"producer": "wandda"}, "unknown producer 'wandda'"),
+        ({"sparsity": "half"}, "sparsity 'half' is not legal"),
+        ({"sparsity": 0.5, "granularity": "blok"}, "unknown granularity 'blok'"),
+        ({"sparsity": 0.5, "producer_args": "x"}, "producer_args 'x' is not legal"),
+        ({"recipe": "x.yaml", "sparsity": 0.5}, "leave out pretrained, sparsity"),
+        ({}, "sparsity is missing"),
+    ],
+)
+def test_bad_model_arguments_are_one_line(model_dir, cache, settings, message):
+    with pytest.raises(BarberError) as caught:
+        checkpoint_for(model_dir, settings, "cpu", ["dtype"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(cache.glob("*.safetensors"))
+
+
+def test_the_cache_knows_all_that_decides_the_masks(model_dir, tmp_path, text_file, monkeypatch):
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(model_dir, model)
+    shutil.copy(text_file, text)
+    settings = {"sparsity": 0.5, "rebuild": "none", "calibration": str(text), "samples": 2, "sequence_length": 16}
+
+    def done(**changes):
+        return checkpoint_for(model, {**settings, **changes}, "cpu", ())
+
+    first = done()
+    with monkeypatch.context() as patch:
+        patch.setattr(lm_eval_settings, "BarberSparsifier", lm_eval_settings.BarberSparsifier)
+        patch.setattr(lm_eval_settings.BarberSparsifier, "sparsify", lambda *_, **__: pytest.fail("pruned again"))
+        assert done() == first
+    assert read_record(first).base_model["name"] == str(model)
+    keys = {first, done(sparsity=0.6), done(seed=1), done(producer="magnitude")}
+    text.write_text(text.read_text() + "more")
+    keys.add(done())
+    os.utime(model / "model.safetensors", (1, 1))
+    keys.add(done())
+    assert len(keys) == 6
+    assert all(read_record(key).modules for key in keys)
+
+
+def test_a_run_prunes_and_its_results_say_how(harness, model_dir, tasks, cache):
+    written = harness("barber", "sparsity=0.5,calibration=pydoc,samples=4,sequence_length=16,device=cpu", tasks)
+    (checkpoint,) = (path for path in cache.iterdir() if path.is_dir())
+    record, told = read_record(checkpoint), written["config"]["sparsity"]
+    assert told["mask_fingerprint"] == record.fingerprint
+    assert (told["pattern"], told["sparsity"], told["base_model"]) == ("unstructured", record.sparsity, str(model_dir))
+    assert (told["producer"]["name"], told["rebuild"]["method"]) == ("wanda", "barber")
+    assert written["configs"]["questions"]["metadata"]["source"] == tasks[0].removeprefix("choice:")
+    plain = harness("hf", f"pretrained={checkpoint}", tasks)  # the later of two `pretrained` counts
+    finished = harness("barber", f"pretrained={checkpoint}", tasks)
+    assert plain["results"] == finished["results"] == written["results"]
+    assert finished["config"]["sparsity"] == told
+    assert "sparsity" not in plain["config"]
+    found = evaluate_tasks(checkpoint, tasks, batch_size=2)
+    assert found["sparsity"] == told
+    for task, metrics in found["results"].items():
+        for name in set(metrics) - {"rows"}:
+            assert metrics[name] == pytest.approx(written["results"][task][f"{name},none"], rel=1e-4)
+
+
+def test_masks_alone_are_laid_over_the_dense_weights(harness, model_dir, tasks, tmp_path, cache, capsys):
+    written = harness("barber", MAGNITUDE, tasks[1:])
+    (checkpoint,) = (path for path in cache.iterdir() if path.is_dir())
+    masks = tmp_path / "masks.safetensors"
+    shutil.copy(checkpoint / "sparsity_masks.safetensors", masks)
+    laid = harness("barber", f"masks={masks}", tasks[1:])
+    assert laid["results"] == written["results"]
+    assert laid["config"]["sparsity"]["mask_fingerprint"] == written["config"]["sparsity"]["mask_fingerprint"]
+    assert laid["config"]["sparsity"]["producer"]["name"] == "masks"
+    tensors = load_file(masks)
+    tensors["model.layers.0.mlp.up_proj"] ^= 1
+    with safe_open(masks, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, masks, metadata)
+    capsys.readouterr()
+    harness("barber", f"masks={masks}", tasks[1:], status=2)
+    assert "the hash of model.layers.0.mlp.up_proj does not match its mask" in capsys.readouterr().err
+
+
+def test_the_last_model_of_a_recipe(model_dir, monkeypatch):
+    asked = []
+    recipe = SimpleNamespace(run_recipe=lambda name: asked.append(name) or SimpleNamespace(model=str(model_dir)))
+    monkeypatch.setitem(sys.modules, "optimum_barber.recipe", recipe)
+    assert checkpoint_for(None, {"recipe": "r.yaml"}, None, ()) == model_dir
+    assert asked == ["r.yaml"]
+
+
+def test_help_is_that_of_lm_eval_and_names_the_additions(harness, capsys):
+    for command in (["run", "--help"], ["ls", "-h"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["lm-eval", *command])
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out
+        assert "usage: lm-eval" in printed
+        assert "recipe=FILE" in printed
+    with pytest.raises(SystemExit):
+        main(["lm-eval", "--help"])
+    assert "choice:FILE.jsonl" in capsys.readouterr().out
+
+
+def test_other_subcommands_pass_through(harness, capsys):
+    before = list(sys.argv)
+    assert main(["lm-eval", "ls", "tasks"]) == 0
+    assert "|Group|" in capsys.readouterr().out
+    assert sys.argv == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "message"),
+    [
+        ("sparsty=0.5", ["rolling:TEXT"], "unknown model argument 'sparsty'"),
+        ("sparsity=0.5,dtype=float33", ["rolling:TEXT"], "unknown dtype 'float33'"),
+        (MAGNITUDE, ["rolling:/none"], "there is no file '/none'"),
+        (MAGNITUDE, ["no_such_task"], "lm-eval: Tasks not found: no_such_task"),
+    ],
+)
+def test_bad_command_lines_are_one_line(harness, text_file, cache, capsys, arguments, tasks, message):
+    harness("barber", arguments, [task.replace("TEXT", str(text_file)) for task in tasks], status=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("optimum-barber: ")
+    assert message in error
+    assert not list(cache.glob("*"))
