@@ -28,6 +28,12 @@ class ModuleSparsity(BaseModel):
     sha256: str = Field(description="hash of the packed keep mask and its shape")
 
 
+def fingerprint_of(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over names and hashes of a set of masks, in the order of the names."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 class SparsityConfig(BaseModel):
     """`sparsity_config.json`: what was pruned, how, from what, with what."""
 
@@ -51,8 +57,7 @@ class SparsityConfig(BaseModel):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the names and hashes of all masks: what an adapter or a later step was made for."""
-        parts = [f"{name} {module.sha256}\n" for name, module in sorted(self.modules.items())]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+        return fingerprint_of({name: module.sha256 for name, module in self.modules.items()})
 
     def sparsity_pattern(self) -> SparsityPattern:
         """The pattern of all masks."""

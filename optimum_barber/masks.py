@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .patterns import SparsityPattern
 
+# The eight mask values of each possible byte, lowest bit first, as one 64-bit number: unpacking is one look-up a byte.
+BYTES = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool().view(torch.int64)
+
 
 def select_lowest(scores: Tensor, count: int) -> Tensor:
     """The `count` lowest scores of each row; equal scores fall to the lower index first.
@@ -100,10 +103,8 @@ class PackedMask:
         return cls(bits, tuple(keep.shape))
 
     def unpack(self) -> Tensor:
-        """The bool tensor that was packed."""
-        keep = torch.empty(self.bits.numel(), 8, dtype=torch.bool)
-        for bit in range(8):
-            keep[:, bit] = (self.bits >> bit) & 1
+        """The bool tensor that was packed, on the device of its bits."""
+        keep = BYTES.to(self.bits.device).index_select(0, self.bits.int()).view(torch.bool)
         return keep.reshape(-1)[: self.weights].reshape(self.shape)
 
     @property
