@@ -101,7 +101,7 @@ def _opened(name: str, dtype: str, device: torch.device) -> tuple[Any, Any, Any]
         base = model.get_base_model()
         return model.to(device), load_tokenizer(resolve_model(base.config.name_or_path)), base.config
     reference = resolve_model(name)
-    model = load_model(reference, dtype).to(device)
+    model = load_model(reference, dtype, quantized=True).to(device)
     return model, load_tokenizer(reference), model.config
 
 

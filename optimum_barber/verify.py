@@ -52,6 +52,19 @@ def verify_checkpoint(directory: str | Path) -> Verification:
     return outcome
 
 
+def verify_product(directory: str | Path) -> Verification:
+    """Check whatever a stage left: a pruned, merged or quantized checkpoint, or an adapter on its base.
+
+    Raises:
+        BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
+    """
+    if (Path(directory) / "adapter_config.json").is_file():
+        from optimum_barber.integrations.lora_checkpoint import verify_adapter
+
+        return verify_adapter(Path(directory))
+    return verify_checkpoint(directory)
+
+
 def _check(
     name: str,
     recorded: ModuleSparsity,

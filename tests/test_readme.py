@@ -1,4 +1,4 @@
-"""Every marked example of the README, run on a tiny model as it stands there."""
+"""Every marked example of the README and of the documents, run on a tiny model as it stands there."""
 
 import re
 import shlex
@@ -8,27 +8,45 @@ import pytest
 
 from optimum_barber.cli import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", README, re.S)
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    (page, language, code)
+    for page in PAGES
+    for language, code in re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+]
+
+
+FILES = re.compile(r"<!-- file (\S+) -->\n```\w+\n(.*?)```", re.S)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model_dir):
-    """A folder in which MODEL is the tiny checkpoint, shared by all examples."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "MODEL").symlink_to(model_dir)
-    return folder
+    """A folder in which MODEL is the tiny checkpoint, shared by all examples of a page."""
+    folders = {}
+
+    def of(page):
+        if page not in folders:
+            folders[page] = tmp_path_factory.mktemp(page.stem)
+            (folders[page] / "MODEL").symlink_to(model_dir)
+            for name, content in FILES.findall(page.read_text(encoding="utf-8")):
+                (folders[page] / name).write_text(content, encoding="utf-8")
+        return folders[page]
+
+    return of
 
 
-@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=range(len(BLOCKS)))
-def test_the_example_runs(language, code, folder, monkeypatch):
-    monkeypatch.chdir(folder)
+@pytest.mark.parametrize(
+    ("page", "language", "code"), EXAMPLES, ids=[f"{page.name}-{i}" for i, (page, *_) in enumerate(EXAMPLES)]
+)
+def test_the_example_runs(page, language, code, folder, monkeypatch):
+    monkeypatch.chdir(folder(page))
     if language == "python":
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, page.name, "exec"), {})
         return
     for line in code.strip().splitlines():
         assert main(shlex.split(line)[1:]) == 0, line
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) >= 5
+    assert len([page for page, *_ in EXAMPLES if page.name == "README.md"]) >= 5

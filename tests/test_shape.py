@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "optimum_barber"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TENSORS = ["masks", "scores", "rebuild", "semi_structured", "statistics", "patterns", "activations", "trial"]
+TENSORS = [
+    "masks",
+    "scores",
+    "rebuild",
+    "semi_structured",
+    "statistics",
+    "patterns",
+    "activations",
+    "trial",
+    "selection",
+    "quantize",
+    "gptq",
+]
 
 
 def functions():

@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from ..config import one_line
 from ..errors import BarberError
-from . import evaluate, inspect, plugins, prune, verify
+from . import evaluate, inspect, lm_eval, plugins, prune, verify
+from . import run as run_command
 
 COMMANDS = {
     "prune": prune,
+    "run": run_command,
     "eval": evaluate,
+    "lm-eval": lm_eval,
     "verify": verify,
     "inspect": inspect,
     "plugins": plugins,
@@ -70,9 +73,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def fail(error: BarberError) -> int:
-    """One line for bad input."""
-    print(f"optimum-barber: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    """One line for bad input; a recipe's faults are a line each."""
+    for line in str(error).splitlines() or [""]:
+        print(f"optimum-barber: {' '.join(line.split())}", file=sys.stderr)
+    return error.status
 
 
 def hush_transformers(quiet: bool) -> None:

@@ -3,19 +3,19 @@
 import argparse
 import sys
 
-HELP = "Check masks, hashes, pattern and zeros of a pruned checkpoint; exit status 1 if anything is off."
+HELP = "Check masks, hashes, pattern and every zero of a checkpoint or an adapter; exit status 1 if anything is off."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `verify`."""
-    parser.add_argument("directory", metavar="OUT", help="a directory that 'prune' wrote")
+    parser.add_argument("directory", metavar="OUT", help="pruned, merged or quantized checkpoint, or an adapter")
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify; one line a fault, and a last line that counts."""
-    from ..verify import verify_checkpoint
+    from ..verify import verify_product
 
-    outcome = verify_checkpoint(args.directory)
+    outcome = verify_product(args.directory)
     for fault in outcome.faults:
         sys.stdout.write(f"{fault}\n")
     sys.stdout.write(

@@ -1,0 +1,58 @@
+"""The whole chain on the demo model: Wanda 2:4, Barber, LoRA, merge, GPTQ int4; round-to-nearest beside it.
+
+    python -m benchmarks.chain --calibration calibration.txt --evaluation wikitext2-test.raw.txt \
+        --task choice:arc-easy-test.jsonl [--output runs/chain-benchmark]
+
+Round-to-nearest is run first, GPTQ second; the second run takes every stage before from the first. Prints the report,
+the zeros after each stage, and the time.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from optimum_barber.cli import hush_loading_bars, hush_transformers
+from optimum_barber.recipe import RunResult, run_recipe
+
+RECIPE = Path(__file__).with_name("chain.yaml")
+METHODS = ("round-to-nearest", "gptq")
+
+
+def main() -> int:
+    """Run both methods and print what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibration", default="pydoc")
+    parser.add_argument("--evaluation", default="pydoc")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--output", default="runs/chain-benchmark")
+    args = parser.parse_args()
+    hush_transformers(quiet=False)
+    hush_loading_bars(quiet=False)
+    settings = [
+        f"variables.calibration={args.calibration}",
+        f"variables.evaluation={args.evaluation}",
+        f"variables.tasks=['{args.task}']",
+        f"output={args.output}",
+    ]
+    for method in METHODS:
+        started = time.perf_counter()
+        result = run_recipe(RECIPE, [*settings, f"quantize.method={method}"])
+        sys.stdout.write(f"\n{method}, {(time.perf_counter() - started) / 60:.1f} minutes\n{zeros(result)}")
+        sys.stdout.write((result.output / "11-report" / "report.md").read_text(encoding="utf-8"))
+        sys.stdout.flush()
+    return 0
+
+
+def zeros(result: RunResult) -> str:
+    """Zeros kept of those pruned after each stage that made a model."""
+    lines = [
+        f"{name:<14} {figures['zeros']:,} of {figures['pruned']:,} zeros kept"
+        for name, figures in result.stages.items()
+        if "zeros" in figures
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
