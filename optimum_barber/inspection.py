@@ -1,4 +1,4 @@
-"""What would be pruned in a model, and an estimate of memory and work, from its configuration alone."""
+"""What would be pruned in a model, an estimate of memory and work, and what runs it: from its configuration alone."""
 
 from collections import Counter
 from typing import Any
@@ -7,7 +7,9 @@ from torch import nn
 
 from .architectures import ARCHITECTURES, architecture_of, check_layer, decoder_stack, linears_of
 from .calibration import sequence_length
+from .errors import BarberError
 from .loading import ModelReference, load_config
+from .runtimes import report
 
 ACTIVATION_COPIES = 5  # hidden states, block inputs, targets, outputs, candidate outputs
 GIB = 2**30
@@ -31,6 +33,17 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
         shapes = {n: f"{m.out_features}x{m.in_features}" for n, m in linears_of(stack[0], members).items()}
         lines.append(f"{block:<13} {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
     return "\n".join(lines + estimate(stack, architecture.blocks, config, samples, length)) + "\n"
+
+
+def inspect_targets(reference: ModelReference) -> str:
+    """Which runtimes load a checkpoint, and which get faster from it.
+
+    Raises:
+        BarberError: it is a GGUF file, or quantized in a way that the table does not know.
+    """
+    if reference.gguf_file:
+        raise BarberError(f"model {reference.name!r} is a GGUF file: targets are known for safetensors checkpoints")
+    return f"{reference.name}: {report(reference.directory)}"
 
 
 def skeleton(config: Any) -> nn.Module:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .activations import Activations
+from .answers import ask, check_rebuilt
 from .blocks import Block, DecoderLayer
-from .errors import BarberError
-from .masks import PackedMask, holds_pattern
+from .masks import PackedMask
 from .patterns import SparsityPattern
-from .producers import LinearInput, Produced, Producer
+from .producers import LinearInput, Producer
 from .rebuilders import Rebuilder
 from .source import LayerSource
 from .statistics import InputRecorder
@@ -121,7 +121,7 @@ def prune_block(
     started = time.perf_counter()
     trial = observe(layer, block, hidden, outputs, plan)
     trial.masks = first = produce(trial, plan)
-    rounds = rebuild(trial, plan.rebuilders)
+    rounds = rebuild(block.name, trial, plan.rebuilders)
     output = trial.outputs(trial.masks)
     callback(report(block, trial, first, rounds, started))
     trial.commit()
@@ -142,40 +142,20 @@ def produce(trial: Trial, plan: Plan) -> Masks:
     """The producer's masks, checked; weights that it changed go into `trial.updated`."""
     masks: Masks = {}
     for name in trial.linears:
-        dense = trial.weight(name)
-        answer = plan.producer.function(
-            LinearInput(name, dense, plan.pattern, trial.statistics[name], plan.seed), **plan.arguments
-        )
-        made = answer if isinstance(answer, Produced) else Produced(answer)
-        masks[name] = check_mask(name, made.keep, dense, plan)
+        linear = LinearInput(name, trial.weight(name), plan.pattern, trial.statistics[name], plan.seed)
+        made = ask(plan.producer, linear, plan.arguments, plan.exact)
+        masks[name] = made.keep
         if made.weight is not None:
-            trial.updated[name] = torch.where(made.keep, made.weight, dense)
+            trial.updated[name] = torch.where(made.keep, made.weight, linear.weight)
     return masks
 
 
-def check_mask(name: str, keep: Any, weight: Tensor, plan: Plan) -> Tensor:
-    """A producer's answer, if it is a keep mask of the right shape, pattern and density.
-
-    Raises:
-        BarberError: what was expected, and what came.
-    """
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
-        got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
-        raise BarberError(f"producer's mask for {name} is {got}, expected torch.bool {tuple(weight.shape)}")
-    if not holds_pattern(keep, plan.pattern):
-        raise BarberError(f"producer's mask for {name} does not hold the pattern {plan.pattern}")
-    pruned, most = int((~keep).sum()), plan.pattern.pruned(keep.numel())
-    # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
-    if plan.exact and not most - max(keep.shape) < pruned <= most:
-        raise BarberError(f"producer's mask for {name} prunes {pruned} of {keep.numel()} weights, expected {most}")
-    return keep.to(weight.device)
-
-
-def rebuild(trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[dict[str, Any]]:
+def rebuild(name: str, trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[dict[str, Any]]:
     """Let each rebuilder improve the trial's masks; the records of all their rounds."""
     rounds: list[dict[str, Any]] = []
     for rebuilder in rebuilders if trial.linears else ():
         outcome = rebuilder(trial)
+        check_rebuilt(name, trial.masks, outcome.masks, trial.pattern)
         trial.masks = outcome.masks
         rounds += outcome.rounds
     return rounds

@@ -9,7 +9,7 @@ from optimum_barber.errors import BarberError
 from optimum_barber.patterns import SparsityPattern
 from optimum_barber.pipeline import Plan, prune
 from optimum_barber.producers import PRODUCERS, Producer
-from optimum_barber.rebuilders import chain_of
+from optimum_barber.rebuilders import Outcome, chain_of
 from optimum_barber.source import ModelSource
 
 from .conftest import SIZES, tiny_model, tiny_windows
@@ -134,6 +134,35 @@ def test_ignored_linears_stay_dense_and_whole_blocks_may_be_ignored():
 def test_a_producers_bad_answer_is_named(function, message):
     plan = Plan(Producer(function), SparsityPattern(0.5))
     with pytest.raises(BarberError, match=f"mask for model.layers.0.self_attn.q_proj {message}"):
+        prune(ModelSource(tiny_model()), tiny_windows(), plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda masks: {}, "are of \\[\\], expected"),
+        (lambda masks: {n: k.float() for n, k in masks.items()}, "q_proj is torch.float32"),
+        (
+            lambda masks: {n: ~k if n.endswith("q_proj") else k for n, k in masks.items()},
+            "does not hold the pattern 1:4",
+        ),
+        (lambda masks: {n: k.t() if n.endswith("k_proj") else k for n, k in masks.items()}, "k_proj is torch.bool"),
+    ],
+)
+def test_a_rebuilders_bad_masks_are_named(change, message):
+    plan = Plan(
+        PRODUCERS["magnitude"], SparsityPattern.parse("1:4", None), rebuilders=[lambda t: Outcome(change(t.masks))]
+    )
+    with pytest.raises(BarberError, match=message):
+        prune(ModelSource(tiny_model()), tiny_windows(), plan)
+
+
+def test_a_rebuilder_may_move_weights_between_linears_but_not_win_any():
+    def all_kept(trial):
+        return Outcome({name: torch.ones_like(keep) for name, keep in trial.masks.items()})
+
+    plan = Plan(PRODUCERS["magnitude"], SparsityPattern(0.5), rebuilders=[all_kept])
+    with pytest.raises(BarberError, match="keep 3072 weights, expected 1536 as before"):
         prune(ModelSource(tiny_model()), tiny_windows(), plan)
 
 

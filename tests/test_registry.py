@@ -2,18 +2,19 @@
 
 import sys
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
-from optimum_barber import registry
+from optimum_barber import __version__, registry
 from optimum_barber.architectures import ARCHITECTURES, Architecture
 from optimum_barber.config import BarberConfig
 from optimum_barber.errors import BarberError
 from optimum_barber.masks import keep_highest
 from optimum_barber.producers import PRODUCERS, producer
-from optimum_barber.registry import Registry
+from optimum_barber.registry import PluginError, Registry
 from optimum_barber.sparsifier import BarberSparsifier
 
 from .conftest import SIZES, tiny_model, tiny_windows
@@ -38,18 +39,74 @@ def test_an_unknown_name_lists_the_nearest_and_all():
         PRODUCERS["wandaa"]
 
 
-def test_entry_points_are_loaded_when_asked_for_and_their_errors_pass_through(monkeypatch, tmp_path):
-    (tmp_path / "good_plugin.py").write_text("LOADED = True\nthing = 42\n")
-    (tmp_path / "bad_plugin.py").write_text("import no_such_module_at_all\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    points = [EntryPoint("good", "good_plugin:thing", "things"), EntryPoint("bad", "bad_plugin:thing", "things")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+@pytest.fixture
+def plugins(monkeypatch, tmp_path):
+    """A registry with one item of its own, and a function that puts modules and entry points before it."""
     names = Registry("thing", "things")
-    assert list(names) == ["bad", "good"]
+    names.add("own", print, origin="optimum_barber.somewhere")
+    monkeypatch.setitem(sys.modules, "names_of_the_test", SimpleNamespace(names=names))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def offer(modules, **targets):
+        for module, text in modules.items():
+            (tmp_path / f"{module}.py").write_text(text)
+        points = [EntryPoint(name, value, "things") for name, values in targets.items() for value in values.split()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: points)
+        return names
+
+    yield offer
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_entry_points_are_loaded_when_asked_for_and_their_errors_are_chained(plugins):
+    modules = {"good_plugin": "def thing(): ...", "bad_plugin": "import no_such_module_at_all"}
+    names = plugins(modules, good="good_plugin:thing", bad="bad_plugin:thing")
+    assert list(names) == ["bad", "good", "own"]
+    assert (len(names), "bad" in names, "worse" in names) == (3, True, False)
     assert "good_plugin" not in sys.modules
-    assert names["good"] == 42
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+    assert names["good"] is sys.modules["good_plugin"].thing
+    with pytest.raises(
+        PluginError, match="thing 'bad' of bad_plugin:thing cannot be loaded: ModuleNotFoundError"
+    ) as bad:
         names["bad"]
+    assert isinstance(bad.value.__cause__, ModuleNotFoundError)
+    assert names["good"] is sys.modules["good_plugin"].thing
+
+
+def test_a_module_may_register_its_names_itself_and_a_failed_one_leaves_nothing(plugins):
+    both = "from names_of_the_test import names\nnames.add('{0}', abs)\nnames.add('{1}', max)\n"
+    modules = {
+        "two_plugin": both.format("one", "two"),
+        "half_plugin": both.format("red", "blue") + "raise OSError('no')",
+    }
+    names = plugins(modules, one="two_plugin", two="two_plugin", red="half_plugin", blue="half_plugin")
+    assert (names["one"], names["two"]) == (abs, max)
+    for name in ("red", "blue"):
+        with pytest.raises(PluginError, match=f"'{name}' of half_plugin cannot be loaded: OSError: no"):
+            names[name]
+    packages = {offer.name: offer.package for offer in names.offers()}
+    assert packages == dict(blue="half_plugin", one="two_plugin", own="built-in", red="half_plugin", two="two_plugin")
+
+
+def test_a_name_that_two_packages_offer_is_refused_and_a_built_in_stays_what_it_is(plugins, caplog):
+    text = "def thing(): ..."
+    modules = {"first_plugin": text, "second_plugin": text}
+    names = plugins(modules, same="first_plugin:thing second_plugin:thing", own="first_plugin:thing")
+    with pytest.raises(PluginError, match="'same' of first_plugin:thing clashes with second_plugin:thing: one of them"):
+        names["same"]
+    assert names["own"] is print
+    assert caplog.messages == [f"thing 'own' is that of built-in {__version__}; ignored is that of first_plugin:thing"]
+    with pytest.raises(PluginError, match="'own' of first_plugin:thing clashes with built-in"):
+        names.load(next(offer for offer in names.offers() if offer.name == "own" and offer.point))
+
+
+def test_an_entry_point_must_name_what_can_be_an_item(plugins):
+    names = plugins({"number_plugin": "answer = 42"}, answer="number_plugin:answer", lost="number_plugin:nothing")
+    with pytest.raises(PluginError, match="TypeError: its entry point names a value of class int, no thing"):
+        names["answer"]
+    with pytest.raises(PluginError, match="AttributeError: module 'number_plugin' has no attribute 'nothing'"):
+        names["lost"]
 
 
 def test_a_new_producer_is_one_short_function():

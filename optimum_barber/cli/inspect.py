@@ -6,7 +6,7 @@ import sys
 from ..errors import BarberError
 from .options import whole
 
-HELP = "Show what was detected in a model, layers, blocks and Linears, and estimate memory and work."
+HELP = "Show layers, blocks and Linears of a model with an estimate of memory and work, or what runs it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
     parser.add_argument("--samples", type=whole, default=128, metavar="N", help="for the estimate (default: 128)")
     parser.add_argument("--sequence-length", type=whole, metavar="N", help="for the estimate (default: 2048, or fewer)")
+    parser.add_argument(
+        "--targets", action="store_true", help="which runtimes load this checkpoint, and which get faster from it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,8 +25,10 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from 1")
-    from ..inspection import inspect_model
+    from ..inspection import inspect_model, inspect_targets
     from ..loading import resolve_model
 
-    sys.stdout.write(inspect_model(resolve_model(args.model), args.samples, args.sequence_length))
+    reference = resolve_model(args.model)
+    page = inspect_targets(reference) if args.targets else inspect_model(reference, args.samples, args.sequence_length)
+    sys.stdout.write(page)
     return 0

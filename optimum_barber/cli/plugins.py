@@ -1,10 +1,12 @@
-"""`optimum-barber plugins`: what is registered, and by whom."""
+"""`optimum-barber plugins`: what is registered, by whom, and what is broken."""
 
 import argparse
-import inspect
 import sys
+from typing import Any
 
-HELP = "List producers, rebuilders, architectures and texts, with where they come from."
+from ..registry import Offer, PluginError, Registry
+
+HELP = "List producers, rebuilders, architectures and texts: where they come from, and what is broken."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,30 +14,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One line an entry: name, origin, and what a producer needs and takes."""
+    """One line an offer: name, origin, version, state, and what a producer needs and takes."""
     from ..architectures import ARCHITECTURES
     from ..calibration import TEXTS
     from ..producers import PRODUCERS
     from ..rebuilders import REBUILDERS
 
-    for registry in (PRODUCERS, REBUILDERS, ARCHITECTURES, TEXTS):
-        sys.stdout.write(f"{registry.kind}s\n")
-        for name in registry:
-            sys.stdout.write(f"  {name:<12} {registry.origin(name):<40} {details(registry, name)}".rstrip() + "\n")
+    tables = {
+        registry.kind: [
+            (offer.name, offer.package, offer.version, *state(registry, offer)) for offer in registry.offers()
+        ]
+        for registry in (PRODUCERS, REBUILDERS, ARCHITECTURES, TEXTS)
+    }
+    widths = [max(len(row[column]) for rows in tables.values() for row in rows) for column in range(4)]
+    for kind, rows in tables.items():
+        sys.stdout.write(f"{kind}s\n")
+        for *row, details in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            sys.stdout.write("  ".join(["", *cells, details]).rstrip() + "\n")
     return 0
 
 
-def details(registry: object, name: str) -> str:
-    """What a producer needs and takes, or the error of a plug-in that cannot be imported."""
-    from ..producers import Producer
-
+def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
+    """Whether an offer is ok or BROKEN, with what a producer needs and takes, or the plug-in's own error."""
     try:
-        item = registry[name]  # type: ignore[index]
-    except Exception as error:  # a broken plug-in must not take the others down
-        return f"BROKEN: {type(error).__name__}: {error}"
-    if not isinstance(item, Producer):
-        return ""
-    takes = [f"{n}={p.default}" if p.default is not inspect.Parameter.empty else n for n, p in item.arguments.items()]
-    return "; ".join(
-        f"{label} {', '.join(parts)}" for label, parts in (("needs", sorted(item.needs)), ("takes", takes)) if parts
-    )
+        item = registry.load(offer)
+    except PluginError as error:
+        own, rest = error.__cause__, str(error).removeprefix(f"{registry.kind} {offer.name!r} of {offer} ")
+        return "BROKEN", " ".join((f"{type(own).__name__}: {own}" if own else rest).split())
+    return "ok", needs_and_takes(item) if registry.kind == "producer" else ""
+
+
+def needs_and_takes(item: Any) -> str:
+    """The statistics that a producer asks for, and its arguments with their defaults."""
+    from ..producers import as_producer
+
+    producer = as_producer(item)
+    takes = [
+        n if p.default is p.empty else f"{n}={p.default or repr(p.default)}" for n, p in producer.arguments.items()
+    ]
+    parts = (("needs", sorted(producer.needs)), ("takes", takes))
+    return "; ".join(f"{label} {', '.join(names)}" for label, names in parts if names)

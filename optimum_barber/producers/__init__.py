@@ -97,7 +97,7 @@ def as_producer(candidate: "str | ProducerFunction | Producer") -> Producer:
         return candidate
     if callable(candidate):
         return Producer(candidate, frozenset(getattr(candidate, "needs", ())))
-    return PRODUCERS[candidate]
+    return as_producer(PRODUCERS[candidate])  # a plug-in may offer a plain function
 
 
 def parse_arguments(producer: Producer, name: str, given: dict[str, Any]) -> dict[str, Any]:

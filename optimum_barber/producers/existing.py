@@ -1,5 +1,7 @@
-"""The mask that another tool left in a checkpoint: its zeros, laid over the dense base."""
+"""The mask that another tool left in a checkpoint, laid over the dense base."""
 
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
@@ -7,24 +9,26 @@ import torch
 from torch import Tensor
 
 from ..errors import BarberError
+from ..foreign import ForeignWeights
 from ..masks import keep_highest
 from ..patterns import SparsityPattern
 from ..weights import CheckpointWeights
 from . import LinearInput, Produced, producer
 
+logger = logging.getLogger(__name__)
 PATTERNS = [(n, m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]
 CHANCE = 1e-3  # share of weights that may be zero without being pruned, as in dequantized models
 
 
 @cache
-def _opened(sparse_model: str) -> CheckpointWeights:
-    return CheckpointWeights.open(sparse_model)
+def _opened(sparse_model: str) -> ForeignWeights:
+    return ForeignWeights(CheckpointWeights.open(sparse_model))
 
 
 def pattern_of_weights(
     shapes: Mapping[str, tuple[int, ...]], *, sparse_model: str, keep_weights: bool = False
 ) -> SparsityPattern:
-    """The N:M that every Linear holds, else unstructured with the sparsity of all of them together."""
+    """The N:M that every Linear holds, else unstructured with the sparsity of all of them together; logged."""
     _opened.cache_clear()
     weights = _opened(sparse_model)
     pruned = total = 0
@@ -37,11 +41,18 @@ def pattern_of_weights(
         total += weight.numel()
     if not 0 < pruned < total:
         raise BarberError(f"sparse model {sparse_model!r} has {pruned} zeros in {total} weights: nothing to learn from")
+    pattern = _pattern(weights, list(shapes), pruned / total)
+    forms = ", ".join(f"{count} as {form}" for form, count in Counter(map(weights.form, shapes)).items())
+    logger.warning("sparse model %r: %.4f zeros, pattern %s, Linears: %s", sparse_model, pruned / total, pattern, forms)
+    return pattern
+
+
+def _pattern(weights: ForeignWeights, names: list[str], sparsity: float) -> SparsityPattern:
     for keep, group in PATTERNS:
-        likely = 0 <= pruned / total - (1 - keep / group) <= CHANCE
-        if likely and all(_holds(weights.linear(name), keep, group) for name in shapes):
+        likely = 0 <= sparsity - (1 - keep / group) <= CHANCE
+        if likely and all(_holds(weights.linear(name), keep, group) for name in names):
             return SparsityPattern(1 - keep / group, keep, group)
-    return SparsityPattern(pruned / total)
+    return SparsityPattern(sparsity)
 
 
 def _holds(weight: Tensor, keep: int, group: int) -> bool:
