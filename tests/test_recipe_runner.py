@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 from optimum_barber.artifacts import read_record
 from optimum_barber.cli import main
 from optimum_barber.errors import BarberError, FailedCheckError
-from optimum_barber.recipe import run_recipe, runner
+from optimum_barber.recipe import run_recipe
+from optimum_barber.recipe.shipped import find_recipe
 from optimum_barber.recipe.stages.prune import PruneStage
 from optimum_barber.verify import Verification
 
@@ -46,7 +49,7 @@ def test_a_run_leaves_every_stage_and_a_record(recipe, tmp_path):
     result = run_recipe(recipe, quiet=True)
     out = tmp_path / "out"
     assert [path.name for path in sorted(out.iterdir())] == [
-        "01-prune", "02-rebuild", "03-evaluate", "04-report", "run.json",
+        ".lock", "01-prune", "02-rebuild", "03-evaluate", "04-report", "run.json",
     ]  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "finished"
@@ -114,7 +117,7 @@ def test_a_failed_stage_leaves_no_half_result_and_is_on_record(recipe, tmp_path,
             run_recipe(recipe, quiet=True)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "no luck")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "run.json"]
     assert run_recipe(recipe, quiet=True).reused == []
 
 
@@ -133,6 +136,18 @@ def test_an_output_of_others_is_left_alone(recipe, tmp_path):
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(BarberError, match="holds something that is no run"):
         run_recipe(recipe, quiet=True)
+
+
+def test_two_runs_do_not_share_an_output(recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(BarberError, match="another run"):
+        run_recipe(recipe, quiet=True)
+
+
+def test_a_stage_without_its_model_is_done_again(recipe, tmp_path):
+    run_recipe(recipe, quiet=True)
+    shutil.rmtree(tmp_path / "out" / "02-rebuild" / "model")
+    assert run_recipe(recipe, quiet=True).reused == ["01-prune", "03-evaluate", "04-report"]
 
 
 def test_trackers_follow_the_run(recipe, tmp_path):
@@ -187,6 +202,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(recipe, tmp_path):
 
 
 def test_shipped_recipes_are_found_by_name():
-    assert runner.find_recipe("demo").name == "demo.yaml"
+    assert find_recipe("demo").name == "demo.yaml"
     with pytest.raises(BarberError, match="did you mean 'demo'"):
-        runner.find_recipe("demi")
+        find_recipe("demi")

@@ -68,7 +68,7 @@ def execute(args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # what is left in the buffer goes nowhere
         return 0
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: nothing was left half-written", file=sys.stderr)
         return 130
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run; the last lines say what each stage did and where the model is."""
+    """Run; a line a stage says what it did, the last where the model is."""
     from ..errors import BarberError
     from . import hush_loading_bars
 
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ..recipe import run_recipe
 
-        result = run_recipe(args.recipe, args.set, track=args.track, quiet=args.quiet)
-        sys.stdout.write(summary(result))
+        result = run_recipe(args.recipe, args.set, track=args.track, quiet=args.quiet, tell=tell)
+        sys.stdout.write(f"model: {result.model}\n")
     return 0
 
 
 def listing() -> str:
     """Name and first comment of every shipped recipe."""
-    from ..recipe.runner import shipped_recipes
+    from ..recipe.shipped import shipped_recipes
 
     lines = []
     for name, path in shipped_recipes().items():
@@ -71,7 +71,8 @@ def dry_run(name: str, settings: list[str]) -> str:
     """The plan: every stage, whether its result is there, and what the model takes."""
     from ..inspection import inspect_model
     from ..loading import resolve_model
-    from ..recipe.runner import find_recipe, steps_of
+    from ..recipe.runner import steps_of
+    from ..recipe.shipped import find_recipe
     from ..recipe.validation import read_recipe
 
     recipe = read_recipe(find_recipe(name), settings)
@@ -88,13 +89,14 @@ def _plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def summary(result: Any) -> str:
-    """One line a stage, and where the model is."""
+def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
+    """One line a stage, as soon as it is done."""
     from ..recipe.stages.evaluate import flat
+    from ..recipe.stages.report import plainly
 
-    lines = []
-    for directory, figures in result.stages.items():
-        note = " (as before)" if directory in result.reused else ""
-        said = ", ".join(f"{key} {value:,.6g}" for key, value in flat(figures).items() if key != "seconds")
-        lines.append(f"{directory}{note}: {said}, {figures.get('seconds', 0):.1f} s")
-    return "\n".join(lines) + f"\nmodel: {result.model}\n"
+    said = [
+        f"{key} {plainly(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key
+    ]
+    note, seconds = " (as before)" if reused else "", f"{figures.get('seconds', 0):.1f} s"
+    sys.stdout.write(f"{directory}{note}: {', '.join([*said, seconds])}\n")
+    sys.stdout.flush()

@@ -1,32 +1,30 @@
 """Running a recipe: every stage is kept with its fingerprint, so that a second run redoes only what changed."""
 
-import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import SPARSITY_NAME, write_json
 from ..checkpoint import software
-from ..errors import BarberError, FailedCheckError, unknown_name
+from ..errors import FailedCheckError
 from ..output import staged
 from ..verify import verify_product
 from . import fingerprint
+from .directory import STAGE_NAME, alone, now, open_output, read_stage, write_run
 from .schema import Recipe
+from .shipped import find_recipe
 from .stage import MODEL, Stage, Work
 from .stages.evaluate import flat
 from .tracking import Trackers
 from .validation import read_recipe
 
-RUN_NAME = "run.json"
-STAGE_NAME = "stage.json"
 SCRATCH = ".unfinished"
 ADAPTER_NAME = "sparsity_adapter.json"
+Teller = Callable[[str, dict[str, Any], bool], None]
 
 
 @dataclass
@@ -63,27 +61,6 @@ class RunResult:
     reused: list[str] = field(default_factory=list)
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that ships with the package.
-
-    Raises:
-        BarberError: neither; names the nearest shipped ones.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    raise BarberError(f"{unknown_name('recipe', name, shipped)}, or a YAML file")
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package, by name."""
-    folder = Path(str(files("optimum_barber.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def steps_of(recipe: Recipe) -> list[Step]:
     """All stages with their fingerprints, which follow from the settings alone."""
     steps: list[Step] = []
@@ -93,13 +70,19 @@ def steps_of(recipe: Recipe) -> list[Step]:
         found = fingerprint.of_stage(recipe, stage, before)
         model = found if stage.gives else model
         directory = f"{number:02d}-{stage.kind}"
-        done = _record(Path(recipe.output) / directory).get("fingerprint") == found
+        held = Path(recipe.output).expanduser() / directory
+        done = read_stage(held).get("fingerprint") == found and (not stage.gives or (held / MODEL).is_dir())
         steps.append(Step(directory, stage, found, done))
     return steps
 
 
 def run_recipe(
-    name: str | Path, settings: Sequence[str] = (), *, track: Sequence[str] = (), quiet: bool = False
+    name: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    track: Sequence[str] = (),
+    quiet: bool = False,
+    tell: Teller = lambda directory, figures, reused: None,
 ) -> RunResult:
     """Run a recipe; stages whose result is there already are not done again.
 
@@ -108,21 +91,29 @@ def run_recipe(
         settings: `path=value` over what the file says.
         track: trackers beside those of the recipe.
         quiet: no progress bars.
+        tell: called after each stage with its directory, its figures, and whether they are from before.
 
     Raises:
         RecipeError: every fault of the recipe, before any work.
+        BarberError: another run is at work in the output.
         FailedCheckError: a stage lost a zero.
     """
     recipe = read_recipe(find_recipe(str(name)), settings)
-    output = _output(recipe)
+    output = open_output(recipe.output)
+    with alone(output):
+        return _run(recipe, str(name), output, track, quiet, tell)
+
+
+def _run(recipe: Recipe, name: str, output: Path, track: Sequence[str], quiet: bool, tell: Teller) -> RunResult:
     steps = steps_of(recipe)
     trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", flat_settings(recipe))
     result = RunResult(recipe.model, output)
-    record = {"name": recipe.name, "recipe": str(name), "started": _now(), "software": software()}
+    record = {"name": recipe.name, "recipe": name, "started": now(), "software": software()}
     try:
         for step in steps:
             _note(result, record, "running", step.directory)
             _do(recipe, step, result, trackers, quiet)
+            tell(step.directory, result.stages[step.directory], step.done)
         _note(result, record, "finished")
     except BaseException as error:
         _note(result, record, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
@@ -136,7 +127,7 @@ def _do(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, quiet
     """One stage: its record from before, or its work."""
     directory = result.output / step.directory
     if step.done:
-        figures = _record(directory)["figures"]
+        figures = read_stage(directory)["figures"]
         result.reused.append(step.directory)
     else:
         figures = _work(recipe, step, result, trackers, quiet)
@@ -181,37 +172,13 @@ def verified(model: Path, name: str) -> dict[str, Any]:
     return {"zeros": outcome.zeros, "pruned": outcome.pruned}
 
 
-def _output(recipe: Recipe) -> Path:
-    """The output directory, if it is new, empty, or of an earlier run."""
-    output = Path(recipe.output).expanduser().resolve()
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / RUN_NAME).is_file())):
-        raise BarberError(f"output {recipe.output} holds something that is no run of a recipe")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BarberError(f"output {recipe.output} cannot be written: {error.strerror}") from None
-    return output
-
-
-def _record(directory: Path) -> dict[str, Any]:
-    path = directory / STAGE_NAME
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
-
-
 def _note(result: RunResult, record: dict[str, Any], status: str, running: str | None = None, error: str = "") -> None:
-    """Write `run.json` beside and put it in place."""
+    """Bring `run.json` up to date."""
     content = {
-        **record, "status": status, "running": running, "error": error or None, "finished": None if running else _now(),
+        **record, "status": status, "running": running, "error": error or None, "finished": None if running else now(),
         **{key: value for key, value in asdict(result).items() if key != "output"},
     }  # fmt: skip
-    beside = result.output / (RUN_NAME + ".partial")
-    write_json(beside, content)
-    beside.replace(result.output / RUN_NAME)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_run(result.output, content)
 
 
 def flat_settings(recipe: Recipe) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def page(name: str, model: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"# {name}", "", f"Model: {model}", "", "| stage | seconds | figures |", "| --- | --- | --- |"]
     for directory, figures in stages.items():
         plain = {key: value for key, value in flat(dict(figures)).items() if key != "seconds" and "/" not in key}
-        said = ", ".join(f"{key} {value:.6g}" for key, value in plain.items())
+        said = ", ".join(f"{key} {plainly(value)}" for key, value in plain.items())
         lines.append(f"| {directory} | {figures.get('seconds', 0):.1f} | {said} |")
     measured = {directory: figures for directory, figures in stages.items() if "protocol" in figures}
     found = [row for figures in measured.values() for row in rows("dense", figures.get("dense", {}))]
@@ -44,6 +44,11 @@ def rows(model: str, figures: Mapping[str, Any]) -> list[str]:
         f"| {model} | perplexity, {text}, {v['windows']} windows of {v['sequence_length']} | {v['perplexity']:.3f} |"
         for text, v in figures.get("perplexity", {}).items()
     ]
-    for key, value in flat(figures.get("tasks", {})).items():
-        found.append(f"| {model} | {key} | {value:.4f} |")
+    for task, metrics in figures.get("tasks", {}).get("results", {}).items():
+        found += [f"| {model} | {task}, {name} | {plainly(value)} |" for name, value in metrics.items()]
     return found
+
+
+def plainly(value: float) -> str:
+    """A count in full, anything else to six digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
