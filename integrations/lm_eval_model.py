@@ -18,7 +18,7 @@ from optimum_barber.integrations.lm_eval_settings import (
     device_at_hand,
     sparsity_summary,
 )
-from optimum_barber.loading import ModelReference, load_tokenizer, resolve_model
+from optimum_barber.loading import ModelReference, load_config, load_model, load_tokenizer, resolve_model
 
 ELSEWHERE = {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq", "gptqmodel"}  # would miss the pruning
 EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"} - ELSEWHERE - {"self", "kwargs"}
@@ -28,6 +28,11 @@ def check_dtype(arguments: Mapping[str, Any]) -> None:
     """Refuse a dtype that is none, before any work."""
     if arguments.get("dtype", "auto") not in DTYPES:
         raise unknown_name("dtype", str(arguments["dtype"]), DTYPES)
+
+
+def load_quantized(reference: ModelReference, device: Any, dtype: str) -> Any:
+    """A quantized checkpoint as a plain model of its dequantized weights; refuses weights that would be random."""
+    return load_model(reference, dtype, quantized=True).to(torch.device(device_at_hand(device)))
 
 
 def load_adapted(adapter: Path, device: Any, dtype: str) -> tuple[Any, ModelReference]:
@@ -52,6 +57,7 @@ class SparseLM(HFLM):
 
     def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
         check_dtype(arguments)
+        loaded: Any
         if (Path(pretrained) / ADAPTER_NAME).is_file():
             loaded, reference = load_adapted(
                 Path(pretrained), arguments.pop("device", None), arguments.pop("dtype", "auto")
@@ -60,14 +66,14 @@ class SparseLM(HFLM):
         else:
             reference = resolve_model(str(pretrained))
             loaded = str(reference.directory)
-            arguments |= {"gguf_file": reference.gguf_file} if reference.gguf_file else {}
+            if reference.gguf_file:
+                arguments["gguf_file"] = reference.gguf_file
+            elif getattr(load_config(reference, quantized=True), "quantization_config", None):
+                loaded = load_quantized(reference, arguments.pop("device", None), arguments.pop("dtype", "auto"))
+                arguments = {"tokenizer": load_tokenizer(reference), **arguments}
         pruned = (reference.directory / SPARSITY_NAME).is_file()
         self.sparsity = sparsity_summary(read_record(reference.directory)) if pruned else None
         super().__init__(pretrained=loaded, **arguments)
-
-    def _create_model(self, **arguments: Any) -> None:
-        """Without the checkpoint's quantization settings: transformers finds them, and warns where they are given."""
-        super()._create_model(**{**arguments, "quantization_config": None})
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results' `config`: with the sparsity, None where the model is dense."""
