@@ -4,7 +4,7 @@ import argparse
 import inspect
 import sys
 
-HELP = "List producers, rebuilders, architectures and texts, with where they come from."
+HELP = "List producers, rebuilders, scorers, architectures and texts, with where they come from."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,9 @@ def run(args: argparse.Namespace) -> int:
     from ..calibration import TEXTS
     from ..producers import PRODUCERS
     from ..rebuilders import REBUILDERS
+    from ..structured.scorers import SCORERS
 
-    for registry in (PRODUCERS, REBUILDERS, ARCHITECTURES, TEXTS):
+    for registry in (PRODUCERS, REBUILDERS, SCORERS, ARCHITECTURES, TEXTS):
         sys.stdout.write(f"{registry.kind}s\n")
         for name in registry:
             sys.stdout.write(f"  {name:<12} {registry.origin(name):<40} {details(registry, name)}".rstrip() + "\n")
@@ -28,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
 def details(registry: object, name: str) -> str:
     """What a producer needs and takes, or the error of a plug-in that cannot be imported."""
     from ..producers import Producer
+    from ..structured.scorers import Scorer
 
     try:
         item = registry[name]  # type: ignore[index]
     except Exception as error:  # a broken plug-in must not take the others down
         return f"BROKEN: {type(error).__name__}: {error}"
-    if not isinstance(item, Producer):
+    if not isinstance(item, Producer | Scorer):
         return ""
     takes = [f"{n}={p.default}" if p.default is not inspect.Parameter.empty else n for n, p in item.arguments.items()]
     return "; ".join(
