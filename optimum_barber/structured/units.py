@@ -57,7 +57,7 @@ class Units:
         return self.slices[-1].linear
 
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the values, (out, in) by Linear, that belong to each unit: (count,)."""
+        """Sum of the values, (out, in) by Linear, of each unit, (count,); Linears without values count 0."""
         return torch.stack(
             [summed(values[s.linear], s.axis, s.start, s.width, self.count) for s in self.slices if s.linear in values]
         ).sum(0)

@@ -1,5 +1,7 @@
 """LLM-Barber's block-aware criterion for units: |W * dE/dW| summed over a head or a channel, measured and accepted."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,7 @@ def barber(given: UnitInput, *, rounds: int = 4) -> Tensor:
     that go are zero, as LLM-Barber takes it at the sparse weights. The units that stay in the end score above all
     others.
     """
-    trial, units = given.trial, given.units
-    assert trial is not None
+    trial, units = reader_alone(given), given.units
     scores = bip(given)
     kept = highest(scores, units, given.keep)
     masks = masks_of(trial, given, kept)
@@ -39,24 +40,28 @@ def barber(given: UnitInput, *, rounds: int = 4) -> Tensor:
     return above(scores, kept)
 
 
+def reader_alone(given: UnitInput) -> Trial:
+    """The block on trial with nothing but the Linear that reads the units."""
+    assert given.trial is not None
+    name = f"{given.layer}.{given.units.reader}"
+    return replace(given.trial, linears={name: given.trial.linears[name]})
+
+
 def masks_of(trial: Trial, given: UnitInput, kept: list[int]) -> Masks:
-    """Keep masks by Linear, (out, in) bool: False in every row and column of a unit that goes."""
-    prefix, masks = f"{given.layer}.", {}
-    for name, linear in trial.linears.items():
-        rows, columns = (
-            given.units.kept(kept, size, name.removeprefix(prefix), axis).to(linear.weight.device)
-            for axis, size in enumerate(linear.weight.shape)
-        )
-        masks[name] = rows[:, None] & columns[None, :]
-    return masks
+    """The reader's keep mask, (out, in) bool: False in the columns that read a unit that goes.
+
+    The rows that make it stay: without rows and columns its gradient would vanish, and it could never come back.
+    """
+    ((name, linear),) = trial.linears.items()
+    out, width = linear.weight.shape
+    columns = given.units.kept(kept, width, given.units.reader, 1)
+    return {name: columns.to(linear.weight.device).expand(out, width)}
 
 
 def unit_scores(trial: Trial, given: UnitInput, masks: Masks) -> Tensor:
-    """Sum of |W| * G over each unit; G is the gradient of E at the masks, also where they prune (Eq. 8)."""
-    gradients = trial.gradients(masks)
-    prefix = f"{given.layer}."
-    products = {n.removeprefix(prefix): trial.weight(n).abs() * gradient for n, gradient in gradients.items()}
-    return given.units.sums(products)
+    """Sum of |W| * G over the columns that read a unit; G is the gradient of E at the masks, pruned or not (Eq. 8)."""
+    ((name, gradient),) = trial.gradients(masks).items()
+    return given.units.sums({given.units.reader: trial.weight(name).abs() * gradient})
 
 
 def exchanges(sums: Tensor, units: Units, kept: list[int]) -> list[list[int]]:
