@@ -43,18 +43,19 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     total = sum(p.numel() for linear in linears for p in linear.parameters(False))
     each = {kind: unit.parameters(layer) for kind, unit in units.items()}
     heads = head_count(config, units[HEADS])
+    before = units[CHANNELS].count
     if config.remove is None:
-        channels = nearest(exact(config.remove_channels or 0.0) * units[CHANNELS].count)
+        gone = exact(config.remove_channels or 0.0) * before
     else:
-        channels = nearest((exact(config.remove) * total - heads * each[HEADS]) / each[CHANNELS])
-    width = rounded(units[CHANNELS].count - channels, units[CHANNELS].count, config)
+        gone = (exact(config.remove) * total - heads * each[HEADS]) / each[CHANNELS]
+    width = width_of(before - gone, before, config)
     kept = {HEADS: units[HEADS].count - heads, CHANNELS: width}
-    gone = sum((units[kind].count - kept[kind]) * each[kind] for kind in kept)
-    if not gone:
+    removed = sum((units[kind].count - kept[kind]) * each[kind] for kind in kept)
+    if not removed:
         raise BarberError(
             f"remove {_asked(config):g} removes nothing: one channel is {each[CHANNELS] / total:.2g} of it"
         )
-    return Budget(kept, gone / total)
+    return Budget(kept, removed / total)
 
 
 def exact(share: float) -> Fraction:
@@ -85,22 +86,22 @@ def head_count(config: ShrinkConfig, units: Units) -> int:
     return count * units.groups
 
 
-def rounded(width: int, before: int, config: ShrinkConfig) -> int:
-    """The width that stays: the nearest multiple of `round_to`, at least one and at most as many as there are.
+def width_of(wanted: Fraction, before: int, config: ShrinkConfig) -> int:
+    """The FFN channels that stay: the multiple of `round_to` nearest to `wanted`, the larger one of two.
+
+    Where the heads alone meet the share, all stay.
 
     Raises:
-        BarberError: no channel would stay, more would stay than there are, or no multiple fits.
+        BarberError: none would stay, or `round_to` is more than there are.
     """
     step = config.round_to
     if step > before:
         raise BarberError(f"round-to {step} is larger than the layer: it has {before} FFN channels")
-    if width > before:  # the heads alone removed more than was asked for
-        return before if before % step == 0 else before // step * step
-    if width < 1:
-        raise BarberError(f"remove {_asked(config):g} would take all {before} FFN channels of a layer")
-    if width == before:
+    if wanted >= before:
         return before
-    return min(max(nearest(Fraction(width, step)), 1), before // step) * step
+    if wanted < Fraction(1, 2):
+        raise BarberError(f"remove {_asked(config):g} would take all {before} FFN channels of a layer")
+    return min(max(math.floor(wanted / step + Fraction(1, 2)), 1), before // step) * step
 
 
 def highest(scores: Tensor, units: Units, count: int) -> list[int]:

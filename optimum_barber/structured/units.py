@@ -147,7 +147,8 @@ def _heads(shapes: dict[str, tuple[int, int]], structure: Structure, config: Any
     size = width // heads
     groups = (rows - width) // (2 * size) if width % heads == 0 else 0
     if not groups or heads % groups:
-        raise BarberError(f"model has {heads} query heads, which its {groups} key-value heads do not divide evenly")
+        has = ", ".join(f"{shapes[name][0]} rows in {name}" for name in dict.fromkeys(structure.attention))
+        raise BarberError(f"model has {heads} query heads, but {has}: no whole number of query heads a key-value head")
     each = heads // groups
     starts = _stacked(structure.attention, [heads * size, groups * size, groups * size], shapes)
     query, key, value = structure.attention

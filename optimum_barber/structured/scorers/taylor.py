@@ -67,7 +67,7 @@ def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) 
     free = free_memory(device)
     if free is not None and need > free:
         raise BarberError(
-            f"scorer 'taylor' needs {need / 2**30:.1f} GiB beside the model for its gradients, {free / 2**30:.1f} GiB "
+            f"scorer 'taylor' needs {need / 2**30:.3g} GiB beside the model for its gradients, {free / 2**30:.3g} GiB "
             f"are free on {device}: take bip, which needs one decoder layer at a time"
         )
 
