@@ -49,14 +49,16 @@ def main() -> int:
         f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads\n"
     )
     emit(f"{HEADER}\n{'| --- ' * 8}|")
-    emit(row(0.0, "dense", model, evaluation, args.sequence_length, None))
+    emit(row(0.0, "dense", model, evaluation, speed(model, args.sequence_length), None))
     shrinker = BarberShrinker(model, tokenizer, reference)
     for remove in args.remove:
+        measured = None
         for scorer in args.scorers:
             config = ShrinkConfig(scorer=scorer, remove=remove, head_unit=args.head_unit)
             result = shrinker.shrink(config, windows, latency=False, quiet=True)
+            measured = measured or speed(result.model, args.sequence_length)  # all scorers cut to the same shapes
             seconds = result.report["seconds"]["score"]
-            emit(row(result.structure.removed, scorer, result.model, evaluation, args.sequence_length, seconds))
+            emit(row(result.structure.removed, scorer, result.model, evaluation, measured, seconds))
     emit(cost(shrinker, windows))
     return 0
 
@@ -72,16 +74,21 @@ def cost(shrinker, windows):  # type: ignore[no-untyped-def]
     return f"\nbip: {min(scoring):.1f} s to score, {min(plain):.1f} s a plain forward pass: ratio {ratio:.3f}"
 
 
-def row(removed, scorer, model, evaluation, length, seconds):  # type: ignore[no-untyped-def]
-    """One line of the table."""
+def speed(model, length):  # type: ignore[no-untyped-def]
+    """Size, MACs and latency of one model, as cells of the table."""
     measured = latency(model, length, repeats=5)
+    prefill, decode = measured["prefill"], measured["decode"]
     return (
-        f"| {removed:.3f} | {scorer} | {perplexity(model, evaluation, quiet=True).perplexity:.2f} "
-        f"| {size_of(model)['parameters'] / 1e6:.1f}M | {macs_per_token(model.config, length) / 1e6:.1f}M "
-        f"| {measured['prefill']['median'] * 1e3:.0f} ± {measured['prefill']['spread'] * 500:.0f} ms "
-        f"| {measured['decode']['median'] * 1e3:.1f} ± {measured['decode']['spread'] * 500:.1f} ms "
-        f"| {'' if seconds is None else f'{seconds:.1f}'} |"
+        f"{size_of(model)['parameters'] / 1e6:.1f}M | {macs_per_token(model.config, length) / 1e6:.1f}M "
+        f"| {prefill['median'] * 1e3:.0f} ± {prefill['spread'] * 500:.0f} ms "
+        f"| {decode['median'] * 1e3:.1f} ± {decode['spread'] * 500:.1f} ms"
     )
+
+
+def row(removed, scorer, model, evaluation, measured, seconds):  # type: ignore[no-untyped-def]
+    """One line of the table."""
+    found = perplexity(model, evaluation, quiet=True).perplexity
+    return f"| {removed:.3f} | {scorer} | {found:.2f} | {measured} | {'' if seconds is None else f'{seconds:.1f}'} |"
 
 
 def emit(line: str) -> None:
