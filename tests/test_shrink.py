@@ -184,6 +184,19 @@ def test_sizes_and_macs_are_counted():
     assert macs_per_token(model.config, 16) == blocks + attention + 300 * 32
 
 
+@torch.no_grad()
+def test_the_error_by_layer_is_that_of_the_hidden_states():
+    model, windows = tiny_model(), tiny_windows(6)
+    result = BarberShrinker(model).shrink(ShrinkConfig(remove=0.5), windows, latency=False, quiet=True)
+    dense, small = ([] for _ in range(2))
+    for each, states in ((model, dense), (result.model, small)):
+        for layer in each.model.layers:
+            layer.register_forward_hook(lambda _, __, output, states=states: states.append(output.double()))
+        each(windows[:4])
+    expected = [((b - a).square().sum() / a.square().sum()).item() for a, b in zip(dense, small, strict=True)]
+    assert result.report["layer_errors"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_latency_says_how_it_was_measured():
     found = latency(tiny_model(), 8, batch=2, repeats=3, warmup=1)
     assert (found["batch"], found["prompt"], found["repeats"], found["dtype"]) == (2, 8, 3, "float32")

@@ -59,6 +59,7 @@ CASES = [
     ("llama", "group", EIGHT),
     ("mistral", "group", {**EIGHT, "num_key_value_heads": 4}),
     ("qwen3", "query", {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}),
+    ("gemma", "query", {"num_key_value_heads": 1}),
     ("gemma", "group", {"num_attention_heads": 6, "num_key_value_heads": 3}),
 ]
 
@@ -142,7 +143,7 @@ REFUSED = [
         r"LlamaConfig refuses 5 heads .* lose its biases \(attention_bias, mlp_bias\); of 8 heads",
     ),
     (tiny_model, {"remove": 0.9}, "would take all 2 key-value groups of a layer: at most 1 can go"),
-    (tiny_model, {"remove": 0.9, "head_unit": "query"}, "would take all 2 query heads in every group"),
+    (tiny_model, {"remove": 0.9, "head_unit": "query"}, "would take all 2 query heads of every group"),
     (tiny_model, {"remove": 0.9, "remove_heads": 0}, "would take all 48 FFN channels"),
     (tiny_model, {"remove_channels": 0.999}, "would take all 48 FFN channels"),
     (tiny_model, {"remove": 0.001}, "removes nothing"),

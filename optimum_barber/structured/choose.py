@@ -78,7 +78,7 @@ def head_count(config: ShrinkConfig, units: Units) -> int:
     each = units.count // units.groups
     count = nearest(exact(share or 0.0) * each)
     if count >= each:
-        what = "key-value groups" if units.heads > 1 else "query heads in every group" if units.groups > 1 else "heads"
+        what = f"{units.name}s{' of every group' if units.alone else ''}"
         raise BarberError(
             f"remove {share:g} would take all {each} {what} of a layer: at most {each - 1} can go"
             + (", such as by --remove-heads" if config.remove_heads is None else "")

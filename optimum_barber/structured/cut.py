@@ -78,7 +78,7 @@ def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int
     grouped = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return {
         "num_attention_heads": kept * heads.heads,
-        "num_key_value_heads": grouped if heads.groups > 1 else kept,
+        "num_key_value_heads": grouped if heads.alone else kept,
         "head_dim": heads.slices[-1].width // heads.heads,
     }
 

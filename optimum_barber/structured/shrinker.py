@@ -96,7 +96,7 @@ class BarberShrinker:
             structure = describe_cut(config, cut, kept, windows, self._name())
             small.config.structure_config = pointer(structure)
             small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, small, seconds, latency)
+            report = report_of(config, cut, small, windows, seconds, latency)
             if partial is not None:
                 self._save(partial, small, structure, report)
         return ShrinkResult(small, structure, report)

@@ -43,6 +43,7 @@ class Units:
         slices: what belongs to them; the last one is the columns of the Linear that reads them.
         groups: units come in so many groups, of which every one keeps the same number.
         heads: query heads in one unit.
+        alone: whether query heads go without their keys and values, which other heads read too.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Units:
     slices: tuple[Slice, ...]
     groups: int = 1
     heads: int = 1
+    alone: bool = False
 
     @property
     def reader(self) -> str:
@@ -80,6 +82,13 @@ class Units:
             rows = linear.weight.shape[1] + (linear.bias is not None)
             total += part.width * (rows if part.axis == 0 else linear.weight.shape[0])
         return total
+
+    @property
+    def name(self) -> str:
+        """What a unit is called in the record."""
+        if self.kind == CHANNELS:
+            return "channel"
+        return "query head" if self.alone else "key-value group" if self.heads > 1 else "head"
 
 
 LayerUnits = dict[str, Units]
@@ -154,7 +163,7 @@ def _heads(shapes: dict[str, tuple[int, int]], structure: Structure, config: Any
     query, key, value = structure.attention
     if unit == "query" and each > 1:
         parts = (Slice(query, 0, starts[0], size), Slice(structure.output, 1, 0, size))
-        return Units(HEADS, heads, parts, groups=groups)
+        return Units(HEADS, heads, parts, groups=groups, alone=True)
     slices = (
         Slice(query, 0, starts[0], each * size),
         Slice(key, 0, starts[1], size),

@@ -45,6 +45,6 @@ def _rows(units: Units, name: str, channels: Tensor) -> Tensor:
 
 def _values(heads: Units, outputs: Tensor) -> Tensor:
     """The importance of each value channel, (values,): the sum over the query heads that read it."""
-    groups = heads.count if heads.groups == 1 else heads.groups
+    groups = heads.groups if heads.alone else heads.count
     size = heads.slices[-1].width // heads.heads
     return outputs.reshape(groups, -1, size).sum(1).flatten()
