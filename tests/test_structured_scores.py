@@ -9,7 +9,6 @@ from optimum_barber.source import ModelSource
 from optimum_barber.structured import scores
 from optimum_barber.structured.choose import highest
 from optimum_barber.structured.scorers import SCORERS, ModelInput
-from optimum_barber.structured.scorers.barber import exchanges, masks_of, reader_alone
 from optimum_barber.structured.scoring import ScorePlan, choose_units
 from optimum_barber.structured.units import CHANNELS, HEADS, Units, structure_of, units_of
 
@@ -195,35 +194,44 @@ def test_every_group_keeps_its_highest(values, groups):
             assert sorted(best) == [u for u in kept if u in group]
 
 
-@given(st.lists(st.floats(0, 9), min_size=6, max_size=6), st.sampled_from([1, 2]), st.randoms())
-def test_exchanges_keep_every_groups_number_and_only_gain(values, groups, random):
-    units, each = Units("heads", 6, (), groups=groups), 6 // groups
-    kept = sorted(u for start in range(0, 6, each) for u in random.sample(range(start, start + each), each // 2 or 1))
-    for choice in exchanges(torch.tensor(values), units, kept):
-        assert sum(values[u] for u in choice) > sum(values[u] for u in kept) or choice != kept
-        for start in range(0, 6, each):
-            assert sum(start <= u < start + each for u in choice) == sum(start <= u < start + each for u in kept)
+def output_error(inputs, weight, width, kept):
+    """Sum of squares of what the units that go contribute, by loops over tokens and outputs."""
+    gone = [j for j in range(weight.shape[1]) if j // width not in kept]
+    rows, tokens = weight.double().tolist(), inputs.double().tolist()
+    return sum(sum(row[j] * token[j] for j in gone) ** 2 for token in tokens for row in rows)
 
 
-def test_barber_never_raises_the_error_of_bips_choice():
+@given(st.integers(0, 10**6), st.sampled_from([1, 2]), st.sampled_from([1, 3]))
+def test_exchanges_find_a_choice_that_no_single_exchange_betters(seed, groups, width):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(7, 6 * width, generator=generator) @ torch.randn(6 * width, 6 * width, generator=generator)
+    weight, each = torch.randn(4, 6 * width, generator=generator), 6 // groups
+    matrix = scores.error_matrix(weight.double(), inputs.double().t() @ inputs.double(), width)
+    start = [u for u in range(6) if u % each < 1]
+    kept = scores.exchanged(matrix, start, groups)
+    best = output_error(inputs, weight, width, kept)
+    assert len(kept) == len(start)
+    assert best <= output_error(inputs, weight, width, start) * (1 + 1e-9)
+    for leaves in kept:
+        for returns in set(range(6)) - set(kept):
+            if leaves // each == returns // each:
+                other = sorted({*kept, returns} - {leaves})
+                assert output_error(inputs, weight, width, other) >= best * (1 - 1e-6) - 1e-6
+
+
+def test_barber_lowers_the_block_error_of_bips_choice():
     model, windows = tiny_model(), tiny_windows(8)
-    source = ModelSource(model)
-    units, errors = units_of(source), {}
-    for name in ("bip", "barber"):
-
-        def listening(given, scorer=SCORERS[name], name=name):
-            answer = scorer.function(given)
-            kept = highest(answer, given.units, given.keep)
-            trial = reader_alone(given)
-            errors[name, given.layer, given.units.kind] = trial.error(masks_of(trial, given, kept))
-            return answer
-
-        plan = ScorePlan(type(SCORERS[name])(listening, frozenset(["input_abs"])), units, structure_of(source),
-                         {HEADS: 1, CHANNELS: 24})  # fmt: skip
-        choose_units(source, windows, plan)
-    pairs = [(errors["bip", layer, kind], errors["barber", layer, kind]) for _, layer, kind in errors]
-    assert all(after <= before for before, after in pairs)
-    assert any(after < before for before, after in pairs)
+    inputs, found = observed(model, windows), {name: scored(model, windows, name) for name in ("bip", "barber")}
+    before, after = ({} for _ in range(2))
+    for errors, name in ((before, "bip"), (after, "barber")):
+        units, answers = found[name]
+        for (layer, kind), answer in answers.items():
+            linear = f"model.layers.{layer}.{units[kind].reader}"
+            kept = highest(answer, units[kind], units[kind].count // 2)
+            width = units[kind].slices[-1].width
+            errors[layer, kind] = output_error(inputs[linear], model.get_submodule(linear).weight, width, kept)
+    assert all(after[key] <= before[key] * (1 + 1e-6) for key in before)
+    assert any(after[key] < 0.99 * before[key] for key in before)
 
 
 def test_scores_are_the_same_every_time():

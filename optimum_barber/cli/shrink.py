@@ -11,7 +11,7 @@ from .prune import field_help, field_kind
 
 HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
 EPILOG = """\
-scorers:     bip (LLM-BIP's bound, one forward pass), barber (block-aware |W x gradient|, measured), taylor (LLM-Pruner,
+scorers:     bip (LLM-BIP's bound, one forward pass), barber (block-aware |W x gradient|, exact), taylor (LLM-Pruner,
              one backward pass of the whole model), wanda, magnitude, importance-propagation, random; all of them with
              what they take: optimum-barber plugins
 families:    llama, mistral, qwen2, qwen3, gemma, gemma2, phi3; opt loses FFN channels only (--remove-heads 0).

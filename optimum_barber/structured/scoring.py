@@ -93,7 +93,6 @@ def unit_input(layer: DecoderLayer, block: Block, units: Units, trial: Trial, pl
         weights={name.removeprefix(prefix): linear.weight.detach() for name, linear in linears.items()},
         gain=gain,
         statistics={name.removeprefix(prefix): found for name, found in trial.statistics.items()},
-        trial=trial,
         seed=plan.seed,
     )
 

@@ -12,7 +12,6 @@ from ...errors import BarberError
 from ...registry import Registry
 from ...source import ModelSource
 from ...statistics import STATISTICS, InputStatistics
-from ...trial import Trial
 from ..units import LayerUnits, Units
 
 
@@ -28,7 +27,6 @@ class UnitInput:
         weights: dense W, (out, in) float32, of all Linears of the layer by their name in it; not to be changed.
         gain: of the norm in front of the MLP, (hidden,).
         statistics: of the inputs of the units' Linears: those that the scorer asked for.
-        trial: the block, to ask for errors and gradients under masks.
         seed: of this run.
     """
 
@@ -39,7 +37,6 @@ class UnitInput:
     weights: dict[str, Tensor]
     gain: Tensor
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
-    trial: Trial | None = None
     seed: int = 0
 
     @property
