@@ -88,6 +88,14 @@ def test_what_is_written_is_what_is_returned(tmp_path, tokenizer):
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), result.model.parameters(), strict=True))
 
 
+def test_eval_puts_the_dense_model_beside(shrunk, model_dir, capsys):
+    command = ["eval", str(shrunk), "--perplexity", "pydoc", "--sequence-length", "16", "--windows", "2", "--quiet"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"{model_dir} (dense)")
+    assert lines[2].startswith(str(shrunk))
+
+
 def test_a_record_is_replayed(shrunk, model_dir, tmp_path):
     command = ["shrink", str(model_dir), "--structure", str(shrunk), "--quiet", "--no-latency"]
     assert main([*command, "-o", str(tmp_path / "again")]) == 0

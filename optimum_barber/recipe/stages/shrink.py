@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ...config import one_line
 from ...errors import BarberError
@@ -20,7 +20,7 @@ class ShrinkStage(Stage, ShrinkSettings):
     follows = ("dense",)
     gives = "dense"
 
-    latency: bool = True
+    latency: bool = Field(True, description="measure prefill and decode before and after")
 
     def files(self) -> list[str]:
         """The record of a cut to be done again."""
