@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .producers import producer as producer
     from .sparsifier import BarberSparsifier as BarberSparsifier
     from .sparsifier import SparsifyResult as SparsifyResult
+    from .structured.record import PrunedStructure as PrunedStructure
+    from .structured.scorers import scorer as scorer
+    from .structured.settings import ShrinkConfig as ShrinkConfig
+    from .structured.shrinker import BarberShrinker as BarberShrinker
+    from .structured.shrinker import ShrinkResult as ShrinkResult
     from .verify import verify_checkpoint as verify_checkpoint
 
 __version__ = "0.1.0"
@@ -25,18 +30,23 @@ __version__ = "0.1.0"
 _HOME = {
     "BarberConfig": "config",
     "BarberError": "errors",
+    "BarberShrinker": "structured.shrinker",
     "BarberSparsifier": "sparsifier",
     "BlockReport": "pipeline",
     "LinearInput": "producers",
     "MaskFile": "artifacts",
     "Produced": "producers",
+    "PrunedStructure": "structured.record",
     "RebuildConfig": "config",
+    "ShrinkConfig": "structured.settings",
+    "ShrinkResult": "structured.shrinker",
     "SparsifyResult": "sparsifier",
     "SparsityConfig": "artifacts",
     "SparsityPattern": "patterns",
     "TokenWindows": "calibration",
     "perplexity": "evaluate",
     "producer": "producers",
+    "scorer": "structured.scorers",
     "verify_checkpoint": "verify",
 }
 __all__ = sorted([*_HOME, "__version__"])

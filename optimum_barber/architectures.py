@@ -13,6 +13,33 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Structure:
+    """Which Linears of a decoder layer make and read its attention heads and its FFN channels, by name in the layer.
+
+    A Linear that is named several times is a fused one: its rows are the parts' rows, in this order.
+
+    Attributes:
+        attention: of queries, keys and values.
+        output: reads the heads.
+        makers: of the FFN channels: gate and up, or the one projection of a plain MLP.
+        down: reads the FFN channels.
+        norm: in front of the MLP.
+        norm_offset: what the norm adds to its weight: 1 in Gemma.
+        width: the configuration's name for the number of FFN channels.
+        free_heads: whether the configuration can say a head size, so that heads can go and the hidden size stay.
+    """
+
+    attention: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    output: str = "self_attn.o_proj"
+    makers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    norm: str = "post_attention_layernorm"
+    norm_offset: float = 0.0
+    width: str = "intermediate_size"
+    free_heads: bool = True
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The blocks of a decoder layer, as attribute names of the layer.
 
@@ -22,11 +49,13 @@ class Architecture:
         attention: members of the attention block.
         mlp: members of the MLP block.
         stack: path of the ModuleList of decoder layers; empty to find it by `_no_split_modules`.
+        structure: what makes and reads heads and FFN channels; None where they cannot be removed.
     """
 
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     stack: str = ""
+    structure: Structure | None = None
 
     @property
     def blocks(self) -> dict[str, tuple[str, ...]]:
@@ -36,14 +65,28 @@ class Architecture:
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber.architectures")
 
-ARCHITECTURES.add("llama", Architecture())
-ARCHITECTURES.add("mistral", Architecture())
-ARCHITECTURES.add("qwen2", Architecture())
-ARCHITECTURES.add("qwen3", Architecture())
-ARCHITECTURES.add("gemma", Architecture())
-ARCHITECTURES.add("gemma2", Architecture())
-ARCHITECTURES.add("phi3", Architecture())
-ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2")))
+GATED = Structure()
+
+ARCHITECTURES.add("llama", Architecture(structure=GATED))
+ARCHITECTURES.add("mistral", Architecture(structure=GATED))
+ARCHITECTURES.add("qwen2", Architecture(structure=GATED))
+ARCHITECTURES.add("qwen3", Architecture(structure=GATED))
+ARCHITECTURES.add("gemma", Architecture(structure=Structure(norm_offset=1.0)))
+ARCHITECTURES.add("gemma2", Architecture(structure=Structure(norm="pre_feedforward_layernorm", norm_offset=1.0)))
+ARCHITECTURES.add(
+    "phi3",
+    Architecture(structure=Structure(attention=("self_attn.qkv_proj",) * 3, makers=("mlp.gate_up_proj",) * 2)),
+)
+ARCHITECTURES.add(
+    "opt",
+    Architecture(
+        mlp=("fc1", "activation_fn", "fc2"),
+        structure=Structure(
+            output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim",
+            free_heads=False,
+        ),
+    ),
+)  # fmt: skip
 
 
 def architecture_of(model: nn.Module) -> Architecture:

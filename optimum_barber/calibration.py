@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -251,3 +251,48 @@ def calibration_windows(
         parts.append(random_windows(run, rest, length, seed, "+".join(joined)).tokens)
     tokens = torch.cat(parts)
     return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))
+
+
+class CalibrationSettings(Protocol):
+    """What decides calibration windows: fields of the settings of every run."""
+
+    @property
+    def calibration(self) -> list[str]: ...  # noqa: D102
+    @property
+    def text_field(self) -> str: ...  # noqa: D102
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def sequence_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+def windows_for(
+    model: Any, tokenizer: Any, config: CalibrationSettings, given: Sequence[str] | Tensor | TokenWindows | None
+) -> TokenWindows:
+    """The calibration windows of a run: as given, or out of the settings' texts.
+
+    Raises:
+        BarberError: what was given are no texts and no windows for this model, or there is no tokenizer for texts.
+    """
+    if isinstance(given, TokenWindows):
+        return given
+    if isinstance(given, Tensor):
+        if given.ndim != 2 or given.is_floating_point() or given.numel() == 0:
+            raise BarberError(f"calibration {given.dtype} {tuple(given.shape)} is not legal: (samples, length) int64")
+        sequence_length(model.config, given.shape[1])
+        vocabulary = model.get_input_embeddings().num_embeddings
+        if not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
+            raise BarberError(f"calibration has token {int(given.max())}: legal are 0 to {vocabulary - 1}")
+        return TokenWindows(given.long().cpu(), "tokens", "calibration", len(given))
+    if isinstance(given, str):
+        raise BarberError("calibration is one string: give a list of texts")
+    if tokenizer is None:
+        raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
+    length = sequence_length(model.config, config.sequence_length)
+    if given is not None:
+        return random_windows(tokenize(list(given), tokenizer), config.samples, length, config.seed, "texts")
+    return calibration_windows(
+        config.calibration, tokenizer, samples=config.samples, length=length, seed=config.seed, field=config.text_field
+    )

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .activations import Activations
 from .answers import ask, check_rebuilt
@@ -105,7 +105,7 @@ def prune(
             kept, output = prune_block(layer, block, hidden, outputs, plan, callback)
             masks |= kept
             outputs.append(output)
-        hidden = advance(layer, hidden, outputs, plan)
+        hidden = advance(layer, hidden, outputs)
     return masks
 
 
@@ -131,11 +131,34 @@ def prune_block(
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
     """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
     linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
+    return watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern)
+
+
+def watch(
+    layer: DecoderLayer,
+    block: Block,
+    hidden: Activations,
+    outputs: list[Activations],
+    linears: dict[str, nn.Linear],
+    needs: frozenset[str],
+    pattern: SparsityPattern,
+) -> Trial:
+    """Run a block once on every sample: its inputs, its outputs as it stands, and statistics of its Linears' inputs.
+
+    Args:
+        layer: that holds the block.
+        block: to be run.
+        hidden: what enters the layer.
+        outputs: of the layer's blocks before this one.
+        linears: that are on trial.
+        needs: statistics to sum.
+        pattern: of the masks that will be tried.
+    """
     streams = zip(hidden, *outputs, strict=True)
-    inputs = Activations((layer.input_of(block, h, before) for h, *before in streams), plan.batch_size)
-    with InputRecorder(linears, plan.producer.needs) as recorder:
-        targets = Activations((block(x) for x in inputs), plan.batch_size)
-    return Trial(block, linears, inputs, targets, plan.pattern, statistics=recorder.result())
+    inputs = Activations((layer.input_of(block, h, before) for h, *before in streams), hidden.batch_size)
+    with InputRecorder(linears, needs) as recorder:
+        targets = Activations((block(x) for x in inputs), hidden.batch_size)
+    return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result())
 
 
 def produce(trial: Trial, plan: Plan) -> Masks:
@@ -180,10 +203,10 @@ def report(block: Block, trial: Trial, first: Masks, rounds: list[dict[str, Any]
     )
 
 
-def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations], plan: Plan) -> Activations:
-    """The layer's output for every sample, from the outputs of its pruned blocks."""
+def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
+    """The layer's output for every sample, from the outputs of its blocks."""
     streams = zip(hidden, *outputs, strict=True)
-    return Activations((layer.output(h, blocks) for h, *blocks in streams), plan.batch_size)
+    return Activations((layer.output(h, blocks) for h, *blocks in streams), hidden.batch_size)
 
 
 def peak_memory() -> int:

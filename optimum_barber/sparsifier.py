@@ -11,15 +11,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .artifacts import SparsityConfig
-from .calibration import TokenWindows, calibration_windows, is_there, random_windows, sequence_length, tokenize
+from .calibration import TokenWindows, is_there, windows_for
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
-from .errors import BarberError
 from .loading import ModelReference, load_model, load_tokenizer, resolve_model
 from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
 from .planning import choose_device, make_plan
+from .pruned import carry_structure
 from .source import ModelSource
 
 Callback = Callable[[BlockReport], None]
@@ -97,7 +97,7 @@ class BarberSparsifier:
         self._cast(config.dtype)
         source = ModelSource(self.model, choose_device(config.device))
         plan = make_plan(config, source)
-        windows = self._windows(config, calibration)
+        windows = windows_for(self.model, self.tokenizer, config, calibration)
         with staged(output) if output is not None else nullcontext() as partial:
             result = self._prune(config, source, plan, windows, callbacks, quiet)
             check_masks(self.model, result.masks, plan)
@@ -107,6 +107,8 @@ class BarberSparsifier:
                 save_checkpoint(
                     partial, self.model, self.tokenizer, config, record, result.masks, report, shard_bytes=shard
                 )
+                if self.reference:
+                    carry_structure(self.reference.directory, partial)
         return result
 
     def inputs(self, config: BarberConfig) -> list[Path]:
@@ -118,32 +120,6 @@ class BarberSparsifier:
     def _cast(self, dtype: str) -> None:
         if dtype != "auto":
             self.model.to(getattr(torch, dtype))
-
-    def _windows(self, config: BarberConfig, given: Sequence[str] | Tensor | TokenWindows | None) -> TokenWindows:
-        if isinstance(given, TokenWindows):
-            return given
-        if isinstance(given, Tensor):
-            if given.ndim != 2 or given.is_floating_point() or given.numel() == 0:
-                raise BarberError(
-                    f"calibration {given.dtype} {tuple(given.shape)} is not legal: (samples, length) int64"
-                )
-            sequence_length(self.model.config, given.shape[1])
-            vocabulary = self.model.get_input_embeddings().num_embeddings
-            if not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
-                raise BarberError(f"calibration has token {int(given.max())}: legal are 0 to {vocabulary - 1}")
-            return TokenWindows(given.long().cpu(), "tokens", "calibration", len(given))
-        if isinstance(given, str):
-            raise BarberError("calibration is one string: give a list of texts")
-        if self.tokenizer is None:
-            raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
-        length = sequence_length(self.model.config, config.sequence_length)
-        if given is not None:
-            tokens = tokenize(list(given), self.tokenizer)
-            return random_windows(tokens, config.samples, length, config.seed, "texts")
-        return calibration_windows(
-            config.calibration, self.tokenizer, samples=config.samples, length=length, seed=config.seed,
-            field=config.text_field,
-        )  # fmt: skip
 
     def _prune(
         self,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-STATISTICS = ("input_norm", "gram")
+STATISTICS = ("input_norm", "gram", "input_abs")
 
 
 @dataclass
@@ -15,12 +15,14 @@ class InputStatistics:
     Attributes:
         input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless asked for.
         gram: H = sum over tokens of x x^T, (in, in) float32; None unless asked for.
+        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless asked for.
         tokens: how many tokens were seen.
     """
 
     input_norm: Tensor | None = None
     gram: Tensor | None = None
     tokens: int = 0
+    input_abs: Tensor | None = None
 
 
 class InputRecorder:
@@ -63,8 +65,11 @@ class InputRecorder:
             sums.input_norm = squares if sums.input_norm is None else sums.input_norm.add_(squares)
         if "gram" in self.needs:
             sums.gram = x.t() @ x if sums.gram is None else sums.gram.addmm_(x.t(), x)
+        if "input_abs" in self.needs:
+            magnitudes = torch.linalg.vector_norm(x, 1, 0)
+            sums.input_abs = magnitudes if sums.input_abs is None else sums.input_abs.add_(magnitudes)
 
     def result(self) -> dict[str, InputStatistics]:
         """The statistics by Linear; Linears with the same input hold the same tensors."""
         norms = {id(s): None if s.input_norm is None else s.input_norm.sqrt() for s in self._sums.values()}
-        return {n: InputStatistics(norms[id(s)], s.gram, s.tokens) for n, s in self._sums.items()}
+        return {n: InputStatistics(norms[id(s)], s.gram, s.tokens, s.input_abs) for n, s in self._sums.items()}

@@ -133,3 +133,29 @@ def sparsegpt(weight, gram, sparsity, damping, block_size, n_of_m=None):  # noqa
                     for k in range(j + 1, columns):
                         weight[i, k] -= error * upper[j, k]
     return keep, weight
+
+
+def explicit_bip(inputs, out_weight, makers=(), down=None, gain=None):
+    """LLM-BIP's score of every input channel of `out_weight`, with the explicit (hidden, hidden) product.
+
+    `makers` and `down` are those of the MLP behind an attention; none for an FFN's own down projection.
+    """
+    tokens, hidden = inputs.double().tolist(), out_weight.shape[0]
+    weight = out_weight.double().abs().tolist()
+    through = [[float(a == b) for b in range(hidden)] for a in range(hidden)]  # I + |W_up|^T |W_down|^T
+    for maker in makers:
+        up, last = maker.double().abs().tolist(), down.double().abs().tolist()
+        for a in range(hidden):
+            scale = 1.0 if gain is None else abs(float(gain[a]))
+            for b in range(hidden):
+                through[a][b] += scale * sum(up[k][a] * last[b][k] for k in range(len(up)))
+    scores = []
+    for j in range(out_weight.shape[1]):
+        seen = sum(abs(token[j]) for token in tokens)
+        scores.append(seen * sum(weight[a][j] * through[a][b] for a in range(hidden) for b in range(hidden)))
+    return scores
+
+
+def unit_sums(values, members):
+    """Sum of `values[name][i][j]` over the (name, i, j) of each unit."""
+    return [sum(values[name][i][j] for name, i, j in cells) for cells in members]

@@ -17,6 +17,8 @@ from optimum_barber.integrations.lm_eval_settings import checkpoint_for
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.pruned import PrunedModel
 
+from .conftest import tiny_windows
+
 pytest.importorskip("lm_eval")
 pytest.importorskip("datasets")
 
@@ -145,6 +147,22 @@ def test_adapters_are_evaluated_under_their_masks(model_dir, tasks, tmp_path, mo
     assert abs(before - of_merged["results"]["documents"]["byte_perplexity"]) > 1e-3 * before
     assert checkpoint_for(tmp_path / "adapter", {}, None, ()) == tmp_path / "adapter"
     assert of_adapter["sparsity"]["mask_fingerprint"] == read_record(pruned).fingerprint
+
+
+def test_quantized_checkpoints_are_evaluated_with_their_weights(model_dir, tasks, tmp_path):
+    from optimum_barber.calibration import TokenWindows
+    from optimum_barber.integrations.quantization import quantize_model
+    from optimum_barber.integrations.quantize_settings import QuantizeSettings
+    from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+
+    windows = TokenWindows(tiny_windows(2), "tokens", "calibration", 2)
+    quantize_model(model_dir, tmp_path / "q", QuantizeSettings(bits=4, group_size=16), windows, quiet=True)
+    reference = resolve_model(str(tmp_path / "q"))
+    load_model(reference, "float32", quantized=True).save_pretrained(tmp_path / "plain")
+    load_tokenizer(reference).save_pretrained(tmp_path / "plain")
+    found, expected = (evaluate_tasks(tmp_path / name, tasks[1:], quiet=True) for name in ("q", "plain"))
+    assert found["results"] == expected["results"]
+    assert found["results"] != evaluate_tasks(model_dir, tasks[1:], quiet=True)["results"]
 
 
 def test_limit_and_quiet(model_dir, tasks, capfd):

@@ -21,6 +21,7 @@ TENSORS = [
     "selection",
     "quantize",
     "gptq",
+    "structured/scores",
 ]
 
 

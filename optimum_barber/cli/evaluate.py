@@ -58,15 +58,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _baselines(references: list[Any]) -> list[Any]:
-    """The dense models that pruned ones came from, unless they are evaluated anyhow."""
-    from ..artifacts import SPARSITY_NAME, read_record
+    """The dense models that pruned and shrunk ones came from, unless they are evaluated anyhow."""
     from ..loading import resolve_model
 
     found: list[Any] = []
     for reference in references:
-        if not (reference.directory / SPARSITY_NAME).is_file():
-            continue
-        name = read_record(reference.directory).base_model["name"]
+        name = _base_name(reference.directory)
         if name is None:
             continue
         try:
@@ -77,6 +74,17 @@ def _baselines(references: list[Any]) -> list[Any]:
         if base.path.resolve() not in [other.path.resolve() for other in (*found, *references)]:
             found.append(base)
     return found
+
+
+def _base_name(directory: Path) -> str | None:
+    """What the record of a checkpoint says it was pruned or cut from; None where there is no record."""
+    from ..artifacts import SPARSITY_NAME, read_record
+    from ..structured.record import STRUCTURE_NAME, read_structure
+
+    if (directory / SPARSITY_NAME).is_file():
+        name: str | None = read_record(directory).base_model["name"]
+        return name
+    return read_structure(directory).base_model["name"] if (directory / STRUCTURE_NAME).is_file() else None
 
 
 def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:

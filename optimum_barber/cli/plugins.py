@@ -6,7 +6,7 @@ from typing import Any
 
 from ..registry import Offer, PluginError, Registry
 
-HELP = "List producers, rebuilders, architectures and texts: where they come from, and what is broken."
+HELP = "List producers, rebuilders, scorers, architectures and texts: where they come from, and what is broken."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +19,13 @@ def run(args: argparse.Namespace) -> int:
     from ..calibration import TEXTS
     from ..producers import PRODUCERS
     from ..rebuilders import REBUILDERS
+    from ..structured.scorers import SCORERS
 
     tables = {
         registry.kind: [
             (offer.name, offer.package, offer.version, *state(registry, offer)) for offer in registry.offers()
         ]
-        for registry in (PRODUCERS, REBUILDERS, ARCHITECTURES, TEXTS)
+        for registry in (PRODUCERS, REBUILDERS, SCORERS, ARCHITECTURES, TEXTS)
     }
     widths = [max(len(row[column]) for rows in tables.values() for row in rows) for column in range(4)]
     for kind, rows in tables.items():
@@ -42,14 +43,15 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
     except PluginError as error:
         own, rest = error.__cause__, str(error).removeprefix(f"{registry.kind} {offer.name!r} of {offer} ")
         return "BROKEN", " ".join((f"{type(own).__name__}: {own}" if own else rest).split())
-    return "ok", needs_and_takes(item) if registry.kind == "producer" else ""
+    return "ok", needs_and_takes(item) if registry.kind in ("producer", "scorer") else ""
 
 
 def needs_and_takes(item: Any) -> str:
-    """The statistics that a producer asks for, and its arguments with their defaults."""
+    """The statistics that a producer or scorer asks for, and its arguments with their defaults."""
     from ..producers import as_producer
+    from ..structured.scorers import Scorer
 
-    producer = as_producer(item)
+    producer = item if isinstance(item, Scorer) else as_producer(item)
     takes = [
         n if p.default is p.empty else f"{n}={p.default or repr(p.default)}" for n, p in producer.arguments.items()
     ]

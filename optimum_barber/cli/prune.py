@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparse-model", metavar="DIR", help="for producer 'existing': the checkpoint whose zeros count"
     )
     masks.add_argument("--masks", metavar="FILE", help="for producer 'masks': the mask file")
-    masks.add_argument("--sparsity", type=number, metavar="S", help=_help(BarberConfig.model_fields["sparsity"]))
-    masks.add_argument("--pattern", metavar="N:M", help=_help(BarberConfig.model_fields["pattern"]))
+    masks.add_argument("--sparsity", type=number, metavar="S", help=field_help(BarberConfig.model_fields["sparsity"]))
+    masks.add_argument("--pattern", metavar="N:M", help=field_help(BarberConfig.model_fields["pattern"]))
     masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
     rebuild = parser.add_argument_group(
         "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
@@ -70,20 +70,21 @@ def _add_fields(group: Any, model: type[BarberConfig] | type[RebuildConfig], lea
                 dest=name,
                 default=argparse.SUPPRESS,
                 metavar=_metavar(field),
-                type=_kind(field),
-                help=_help(field),
+                type=field_kind(field),
+                help=field_help(field),
             )
 
 
-def _kind(field: FieldInfo) -> Any:
+def field_kind(field: FieldInfo) -> Any:
+    """How a field's value is read from the command line."""
     return whole if field.annotation in (int, int | None) else str
 
 
 def _metavar(field: FieldInfo) -> str:
-    return "N" if _kind(field) is whole else "X"
+    return "N" if field_kind(field) is whole else "X"
 
 
-def _help(field: FieldInfo) -> str:
+def field_help(field: FieldInfo) -> str:
     """The field's description, with its default."""
     text = (field.description or "").replace("%", "%%")
     default = field.get_default()

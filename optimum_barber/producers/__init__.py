@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -70,6 +70,14 @@ class Producer:
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+class TakesArguments(Protocol):
+    """Something registered that has keyword-only arguments."""
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """By name."""
+
+
 PRODUCERS: Registry[Producer] = Registry("producer", "optimum_barber.producers")
 
 
@@ -100,23 +108,23 @@ def as_producer(candidate: "str | ProducerFunction | Producer") -> Producer:
     return as_producer(PRODUCERS[candidate])  # a plug-in may offer a plain function
 
 
-def parse_arguments(producer: Producer, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` checked against what the producer takes; strings become the type of the argument's default.
+def parse_arguments(taker: TakesArguments, name: str, given: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
+    """`given` checked against what a producer (or a scorer) takes; strings become the type of the argument's default.
 
     Raises:
-        BarberError: an argument that the producer does not take, or a value of the wrong type.
+        BarberError: an argument that it does not take, or a value of the wrong type.
     """
-    legal = producer.arguments
+    legal = taker.arguments
     for key in given:
         if key not in legal:
-            raise BarberError(f"producer {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
+            raise BarberError(f"{kind} {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
     missing = [k for k, p in legal.items() if p.default is p.empty and k not in given]
     if missing:
-        raise BarberError(f"producer {name!r} needs the argument {missing[0]!r}")
-    return {key: _typed(name, key, value, legal[key].default) for key, value in given.items()}
+        raise BarberError(f"{kind} {name!r} needs the argument {missing[0]!r}")
+    return {key: _typed(f"{kind} {name!r}", key, value, legal[key].default) for key, value in given.items()}
 
 
-def _typed(name: str, key: str, value: Any, default: Any) -> Any:
+def _typed(taker: str, key: str, value: Any, default: Any) -> Any:
     if not isinstance(value, str) or isinstance(default, str) or default is inspect.Parameter.empty:
         return value
     try:
@@ -125,7 +133,7 @@ def _typed(name: str, key: str, value: Any, default: Any) -> Any:
         return type(default)(value)
     except (KeyError, ValueError):
         kind = type(default).__name__
-        raise BarberError(f"argument {key}={value} of producer {name!r} is no {kind}") from None
+        raise BarberError(f"argument {key}={value} of {taker} is no {kind}") from None
 
 
 from . import existing, magnitude, masks, random, sparsegpt, wanda  # noqa: E402,F401

@@ -53,12 +53,14 @@ class RunResult:
         output: the directory of all stages.
         stages: figures of every stage by directory.
         reused: directories of the stages that were not done again.
+        base: the dense model behind `model`: the recipe's own, or what a stage cut out of it.
     """
 
     model: str
     output: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
+    base: str = ""
 
 
 def steps_of(recipe: Recipe) -> list[Step]:
@@ -107,7 +109,7 @@ def run_recipe(
 def _run(recipe: Recipe, name: str, output: Path, track: Sequence[str], quiet: bool, tell: Teller) -> RunResult:
     steps = steps_of(recipe)
     trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", flat_settings(recipe))
-    result = RunResult(recipe.model, output)
+    result = RunResult(recipe.model, output, base=recipe.model)
     record = {"name": recipe.name, "recipe": name, "started": now(), "software": software()}
     try:
         for step in steps:
@@ -134,6 +136,8 @@ def _do(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, quiet
     result.stages[step.directory] = figures
     if step.stage.gives:
         result.model = str(directory / MODEL)
+    if step.stage.gives == "dense":
+        result.base = result.model
 
 
 def _work(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, quiet: bool) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _work(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, qui
     scratch = result.output / SCRATCH / step.fingerprint[:16]
     started = time.perf_counter()
     with staged(result.output / step.directory) as partial:
-        work = Work(recipe, result.model, partial, scratch, dict(result.stages), quiet, log)
+        work = Work(recipe, result.model, partial, scratch, result.base, dict(result.stages), quiet, log)
         figures = step.stage.run(work)
         if step.stage.gives:
             figures |= verified(work.target, step.directory)

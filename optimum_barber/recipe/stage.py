@@ -29,6 +29,7 @@ class Work:
         directory: where the stage writes; it is put in place only when the stage is done.
         scratch: a folder that outlives a kill, for a stage that can go on half-way.
         earlier: figures of the stages before, by their directory's name.
+        base: the dense model that the masks are made for: the recipe's own, or what a stage cut out of it.
         quiet: no progress bars.
         log: takes figures for the trackers, with a step.
     """
@@ -37,6 +38,7 @@ class Work:
     model: str
     directory: Path
     scratch: Path
+    base: str
     earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     quiet: bool = False
     log: Callable[[Mapping[str, Any], int | None], None] = _unheard

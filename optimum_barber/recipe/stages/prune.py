@@ -58,7 +58,7 @@ class PruneStage(Stage):
         return []
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Prune the recipe's model."""
+        """Prune the recipe's model, or what was cut out of it."""
         return sparsify(self.config(work.recipe), work)
 
 
@@ -100,7 +100,7 @@ def sparsify(config: BarberConfig, work: Work) -> dict[str, Any]:
         done += 1
         work.log({"error_before": report.error_before, "error_after": report.error_after, "swaps": report.swaps}, done)
 
-    sparsifier = BarberSparsifier.from_pretrained(work.recipe.model, work.recipe.dtype)
+    sparsifier = BarberSparsifier.from_pretrained(work.base, work.recipe.dtype)
     result = sparsifier.sparsify(config, save_dir=work.target, callbacks=[tell], quiet=work.quiet)
     report = result.as_report()
     return {name: report[name] for name in FIGURES}

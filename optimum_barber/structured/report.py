@@ -1,0 +1,101 @@
+"""What a cut leaves in writing: the record of what stayed, its pointer in config.json, and the report."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibration import TokenWindows
+from ..checkpoint import software
+from ..latency import latency, macs_per_token, size_of
+from ..pipeline import peak_memory
+from ..source import working_copy
+from .errors import layer_errors
+from .plan import Cut
+from .record import STRUCTURE_NAME, PrunedStructure
+from .scoring import Kept
+from .settings import ShrinkConfig, ShrinkSettings
+from .units import CHANNELS, HEADS
+
+ERROR_WINDOWS = 4  # calibration windows for the error by layer
+PROMPT = 512  # tokens of a prefill that is measured, or what the model takes
+
+
+def describe_cut(
+    config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows | None, base_model: str | None
+) -> PrunedStructure:
+    """The record of a cut, for `pruned_structure.json`."""
+    before = cut.replayed
+    dtype = str(next(cut.source.model.parameters()).dtype).removeprefix("torch.")
+    return PrunedStructure(
+        head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
+        removed=cut.budget.share,
+        layers={
+            layer: {kind: {"of": cut.units[kind].count, "kept": chosen[kind]} for kind in (HEADS, CHANNELS)}
+            for layer, chosen in kept.items()
+        },  # type: ignore[arg-type]
+        scorer=before.scorer if before else {"name": config.scorer, "arguments": cut.arguments},
+        settings=before.settings if before else {n: getattr(config, n) for n in ShrinkSettings.model_fields},
+        calibration=before.calibration if before else calibration_record(config, windows),
+        base_model={"name": base_model, "model_type": cut.source.model_type, "dtype": dtype},
+        model_type=cut.config.model_type,
+        software=software(),
+    )
+
+
+def calibration_record(config: ShrinkConfig, windows: TokenWindows | None) -> dict[str, Any] | None:
+    """Where the calibration windows come from, for the record."""
+    if windows is None:
+        return None
+    samples, length = windows.tokens.shape
+    return {
+        "source": windows.source, "split": windows.split, "samples": samples, "sequence_length": length,
+        "seed": config.seed, "fingerprint": windows.fingerprint,
+    }  # fmt: skip
+
+
+def pointer(structure: PrunedStructure) -> dict[str, Any]:
+    """What `config.json` says about the cut."""
+    return {
+        "format_version": structure.format_version,
+        "scorer": structure.scorer["name"],
+        "removed": structure.removed,
+        "structure_file": STRUCTURE_NAME,
+    }
+
+
+def report_of(
+    config: ShrinkConfig, cut: Cut, small: Any, windows: TokenWindows | None, seconds: dict[str, float], timing: bool
+) -> dict[str, Any]:
+    """Counts, sizes, errors and speeds before and after, for `report.json`."""
+    model = cut.source.model
+    prompt = min(PROMPT, (getattr(model.config, "max_position_embeddings", None) or PROMPT + 1) - 1)
+    counts = {
+        kind: {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
+        for kind, unit in cut.units.items()
+    }
+    tokens = None if windows is None else windows.tokens[:ERROR_WINDOWS]
+    return {
+        "asked": config.remove,
+        "removed": cut.budget.share,
+        **counts,
+        "seconds": seconds,
+        "peak_memory": peak_memory(),
+        **compared(model, small, tokens, prompt, cut.source.device, timing),
+    }
+
+
+def compared(
+    model: Any, small: Any, windows: Tensor | None, prompt: int, device: torch.device, timing: bool
+) -> dict[str, Any]:
+    """Size, MACs and speed of both models and the error by layer; on a CPU in float32, whatever their dtype."""
+    dtype = torch.float32 if device.type == "cpu" else next(model.parameters()).dtype
+    found: dict[str, Any] = {
+        state: {**size_of(each), "macs_per_token": macs_per_token(each.config, prompt)}
+        for state, each in (("before", model), ("after", small))
+    }
+    with working_copy(model, device, dtype), working_copy(small, device, dtype):
+        found["layer_errors"] = None if windows is None else layer_errors(model, small, windows)
+        for state, each in (("before", model), ("after", small)) if timing else ():
+            found[state]["latency"] = latency(each, prompt)
+    return found

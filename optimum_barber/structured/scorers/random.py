@@ -1,0 +1,16 @@
+"""Random scores: the floor of every comparison."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from . import UnitInput, scorer
+
+
+@scorer("random", needs_text=False)
+def random(given: UnitInput) -> Tensor:
+    """Uniform scores; the seed, the layer and the kind of units decide them."""
+    digest = hashlib.sha256(f"{given.seed}:{given.layer}:{given.units.kind}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(given.units.count, generator=generator)

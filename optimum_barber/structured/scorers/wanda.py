@@ -1,0 +1,17 @@
+"""Wanda (arXiv 2306.11695) for units, as LLM-BIP's paper compares with it."""
+
+from torch import Tensor
+
+from . import UnitInput, scorer
+
+
+@scorer("wanda", needs=["input_norm"])
+def wanda(given: UnitInput) -> Tensor:
+    """Sum of |W_ji| * ||X_i||_2 over the rows that make a unit."""
+    scores = {}
+    for part in given.units.slices:
+        if part.axis == 0:
+            norm = given.statistics[part.linear].input_norm
+            assert norm is not None
+            scores[part.linear] = given.weights[part.linear].abs() * norm
+    return given.units.sums(scores)

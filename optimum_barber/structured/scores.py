@@ -1,0 +1,129 @@
+"""Importance of heads and FFN channels from weights and input statistics (METHODS: LLM-BIP). Torch only."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def carried(weight: Tensor, behind: Tensor) -> Tensor:
+    """|W|^T v: what the importance v of a Linear's outputs makes of its inputs.
+
+    Args:
+        weight: W, (out, in).
+        behind: v >= 0, (out,).
+
+    Returns:
+        (in,), >= 0.
+    """
+    return weight.abs().t() @ behind
+
+
+def through_mlp(makers: Sequence[Tensor], down: Tensor, behind: Tensor, gain: Tensor | None = None) -> Tensor:
+    """What the importance v of a layer's outputs makes of what enters its MLP beside the residual (inside of Eq. 8).
+
+    v + |gain| * sum over makers of |W|^T (|W_down|^T v), with vectors alone: never a (hidden, hidden) product.
+
+    Args:
+        makers: W_up, and W_gate where the MLP has one, (channels, hidden) each.
+        down: W_down, (hidden, channels).
+        behind: v >= 0, (hidden,).
+        gain: of the norm in front of the MLP, (hidden,); None for 1, as the paper has it.
+
+    Returns:
+        (hidden,), >= 0.
+    """
+    channels = carried(down, behind)
+    inner = torch.stack([carried(weight, channels) for weight in makers]).sum(0)
+    return behind + (inner if gain is None else gain.abs() * inner)
+
+
+def influence(input_abs: Tensor, weight: Tensor, behind: Tensor) -> Tensor:
+    """The bound on the change of the layer's output when an input channel of a Linear goes (Eq. 8 and 9).
+
+    s_j = (sum over tokens of |x_tj|) * (|W|^T v)_j; v = 1 for an FFN's down projection (Eq. 9), and what
+    `through_mlp` makes of 1 for an attention's output projection (Eq. 8).
+
+    Args:
+        input_abs: sum over tokens of |x|, (in,).
+        weight: W of the Linear that reads the channels, (out, in).
+        behind: v, (out,).
+
+    Returns:
+        (in,), >= 0.
+    """
+    return input_abs * carried(weight, behind)
+
+
+def summed(values: Tensor, axis: int, start: int, width: int, count: int) -> Tensor:
+    """Sums over the units of one Linear: unit u is `width` rows (axis 0) or columns (axis 1) from start + u * width.
+
+    Args:
+        values: a value per weight, (out, in), or per row or column, (n,) with axis 0.
+
+    Returns:
+        (count,).
+    """
+    units = values.narrow(axis, start, width * count).unflatten(axis, (count, width))
+    return units.movedim(axis, 0).flatten(1).sum(1)
+
+
+def error_matrix(weight: Tensor, gram: Tensor, width: int) -> Tensor:
+    """K, with which the block's error is exact: E = sum of K_uv over all pairs of units u, v that go.
+
+    A unit's output enters the block's through its columns of the Linear that reads it, so that taking units away
+    changes the block's output by W_R x_R, and E = sum over tokens of ||W_R x_R||² = sum over i, j in R of
+    (WᵀW)_ij G_ij. K sums this over the columns of each pair of units.
+
+    Args:
+        weight: W of the reader, (out, units * width).
+        gram: G = sum over tokens of x xᵀ of its input, (units * width, units * width).
+        width: columns of a unit.
+
+    Returns:
+        (units, units) float64, symmetric, positive semidefinite.
+    """
+    pairs = (weight.t() @ weight) * gram
+    count = len(pairs) // width
+    return pairs.reshape(count, width, count, width).sum((1, 3)).double()
+
+
+def exchanged(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortlist: int = 256) -> list[int]:
+    """Kept units after the exchanges that lower E most, one after the other, until none of the shortlist lowers it.
+
+    With R the units that go and c = K 1_R, half the derivative of E that |W ∂E/∂W| sums up to over a unit's columns,
+    taking u out of R and putting v in changes E by K_uu - 2 c_u + K_vv + 2 c_v - 2 K_uv.
+
+    Args:
+        matrix: K, (units, units).
+        kept: units that stay at the start.
+        groups: an exchange stays within one of so many equal groups of units.
+        shortlist: the most promising units of either side that are paired with each other.
+
+    Returns:
+        As many units as `kept` has, ascending; E is never higher than at the start.
+    """
+    count = len(matrix)
+    out = torch.ones(count, dtype=torch.bool, device=matrix.device)
+    out[list(kept)] = False
+    slope, own = matrix[:, out].sum(1), matrix.diagonal()
+    group = torch.arange(count, device=matrix.device) // (count // groups)
+    for _ in range(count):
+        back, gone = own - 2 * slope, own + 2 * slope
+        u = _lowest(back, out, shortlist)
+        v = _lowest(gone, ~out, shortlist)
+        change = back[u][:, None] + gone[v][None, :] - 2 * matrix[u][:, v]
+        change = change.masked_fill(group[u][:, None] != group[v][None, :], torch.inf)
+        if not change.numel() or change.min() >= -1e-9 * own.sum():
+            break
+        best = int(change.argmin())
+        returns, leaves = u[best // len(v)], v[best % len(v)]
+        out[returns], out[leaves] = False, True
+        slope += matrix[:, leaves] - matrix[:, returns]
+    return (~out).nonzero()[:, 0].tolist()
+
+
+def _lowest(values: Tensor, among: Tensor, count: int) -> Tensor:
+    """Indices of the `count` lowest values where `among` holds, (count or fewer,)."""
+    indices = among.nonzero()[:, 0]
+    return indices[values[indices].argsort(stable=True)[:count]]
