@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from .errors import BarberError, MissingExtraError
 
@@ -170,6 +171,27 @@ def load_tokenizer(reference: ModelReference) -> Any:
         return AutoTokenizer.from_pretrained(reference.directory, **_gguf(reference))
     except Exception as error:  # whatever transformers raises on missing or bad files
         raise BarberError(f"model {reference.name!r} has no usable tokenizer: {brief(error)}") from None
+
+
+class PretrainedTool:
+    """What works on a causal LM, loaded or in memory.
+
+    Args:
+        model: a transformers causal LM.
+        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
+        reference: where the model was loaded from, if it was.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reference = reference
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
+        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
+        reference = resolve_model(str(model))
+        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
 
 def brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ from .artifacts import SparsityConfig
 from .calibration import TokenWindows, is_there, windows_for
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
-from .loading import ModelReference, load_model, load_tokenizer, resolve_model
+from .loading import PretrainedTool
 from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
@@ -50,7 +50,7 @@ class SparsifyResult:
         return {"sparsity": self.sparsity_config.sparsity, **totals, "peak_memory": peak, "blocks": blocks}
 
 
-class BarberSparsifier:
+class BarberSparsifier(PretrainedTool):
     """Prunes a causal LM and rebuilds its masks.
 
     Args:
@@ -58,17 +58,6 @@ class BarberSparsifier:
         tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
         reference: where the model was loaded from, if it was.
     """
-
-    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.reference = reference
-
-    @classmethod
-    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> "BarberSparsifier":
-        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
-        reference = resolve_model(str(model))
-        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
     def sparsify(
         self,

@@ -1,5 +1,7 @@
 """Types of options that leave the complaint about a bad value to whoever knows what is legal."""
 
+from ..errors import BarberError
+
 
 def number(value: str) -> float | str:
     """A float where it is one."""
@@ -15,3 +17,18 @@ def whole(value: str) -> int | str:
         return int(value)
     except ValueError:
         return value
+
+
+def pairs(flag: str, given: list[str], example: str) -> dict[str, str]:
+    """KEY=VALUE options as a mapping.
+
+    Raises:
+        BarberError: one of another form.
+    """
+    found = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BarberError(f"{flag} {pair!r} is not legal: KEY=VALUE, such as {example}")
+        found[key] = value
+    return found

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from ..config import PRESETS, BarberConfig, RebuildConfig
 from ..errors import BarberError
-from .options import number, whole
+from .options import number, pairs, whole
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -111,12 +111,7 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
 
 
 def _producer_arguments(args: argparse.Namespace) -> dict[str, str]:
-    arguments = {}
-    for pair in args.producer_arg:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise BarberError(f"producer-arg {pair!r} is not legal: KEY=VALUE, such as damping=0.05")
-        arguments[key] = value
+    arguments = pairs("producer-arg", args.producer_arg, "damping=0.05")
     for flag, producer in (("sparse_model", "existing"), ("masks", "masks")):
         value = getattr(args, flag)
         if value is not None and args.producer != producer:

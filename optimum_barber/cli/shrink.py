@@ -4,9 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import BarberError
 from ..structured.settings import ShrinkConfig
-from .options import whole
+from .options import pairs, whole
 from .prune import field_help, field_kind
 
 HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
@@ -61,12 +60,7 @@ def config_from(args: argparse.Namespace) -> ShrinkConfig:
     """The configuration that the flags mean."""
     given = vars(args)
     settings = {name: given[name] for name in ShrinkConfig.model_fields if name in given and name not in HAND_MADE}
-    arguments = {}
-    for pair in args.scorer_arg:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise BarberError(f"scorer-arg {pair!r} is not legal: KEY=VALUE, such as norm_gain=true")
-        arguments[key] = value
+    arguments = pairs("scorer-arg", args.scorer_arg, "norm_gain=true")
     return ShrinkConfig(scorer_args=arguments, calibration=args.calibration, **settings)
 
 

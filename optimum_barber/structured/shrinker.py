@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..artifacts import REPORT_NAME, write_json
 from ..calibration import TokenWindows, is_there, windows_for
 from ..checkpoint import ONE_FILE
-from ..loading import ModelReference, load_model, load_tokenizer, resolve_model
+from ..loading import PretrainedTool
 from ..output import check_output, staged
 from .cut import cut_model
 from .plan import Cut, plan_cut
@@ -40,7 +40,7 @@ class ShrinkResult:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-class BarberShrinker:
+class BarberShrinker(PretrainedTool):
     """Cuts attention heads and FFN channels out of a causal LM.
 
     Args:
@@ -48,17 +48,6 @@ class BarberShrinker:
         tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
         reference: where the model was loaded from, if it was.
     """
-
-    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.reference = reference
-
-    @classmethod
-    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> "BarberShrinker":
-        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
-        reference = resolve_model(str(model))
-        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
     def shrink(
         self,
