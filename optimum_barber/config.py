@@ -83,6 +83,7 @@ class RebuildConfig(BaseModel):
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
     )
     rounds: int = Field(4, ge=1, description="how often gradient, exchange and measurement are repeated")
+    swaps: int = Field(30, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )

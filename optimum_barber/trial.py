@@ -120,19 +120,32 @@ class Trial:
             linear.weight.data.copy_(self.weight(name, self.masks[name]))
 
     @torch.no_grad()
-    def _measure(self, masks: Masks) -> _Measured:
+    def watch(self, masks: Masks, see: Callable[[Tensor, Tensor], None]) -> None:
+        """Run the block under the masks on every sample, and show `see` each output beside its target."""
         self._latest = None  # its outputs make room
-        with self._wearing(masks):
-            outputs = Activations((self.forward(x) for x in self.inputs), self.inputs.batch_size)
-        errors = [mse_loss(output, y) for output, y in zip(outputs, self.targets, strict=True)]
-        self.forward_passes += 1
-        return self._remember(masks, _floats(errors), outputs)
+        errors: list[Tensor] = []
 
-    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> _Measured:
+        def measured() -> Iterator[Tensor]:
+            for x, y in zip(self.inputs, self.targets, strict=True):
+                output = self.forward(x)
+                errors.append(mse_loss(output, y))
+                see(output, y)
+                yield output
+
+        with self._wearing(masks):
+            outputs = Activations(measured(), self.inputs.batch_size)
+        self.forward_passes += 1
+        self._remember(masks, _floats(errors), outputs)
+
+    def _measure(self, masks: Masks) -> _Measured:
+        self.watch(masks, lambda output, target: None)
+        assert self._latest is not None
+        return self._latest
+
+    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> None:
         if self._known(masks) is None:
             self._errors.append((masks, errors))
         self._latest = _Measured(masks, errors, outputs)
-        return self._latest
 
     def _known(self, masks: Masks) -> list[float] | None:
         """The samples' errors under masks that were measured before."""
