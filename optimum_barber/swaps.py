@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .selection import lowest
 
-ROWS = 128  # worked on together: what an exchange touches stays in the cache
+TOGETHER = 2**17  # weights worked on at once: what an exchange touches stays in the cache
 PAIRS = 2**24  # examined at once where every pair of a row is
 
 
@@ -37,8 +37,13 @@ def exchange(
     Returns:
         (rows, width) bool, every row (every M-group) with as many kept as before.
     """
-    chunks = zip(values.split(ROWS), keep.split(ROWS), correlation.split(ROWS), strict=True)
-    return torch.cat([_Rows(v, m, gram, c, group).run(most) for v, m, c in chunks])
+    if group is not None:  # the same place of all M-groups side by side, so that pairs are formed along long rows
+        order = torch.arange(values.shape[1], device=values.device).view(-1, group).t().reshape(-1)
+        values, keep, correlation, gram = (t[:, order] for t in (values, keep, correlation, gram[order]))
+    rows = max(TOGETHER // values.shape[1], 1)
+    chunks = zip(values.split(rows), keep.split(rows), correlation.split(rows), strict=True)
+    rebuilt = torch.cat([_Rows(v, m, gram, c, group).run(most) for v, m, c in chunks])
+    return rebuilt if group is None else rebuilt[:, order.argsort()]
 
 
 class _Rows:
@@ -92,20 +97,20 @@ class _Rows:
         return lowest(torch.addcmul(costs + self.kept_only, self.values, coupled, value=-1)), grow
 
     def _coupling(self, group: int) -> Tensor:
-        """2 v_i v_j G_ij within the M-groups, (rows, groups, M, M)."""
+        """2 v_i v_j G_ij within the M-groups, (rows, M, M, groups)."""
         rows, width = self.values.shape
-        blocks = self.gram.view(width // group, group, width // group, group).diagonal(dim1=0, dim2=2)
-        grouped = self.values.view(rows, -1, group)
-        return 2 * grouped[..., :, None] * grouped[..., None, :] * blocks.permute(2, 0, 1)
+        blocks = self.gram.view(group, width // group, group, width // group).diagonal(dim1=1, dim2=3)
+        grouped = self.values.view(rows, group, -1)
+        return 2 * grouped[:, :, None] * grouped[:, None] * blocks
 
     def _group_pair(self, costs: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:
         """The best pair within any M-group of each row."""
-        rows, groups, group, _ = coupling.shape
-        prune = (costs + self.kept_only).view(rows, groups, group, 1)
-        grow = (costs + self.pruned_only).view(rows, groups, 1, group)
+        rows, group, _, groups = coupling.shape
+        prune = (costs + self.kept_only).view(rows, group, 1, groups)
+        grow = (costs + self.pruned_only).view(rows, 1, group, groups)
         best = lowest((prune + grow).sub_(coupling).view(rows, -1))
-        first = best // group**2 * group
-        return first + best // group % group, first + best % group
+        which = best % groups
+        return best // (group * groups) * groups + which, best // groups % group * groups + which
 
     def _best_pair(self, costs: Tensor) -> tuple[Tensor, Tensor]:
         """The best of all pairs of each row: O(width^2) a row, where `_pair` finds nothing any more."""
