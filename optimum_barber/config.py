@@ -26,6 +26,7 @@ REDUCTIONS = ("rms", "mean")
 EXPANSIONS = ("sparse", "dense")
 GRANULARITIES = ("auto", "block", "layer", "input", "output")
 PAIRINGS = ("group", "row")
+ERRORS = ("absolute", "relative")
 ACCEPTANCE = ("if-better", "always")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -37,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reduction": "rms",
         "pairing": "row",
         "accept": "always",
+        "error": "absolute",
         "rebuild_ratio": 0.1,
         "rounds": 1,
     },
@@ -96,6 +98,9 @@ class RebuildConfig(BaseModel):
     pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
         "group", description="for N:M, pair inside each M-group (group, paper) or by rows (row, published code)"
     )
+    error: Annotated[str, one_of("error", ERRORS)] = Field(
+        "absolute", description="of a block: absolute (paper), or relative to each token's residual stream"
+    )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
         "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
     )
@@ -110,9 +115,7 @@ class RebuildConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _chain(cls, method: str) -> str:
-        if not method or any(not part for part in method.split("+")):
-            raise BarberError(f"rebuild {method!r} is not legal: rebuilders joined by '+', or 'none'")
-        return method
+        return checked_chain("rebuild", "rebuilders", method)
 
     def granularity_for(self, pattern: SparsityPattern) -> str:
         """The granularity that `auto` means under a pattern, or the configured one."""
@@ -123,7 +126,47 @@ class RebuildConfig(BaseModel):
     @property
     def chain(self) -> list[str]:
         """The names of the rebuilders in order; empty for 'none'."""
-        return [] if self.method == "none" else self.method.split("+")
+        return parts_of(self.method)
+
+
+class ReconstructConfig(BaseModel):
+    """How the kept weights of each block get new values once its masks are settled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("none", description="reconstructions, chained with '+': least-squares, gradient; or 'none'")
+    iterations: int = Field(15, ge=1, description="of conjugate gradients, for least-squares")
+    damping: float = Field(0.01, ge=0, description="for least-squares, in units of the Gram matrix's mean diagonal")
+    passes: int = Field(4, ge=1, description="over the calibration samples at most, for gradient")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, for gradient")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        """A bare string is the method."""
+        return {"method": given} if isinstance(given, str) else given
+
+    @field_validator("method")
+    @classmethod
+    def _chain(cls, method: str) -> str:
+        return checked_chain("reconstruct", "reconstructions", method)
+
+    @property
+    def chain(self) -> list[str]:
+        """The names of the reconstructions in order; empty for 'none'."""
+        return parts_of(self.method)
+
+
+def checked_chain(argument: str, members: str, chain: str) -> str:
+    """A chain without empty links."""
+    if not all(chain.split("+")):
+        raise BarberError(f"{argument} {chain!r} is not legal: {members} joined by '+', or 'none'")
+    return chain
+
+
+def parts_of(chain: str) -> list[str]:
+    """The links of a chain; none for 'none'."""
+    return [] if chain == "none" else chain.split("+")
 
 
 class BarberConfig(BaseModel):
@@ -138,6 +181,9 @@ class BarberConfig(BaseModel):
         None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
     )
     rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
+    reconstruct: ReconstructConfig = Field(
+        ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
+    )
     calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
     text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
     samples: int = Field(128, ge=1, description="how many calibration windows")

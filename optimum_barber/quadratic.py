@@ -16,11 +16,11 @@ from .trial import Masks, Trial
 
 @dataclass
 class Quadratic:
-    """sum over tokens of ||t - V x||^2 around V = v * m, for targets t and inputs x of one Linear.
+    """sum over tokens of omega ||t - V x||^2 around V = v * m, for targets t and inputs x of one Linear.
 
     Attributes:
-        gram: G = sum over tokens of x x^T, (in, in) float32; shared by Linears with the same input.
-        correlation: C = sum over tokens of (t - V x) x^T, (out, in) float32; the gradient is -2 C.
+        gram: G = sum over tokens of omega x x^T, (in, in) float32; shared by Linears with the same input.
+        correlation: C = sum over tokens of omega (t - V x) x^T, (out, in) float32; the gradient is -2 C.
     """
 
     gram: Tensor
@@ -35,7 +35,7 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str]) -> dict[str, Qu
     """
     sums = _Sums(names)
     with _calls(trial, names) as calls:
-        trial.watch(masks, lambda output, target: sums.add(calls, output, target))
+        trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums)) for name in names}
 
 
@@ -54,19 +54,27 @@ class _Sums:
         self.gram: dict[str, Tensor] = {}
         self.correlation: dict[str, Tensor] = {}
 
-    def add(self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor) -> None:
+    def add(
+        self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor, weights: Tensor | None
+    ) -> None:
         """Add what the Linears were called with and gave for one sample."""
         shared: dict[int, str] = {}
         for name in self.names:
             given, made = calls[name]
-            x = given.reshape(-1, given.shape[-1])
+            x = _weighed(given, weights)
             first = shared.setdefault(id(given), name)
             if first != name:
                 self.gram[name] = self.gram[first]
             else:
                 _accumulate(self.gram, name, x, x)
             if _same(made, output):
-                _accumulate(self.correlation, name, (target - output).reshape(-1, output.shape[-1]), x)
+                _accumulate(self.correlation, name, _weighed(target - output, weights), x)
+
+
+def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
+    """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
+    rows = stream.reshape(-1, stream.shape[-1])
+    return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor) -> None:

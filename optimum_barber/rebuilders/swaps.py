@@ -35,8 +35,7 @@ def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], most: int) -> M
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
     for name, quadratic in quadratics(trial, masks, names).items():
-        values = trial.updated.get(name, trial.weight(name))
-        candidate[name] = exchange(values, masks[name], quadratic.gram, quadratic.correlation, most, group)
+        candidate[name] = exchange(trial.values(name), masks[name], quadratic.gram, quadratic.correlation, most, group)
     return candidate
 
 
