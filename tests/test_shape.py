@@ -19,6 +19,7 @@ TENSORS = [
     "activations",
     "trial",
     "swaps",
+    "dsnot",
     "quadratic",
     "least_squares",
     "selection",
