@@ -33,6 +33,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "published-code": {
+        "method": "barber",
         "granularity": "block",
         "expansion": "dense",
         "reduction": "rms",
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
 }
+WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where swaps have their part of the work
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
@@ -73,7 +75,7 @@ class RebuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field("barber", description="rebuilders, chained with '+', or 'none' for the producer's mask")
+    method: str = Field("barber+swaps", description="rebuilders, chained with '+', or 'none' for the producer's mask")
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: 'published-code' does what the authors' repository does"
     )
@@ -84,7 +86,7 @@ class RebuildConfig(BaseModel):
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
     )
-    rounds: int = Field(4, ge=1, description="how often gradient, exchange and measurement are repeated")
+    rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(30, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
@@ -99,7 +101,8 @@ class RebuildConfig(BaseModel):
         "group", description="for N:M, pair inside each M-group (group, paper) or by rows (row, published code)"
     )
     error: Annotated[str, one_of("error", ERRORS)] = Field(
-        "absolute", description="of a block: absolute (paper), or relative to each token's residual stream"
+        "absolute",
+        description="of a block: absolute (paper), or relative to each token's residual stream (default with swaps)",
     )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
         "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
@@ -108,9 +111,13 @@ class RebuildConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        """A bare string is the method; what is given lies over the preset's settings."""
+        """A bare string is the method; what is given lies over the preset's settings, and these over a chain's own."""
         given = {"method": given} if isinstance(given, str) else given
-        return {**PRESETS.get(str(given.get("preset")), {}), **given} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        method = str(given.get("method", cls.model_fields["method"].default))
+        return {**(WITH_SWAPS if "swaps" in method.split("+") else {}), **given}
 
     @field_validator("method")
     @classmethod

@@ -16,7 +16,7 @@ HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhe
 EPILOG = """\
 producers:   magnitude, wanda, sparsegpt, random, existing (--sparse-model), masks (--masks); all of them with
              what they take: optimum-barber plugins
-rebuilders:  barber, swaps; chained with +, such as barber+swaps
+rebuilders:  barber, swaps, dsnot; chained with +, such as barber+swaps
 
 examples:
   optimum-barber prune MODEL --sparsity 0.5 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
