@@ -1,5 +1,6 @@
 """`pruned_structure.json`: which heads and channels stayed, so that a cut can be audited and replayed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,11 @@ class PrunedStructure(BaseModel):
         return {
             name: {"heads": layer.heads.kept, "channels": layer.channels.kept} for name, layer in self.layers.items()
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what stayed."""
+        return hashlib.sha256(json.dumps(self.kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_structure(path: str | Path) -> PrunedStructure:
