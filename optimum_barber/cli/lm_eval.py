@@ -6,8 +6,8 @@ import sys
 HELP = "Evaluate through lm-eval, pruning or shrinking on the fly; its subcommands and flags, with additions."
 EPILOG = """\
 additions to run:
-  --model barber       prunes or shrinks `pretrained` as the model arguments say, or takes what exactly the same settings
-                       gave before (cache: $OPTIMUM_BARBER_CACHE, or optimum_barber in the Hugging Face home)
+  --model barber       prunes or shrinks `pretrained` as the model arguments say, or takes what exactly the same
+                       settings gave before (cache: $OPTIMUM_BARBER_CACHE, or optimum_barber in the Hugging Face home)
   --model_args         the settings of `optimum-barber prune` with _ for -, the producer's arguments among them;
                        or those of `optimum-barber shrink` with its scorer's: any of scorer, remove, remove_heads,
                        remove_channels and structure removes heads and channels instead of weights;

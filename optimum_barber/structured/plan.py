@@ -50,8 +50,7 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     replayed = read_structure(config.structure) if config.structure is not None else None
     source = ModelSource(model, choose_device(config.device))
     structure = structure_of(source)
-    unit = config.head_unit if replayed is None else "query" if replayed.head_unit == "query head" else "group"
-    units = units_of(source, unit)
+    units = units_of(source, config.head_unit if replayed is None else replayed.unit)
     if config.skip_layers:
         raise BarberError(
             f"skip-layers {config.skip_layers} would leave layers of different widths, which "

@@ -46,6 +46,14 @@ class PrunedStructure(BaseModel):
         description="of the result, which may be another where the family cannot say its head count"
     )
     software: dict[str, str] = Field(description="versions")
+    steps: list[dict[str, Any]] = Field(
+        default_factory=list, description="what changed the weights after the cut, in order: name and settings"
+    )
+
+    @property
+    def unit(self) -> str:
+        """The head unit by its name in the settings: group or query."""
+        return "query" if self.head_unit == "query head" else "group"
 
     @property
     def kept(self) -> dict[str, dict[str, list[int]]]:
