@@ -10,7 +10,7 @@ from ..checkpoint import software
 from ..latency import latency, macs_per_token, size_of
 from ..pipeline import peak_memory
 from ..source import working_copy
-from .errors import layer_errors
+from .errors import block_errors, layer_errors
 from .plan import Cut
 from .record import STRUCTURE_NAME, PrunedStructure
 from .scoring import Kept
@@ -64,12 +64,23 @@ def pointer(structure: PrunedStructure) -> dict[str, Any]:
     }
 
 
+def prompt_of(config: Any) -> int:
+    """Tokens of the prefill that is measured on a model."""
+    return int(min(PROMPT, (getattr(config, "max_position_embeddings", None) or PROMPT + 1) - 1))
+
+
 def report_of(
-    config: ShrinkConfig, cut: Cut, small: Any, windows: TokenWindows | None, seconds: dict[str, float], timing: bool
+    config: ShrinkConfig,
+    cut: Cut,
+    kept: Kept,
+    small: Any,
+    windows: TokenWindows | None,
+    seconds: dict[str, float],
+    timing: bool,
 ) -> dict[str, Any]:
     """Counts, sizes, errors and speeds before and after, for `report.json`."""
     model = cut.source.model
-    prompt = min(PROMPT, (getattr(model.config, "max_position_embeddings", None) or PROMPT + 1) - 1)
+    prompt = prompt_of(model.config)
     counts = {
         kind: {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
         for kind, unit in cut.units.items()
@@ -82,6 +93,7 @@ def report_of(
         "seconds": seconds,
         "peak_memory": peak_memory(),
         **compared(model, small, tokens, prompt, cut.source.device, timing),
+        "blocks": None if tokens is None else block_errors(cut.source, tokens, kept, cut.units),
     }
 
 

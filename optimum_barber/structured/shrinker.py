@@ -40,6 +40,13 @@ class ShrinkResult:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
+    """How the units of a cut are ranked."""
+    return ScorePlan(
+        cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
+    )
+
+
 class BarberShrinker(PretrainedTool):
     """Cuts attention heads and FFN channels out of a causal LM.
 
@@ -82,10 +89,10 @@ class BarberShrinker(PretrainedTool):
             scored = time.perf_counter()
             small = cut_model(self.model, cut.config, kept, cut.units)
             seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
-            structure = describe_cut(config, cut, kept, windows, self._name())
+            structure = describe_cut(config, cut, kept, windows, self.name)
             small.config.structure_config = pointer(structure)
             small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, small, windows, seconds, latency)
+            report = report_of(config, cut, kept, small, windows, seconds, latency)
             if partial is not None:
                 self._save(partial, small, structure, report)
         return ShrinkResult(small, structure, report)
@@ -107,14 +114,11 @@ class BarberShrinker(PretrainedTool):
         if cut.replayed is not None:
             return cut.replayed.kept
         tokens = windows.tokens if windows is not None else torch.zeros((1, 1), dtype=torch.long)
-        plan = ScorePlan(
-            cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed,
-            config.batch_size,
-        )  # fmt: skip
         with tqdm(total=len(cut.source), unit="layer", desc=config.scorer, disable=quiet or None) as bar:
-            return choose_units(cut.source, tokens, plan, lambda _: bar.update())
+            return choose_units(cut.source, tokens, [score_plan(config, cut)], lambda _: bar.update())[0]
 
-    def _name(self) -> str | None:
+    @property
+    def name(self) -> str | None:
         """What the model is called."""
         return self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
 
