@@ -13,7 +13,7 @@ CYCLE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000
 MARKERS = "osD^vP*"
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """Matplotlib, drawing into files.
 
     Raises:
@@ -23,10 +23,10 @@ def _pyplot() -> Any:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot as plots
     except ImportError:
         raise MissingExtraError("a picture", "report") from None
-    return pyplot
+    return plots
 
 
 def picture(
@@ -45,13 +45,13 @@ def picture(
         blocks: the blocks of one run's `report.json`.
         title: above the picture.
     """
-    pyplot = _pyplot()
-    figure, (bars, errors) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=[1, 1.6], layout="constrained")
+    plots = pyplot()
+    figure, (bars, errors) = plots.subplots(1, 2, figsize=(11, 4), width_ratios=[1, 1.6], layout="constrained")
     _bars(bars, perplexities, dense)
     _errors(errors, blocks)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def _bars(axes: Any, perplexities: Mapping[str, Mapping[str, float]], dense: float) -> None:
@@ -95,8 +95,8 @@ def curve_picture(
         over: what x is.
         title: above the picture.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(6.5, 4.5), layout="constrained")
     for index, (label, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), label=label, **_look(index))
     axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1, label=f"dense {dense:.1f}")
@@ -106,7 +106,7 @@ def curve_picture(
     axes.legend(fontsize=8)
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def error_picture(path: Path, reports: Mapping[str, Mapping[str, Any]], title: str = "") -> None:
@@ -117,22 +117,22 @@ def error_picture(path: Path, reports: Mapping[str, Mapping[str, Any]], title: s
         reports: by label, such as the scorer, the `report.json` of a shrunk model.
         title: above the picture.
     """
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), sharex=True, layout="constrained")
+    plots = pyplot()
+    figure, panels = plots.subplots(1, 3, figsize=(13, 4), sharex=True, layout="constrained")
     for index, (label, report) in enumerate(reports.items()):
         blocks = [[b["error"] for b in report["blocks"] if b["block"].endswith(kind)] for kind in ("attention", "mlp")]
         for axes, errors in zip(panels, [*blocks, report["layer_errors"]], strict=True):
             axes.plot(range(len(errors)), errors, label=label, **_look(index))
-    names = ("attention alone", "MLP alone", "decoder layer's output, summed up")
+    names = ("attention alone", "MLP alone", "decoder layer's output, the layers before it cut too")
     for axes, name in zip(panels, names, strict=True):
         axes.set_yscale("log")
         axes.set_xlabel("decoder layer")
         axes.set_title(name, fontsize=10)
     panels[0].set_ylabel("relative squared error (log scale)")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def _look(index: int) -> dict[str, Any]:

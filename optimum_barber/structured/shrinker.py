@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from ..artifacts import REPORT_NAME, write_json
 from ..calibration import TokenWindows, is_there, windows_for
 from ..checkpoint import ONE_FILE
+from ..errors import BarberError
 from ..loading import PretrainedTool
 from ..output import check_output, staged
+from ..report import error_picture, pyplot
 from .cut import cut_model
 from .plan import Cut, plan_cut
 from .record import STRUCTURE_NAME, PrunedStructure
@@ -23,6 +25,8 @@ from .report import describe_cut, pointer, report_of
 from .scoring import Kept, ScorePlan, choose_units
 from .settings import ShrinkConfig
 from .units import structure_of
+
+PICTURE_NAME = "errors.png"
 
 
 @dataclass
@@ -38,6 +42,20 @@ class ShrinkResult:
     model: Any
     structure: PrunedStructure
     report: dict[str, Any] = field(default_factory=dict)
+
+
+def check_picture(windows: TokenWindows | None, scorer: str) -> None:
+    """Refuse a picture that could not be drawn, before any work.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        BarberError: no windows are read, on which errors could be measured.
+    """
+    pyplot()
+    if windows is None:
+        raise BarberError(
+            f"picture needs errors, and scorer {scorer!r} or the given structure reads no calibration text"
+        )
 
 
 def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
@@ -64,6 +82,7 @@ class BarberShrinker(PretrainedTool):
         overwrite: bool = False,
         latency: bool = True,
         quiet: bool = False,
+        picture: bool = False,
     ) -> ShrinkResult:
         """Make the smaller model and, with `save_dir`, write its checkpoint.
 
@@ -74,6 +93,7 @@ class BarberShrinker(PretrainedTool):
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             latency: measure prefill and decode before and after.
             quiet: no progress bar.
+            picture: draw the error of every block and decoder layer, in `errors.png`; needs the extra `report`.
 
         Raises:
             BarberError: bad input; nothing was written.
@@ -83,6 +103,8 @@ class BarberShrinker(PretrainedTool):
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
         windows = self._windows(config, cut, calibration)
+        if picture:
+            check_picture(windows, config.scorer)
         with staged(output) if output is not None else nullcontext() as partial:
             started = time.perf_counter()
             kept = self._kept(config, cut, windows, quiet)
@@ -95,6 +117,8 @@ class BarberShrinker(PretrainedTool):
             report = report_of(config, cut, kept, small, windows, seconds, latency)
             if partial is not None:
                 self._save(partial, small, structure, report)
+                if picture:
+                    error_picture(partial / PICTURE_NAME, {structure.scorer["name"]: report})
         return ShrinkResult(small, structure, report)
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:

@@ -13,7 +13,7 @@ from ..report import curve_picture, error_picture
 logger = logging.getLogger(__name__)
 COLUMNS = (
     "scorer", "asked", "removed", "samples", "perplexity", "parameters", "macs_per_token", "prefill_seconds",
-    "decode_seconds",
+    "decode_seconds", "prefill_of_dense", "decode_of_dense",
 )  # fmt: skip
 HEADER = (
     "| scorer | asked | removed | samples | perplexity | parameters | MACs a token | prefill | decode |\n"
@@ -43,12 +43,15 @@ def put(path: Path, text: str) -> None:
 def row_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of one cell; empty where nothing was measured."""
     after = result["after"]
-    speeds = {kind: after["latency"][kind]["median"] if "latency" in after else "" for kind in ("prefill", "decode")}
+    dense = result.get("before", after)  # the dense model, timed right before
+    speeds: dict[str, Any] = {}
+    for kind in ("prefill", "decode"):
+        seconds, first = (s["latency"][kind]["median"] if "latency" in s else "" for s in (after, dense))
+        speeds |= {f"{kind}_seconds": seconds, f"{kind}_of_dense": seconds and seconds / first}
     return {
         "scorer": result.get("scorer", name), "asked": result.get("asked", ""), "removed": result.get("removed", 0.0),
         "samples": result.get("samples", ""), "perplexity": result["perplexity"]["perplexity"],
-        "parameters": after["parameters"], "macs_per_token": after["macs_per_token"],
-        "prefill_seconds": speeds["prefill"], "decode_seconds": speeds["decode"],
+        "parameters": after["parameters"], "macs_per_token": after["macs_per_token"], **speeds,
     }  # fmt: skip
 
 
@@ -65,7 +68,10 @@ def as_markdown(rows: list[dict[str, Any]], cells: Cells, settings: Mapping[str,
     """The rows for people, under what was measured and how."""
     lines = [f"# {settings['model']}", "", *protocol(cells, settings), "", HEADER]
     for row in rows:
-        seconds = [f"{1000 * row[key]:.1f} ms" if row[key] != "" else "" for key in COLUMNS[-2:]]
+        seconds = [
+            f"{1000 * row[f'{kind}_seconds']:.1f} ms ({row[f'{kind}_of_dense']:.2f})" if row[f"{kind}_seconds"] else ""
+            for kind in ("prefill", "decode")
+        ]
         figures = [f"{row['perplexity']:.2f}", f"{row['parameters']:,}", f"{row['macs_per_token']:,.0f}", *seconds]
         lines.append(
             f"| {row['scorer']} | {row['asked']} | {row['removed']:.4f} | {row['samples']} | {' | '.join(figures)} |"
@@ -87,7 +93,7 @@ def protocol(cells: Cells, settings: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Latency, median of {speed['repeats']} after {speed['warmup']}, once for every shape: prefill of "
             f"{speed['prompt']} tokens and one token decoded after them, batch {speed['batch']}, {speed['dtype']} on "
-            f"{speed['device']}, {speed['threads']} threads."
+            f"{speed['device']}, {speed['threads']} threads; in brackets over the dense model's, timed right before."
         )
     return lines
 
