@@ -52,7 +52,8 @@ def main() -> int:
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit(
         f"{args.model}, {args.samples} x {args.sequence_length} calibration tokens, perplexity on {args.windows} of "
-        f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads; a scorer ranks for all ratios in one pass\n"
+        f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads, "
+        "one pass of each scorer for all ratios\n"
     )
     emit(f"{HEADER}\n{'| --- ' * 8}|")
     speeds = latency(model, prompt_of(model, args), repeats=5)

@@ -53,9 +53,7 @@ def check_picture(windows: TokenWindows | None, scorer: str) -> None:
     """
     pyplot()
     if windows is None:
-        raise BarberError(
-            f"picture needs errors, and scorer {scorer!r} or the given structure reads no calibration text"
-        )
+        raise BarberError(f"picture shows errors on calibration text: scorer {scorer!r}, or the structure, reads none")
 
 
 def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
