@@ -125,7 +125,8 @@ def error_picture(path: Path, reports: Mapping[str, Mapping[str, Any]], title: s
             axes.plot(range(len(errors)), errors, label=label, **_look(index))
     names = ("attention alone", "MLP alone", "decoder layer's output, the layers before it cut too")
     for axes, name in zip(panels, names, strict=True):
-        axes.set_yscale("log")
+        if any(y > 0 for line in axes.lines for y in line.get_ydata()):  # no head may have gone
+            axes.set_yscale("log")
         axes.set_xlabel("decoder layer")
         axes.set_title(name, fontsize=10)
     panels[0].set_ylabel("relative squared error (log scale)")
