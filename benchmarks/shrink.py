@@ -19,6 +19,7 @@ from optimum_barber.calibration import calibration_windows, consecutive_windows,
 from optimum_barber.cli import hush_loading_bars, hush_transformers
 from optimum_barber.latency import latency, macs_per_token, size_of
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.structured.compensate import mean_contributions
 from optimum_barber.structured.cut import cut_model
 from optimum_barber.structured.plan import plan_cut
 from optimum_barber.structured.scorers import SCORERS
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--remove", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--scorers", nargs="+", default=list(SCORERS))
     parser.add_argument("--head-unit", default="group")
+    parser.add_argument("--compensate", action="store_true")
     args = parser.parse_args()
     hush_transformers(quiet=True)
     hush_loading_bars(quiet=True)
@@ -62,7 +64,8 @@ def main() -> int:
     for scorer in args.scorers:
         cuts, chosen, seconds = ranked(model, windows, scorer, args)
         for remove, cut, kept in zip(args.remove, cuts, chosen, strict=True):
-            small = cut_model(model, cut.config, kept, cut.units)
+            biases = mean_contributions(cut.source, windows, kept, cut.units) if args.compensate else {}
+            small = cut_model(model, cut.config, kept, cut.units, biases)
             if remove not in measured:
                 dense, speeds = (latency(each, prompt_of(model, args), repeats=5) for each in (model, small))
                 measured[remove] = cells(small, args, speeds)
@@ -75,7 +78,8 @@ def main() -> int:
 
 def ranked(model, windows, scorer, args, ratios=None):  # type: ignore[no-untyped-def]
     """Cuts at all ratios, what stays in each, and the seconds of the pass that says so."""
-    configs = [ShrinkConfig(scorer=scorer, remove=r, head_unit=args.head_unit) for r in ratios or args.remove]
+    shared = {"scorer": scorer, "head_unit": args.head_unit, "compensate": args.compensate}
+    configs = [ShrinkConfig(remove=remove, **shared) for remove in ratios or args.remove]
     cuts = [plan_cut(model, config) for config in configs]
     plans = [score_plan(config, cut) for config, cut in zip(configs, cuts, strict=True)]
     tokens = windows if cuts[0].scorer.needs_text else windows[:1, :1]

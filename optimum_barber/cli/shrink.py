@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
     )
     for name, field in ShrinkConfig.model_fields.items():
-        if name not in HAND_MADE:
+        if field.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
+        elif name not in HAND_MADE:
             parser.add_argument(
                 "--" + name.replace("_", "-"),
                 default=argparse.SUPPRESS,

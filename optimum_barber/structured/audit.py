@@ -1,6 +1,6 @@
 """Auditing a cut: a shrunk checkpoint against its `pruned_structure.json`, and against the dense model it came from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,18 +168,19 @@ def weight_faults(record: PrunedStructure, stored: CheckpointWeights, dense: Mod
     except BarberError as error:
         return {dense.name: str(error)}
     expected = cut_state(model.state_dict(), record.kept, units)
-    return differences(expected, stored)
+    added = {f"{layer}.{name}.bias" for layer in record.layers for name in linears_of_units(units)}
+    return differences(expected, stored, added if record.settings.get("compensate") else set())
 
 
-def differences(expected: Mapping[str, Tensor], stored: CheckpointWeights) -> dict[str, str]:
-    """What is off, by module; tied weights, which a checkpoint holds once, count once."""
+def differences(expected: Mapping[str, Tensor], stored: CheckpointWeights, but: Collection[str]) -> dict[str, str]:
+    """What is off, by module, but for some tensors; tied weights, which a checkpoint holds once, count once."""
     held = {expected[key].data_ptr() for key in stored.files if key in expected}
     faults = {
         key.rpartition(".")[0]: f"{key.rpartition('.')[2]} is missing"
         for key, tensor in expected.items()
         if key not in stored.files and tensor.data_ptr() not in held
     }
-    for key in stored.files:
+    for key in sorted(set(stored.files) - set(but)):
         module, _, kind = key.rpartition(".")
         if key not in expected:
             faults[module] = f"{kind} is none of the dense model's"

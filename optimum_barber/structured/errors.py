@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,7 +35,11 @@ class _Ratio:
 
 @torch.no_grad()
 def block_errors(
-    source: ModelSource, windows: Tensor, kept: Mapping[str, Mapping[str, list[int]]], units: LayerUnits
+    source: ModelSource,
+    windows: Tensor,
+    kept: Mapping[str, Mapping[str, list[int]]],
+    units: LayerUnits,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """||y' - y||² / ||y||² of every block's output y on the dense model's inputs, when only its own units go.
 
@@ -43,6 +48,7 @@ def block_errors(
         windows: (samples, length) int64.
         kept: units that stay, by decoder layer and kind.
         units: what belongs to them.
+        biases: what is added to the bias of the Linear that reads them, by its full name.
 
     Returns:
         `block` and `error` of each block in the order of computation.
@@ -54,12 +60,13 @@ def block_errors(
         for block in layer.blocks:
             trial = watch(layer, block, hidden, outputs, {}, frozenset(), ANY)
             kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
-            reader = block.linears[f"{layer.name}.{units[kind].reader}"]
+            name = f"{layer.name}.{units[kind].reader}"
+            reader, bias = block.linears[name], biases.get(name, torch.zeros(()))
             keep = units[kind].kept(kept[layer.name][kind], reader.in_features, units[kind].reader, 1)
             error = _Ratio()
             with _reading_only(reader, keep):
                 for x, y in zip(trial.inputs, trial.targets, strict=True):
-                    error.add(block(x), y)
+                    error.add(block(x) + bias.to(y.device, y.dtype), y)
             found.append({"block": block.name, "error": error.value})
             outputs.append(trial.targets)
         hidden = advance(layer, hidden, outputs)

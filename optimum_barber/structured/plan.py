@@ -9,6 +9,7 @@ from ..planning import check_weights, choose_device
 from ..producers import parse_arguments
 from ..source import ModelSource
 from .choose import Budget, budget_of
+from .compensate import with_biases
 from .cut import smaller_config
 from .record import PrunedStructure, read_structure
 from .scorers import Scorer, as_scorer
@@ -63,6 +64,8 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     else:
         budget = replayed_budget(replayed, source, units)
     smaller = smaller_config(model.config, structure, units, budget.kept)
+    if config.compensate:
+        smaller = with_biases(smaller, structure, source.stack[0], units, budget.kept)
     check_weights(source, ())
     return Cut(source, units, budget, smaller, scorer, arguments, replayed)
 

@@ -60,6 +60,11 @@ class ShrinkSettings(BaseModel):
         description="leave the first and the last so many decoder layers whole; refused, since no configuration of the "
         "known families can say layers of different widths",
     )
+    compensate: bool = Field(
+        False,
+        description="give back, as biases, what the removed units contribute on average; refused where the "
+        "configuration cannot say them",
+    )
     structure: str | None = Field(
         None, description="a pruned_structure.json, or the directory that holds it, to cut again as it says"
     )

@@ -18,6 +18,7 @@ from ..errors import BarberError
 from ..loading import PretrainedTool
 from ..output import check_output, staged
 from ..report import error_picture, pyplot
+from .compensate import mean_contributions
 from .cut import cut_model
 from .plan import Cut, plan_cut
 from .record import STRUCTURE_NAME, PrunedStructure
@@ -107,12 +108,15 @@ class BarberShrinker(PretrainedTool):
             started = time.perf_counter()
             kept = self._kept(config, cut, windows, quiet)
             scored = time.perf_counter()
-            small = cut_model(self.model, cut.config, kept, cut.units)
+            biases = {}
+            if config.compensate and windows is not None:
+                biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
+            small = cut_model(self.model, cut.config, kept, cut.units, biases)
             seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
             structure = describe_cut(config, cut, kept, windows, self.name)
             small.config.structure_config = pointer(structure)
             small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, kept, small, windows, seconds, latency)
+            report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
             if partial is not None:
                 self._save(partial, small, structure, report)
                 if picture:
@@ -128,7 +132,7 @@ class BarberShrinker(PretrainedTool):
         self, config: ShrinkConfig, cut: Cut, given: Sequence[str] | Tensor | TokenWindows | None
     ) -> TokenWindows | None:
         """Calibration windows; None where nobody looks at them."""
-        if cut.replayed is not None or not cut.scorer.needs_text:
+        if not config.compensate and (cut.replayed is not None or not cut.scorer.needs_text):
             return None
         return windows_for(self.model, self.tokenizer, config, given)
 
