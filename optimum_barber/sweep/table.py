@@ -44,10 +44,10 @@ def row_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of one cell; empty where nothing was measured."""
     after = result["after"]
     dense = result.get("before", after)  # the dense model, timed right before
-    speeds: dict[str, Any] = {}
-    for kind in ("prefill", "decode"):
-        seconds, first = (s["latency"][kind]["median"] if "latency" in s else "" for s in (after, dense))
-        speeds |= {f"{kind}_seconds": seconds, f"{kind}_of_dense": seconds and seconds / first}
+    speeds: dict[str, Any] = {f"{kind}_{of}": "" for kind in ("prefill", "decode") for of in ("seconds", "of_dense")}
+    for kind in ("prefill", "decode") if "latency" in after else ():
+        seconds = after["latency"][kind]["median"]
+        speeds |= {f"{kind}_seconds": seconds, f"{kind}_of_dense": seconds / dense["latency"][kind]["median"]}
     return {
         "scorer": result.get("scorer", name), "asked": result.get("asked", ""), "removed": result.get("removed", 0.0),
         "samples": result.get("samples", ""), "perplexity": result["perplexity"]["perplexity"],
