@@ -58,11 +58,11 @@ def peak() -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def plain_seconds(model: nn.Module, windows: torch.Tensor) -> float:
-    """One forward pass of the whole model, LM head included, over every window; warmed up, best of two."""
+def plain_seconds(model: nn.Module, windows: torch.Tensor, repeats: int = 2) -> float:
+    """One forward pass of the whole model, LM head included, over every window; warmed up, the best of `repeats`."""
     model(windows[:1], use_cache=False)
     seconds = []
-    for _ in range(2):
+    for _ in range(repeats):
         started = time.perf_counter()
         for window in windows.split(1):
             model(window, use_cache=False)

@@ -2,22 +2,29 @@
 
     python -m benchmarks.shrink [--model MODEL] [--calibration TEXT] [--evaluation TEXT] [--remove 0.2 0.5]
 
-Prints a Markdown table, and the seconds of LLM-BIP's scoring over those of one plain forward pass of the whole model
-over the same tokens, in the same process.
+Prints a Markdown table, latency at every ratio over the dense model's measured right before it, and the seconds of
+LLM-BIP's scoring over those of one plain forward pass of the whole model over the same tokens, in the same process.
+All scorers cut to the same shapes, so latency is measured once a ratio; a scorer ranks for all ratios in one pass.
 """
 
 import argparse
 import sys
+import time
 
 import torch
 
 from benchmarks.one_pass import plain_seconds
-from optimum_barber import BarberShrinker, ShrinkConfig, perplexity
+from optimum_barber import ShrinkConfig, perplexity
 from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
 from optimum_barber.cli import hush_loading_bars, hush_transformers
 from optimum_barber.latency import latency, macs_per_token, size_of
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.structured.compensate import mean_contributions
+from optimum_barber.structured.cut import cut_model
+from optimum_barber.structured.plan import plan_cut
 from optimum_barber.structured.scorers import SCORERS
+from optimum_barber.structured.scoring import choose_units
+from optimum_barber.structured.shrinker import score_plan
 
 HEADER = "| removed | scorer | perplexity | parameters | MACs a token | prefill | decode | seconds to score |"
 
@@ -31,9 +38,10 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--remove", type=float, nargs="*", default=[0.2, 0.5])
-    parser.add_argument("--scorers", nargs="*", default=list(SCORERS))
+    parser.add_argument("--remove", type=float, nargs="+", default=[0.2, 0.5])
+    parser.add_argument("--scorers", nargs="+", default=list(SCORERS))
     parser.add_argument("--head-unit", default="group")
+    parser.add_argument("--compensate", action="store_true")
     args = parser.parse_args()
     hush_transformers(quiet=True)
     hush_loading_bars(quiet=True)
@@ -41,45 +49,72 @@ def main() -> int:
     model, tokenizer = load_model(reference, "float32"), load_tokenizer(reference)
     windows = calibration_windows(
         [args.calibration], tokenizer, samples=args.samples, length=args.sequence_length, seed=0
-    )
+    ).tokens
     text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit(
         f"{args.model}, {args.samples} x {args.sequence_length} calibration tokens, perplexity on {args.windows} of "
-        f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads\n"
+        f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads, "
+        "one pass of each scorer for all ratios\n"
     )
     emit(f"{HEADER}\n{'| --- ' * 8}|")
-    emit(row(0.0, "dense", model, evaluation, speed(model, args.sequence_length), None))
-    shrinker = BarberShrinker(model, tokenizer, reference)
-    for remove in args.remove:
-        measured = None
-        for scorer in args.scorers:
-            config = ShrinkConfig(scorer=scorer, remove=remove, head_unit=args.head_unit)
-            result = shrinker.shrink(config, windows, latency=False, quiet=True)
-            measured = measured or speed(result.model, args.sequence_length)  # all scorers cut to the same shapes
-            seconds = result.report["seconds"]["score"]
-            emit(row(result.structure.removed, scorer, result.model, evaluation, measured, seconds))
-    emit(cost(shrinker, windows))
+    speeds = latency(model, prompt_of(model, args), repeats=5)
+    emit(row(0.0, "dense", model, evaluation, cells(model, args, speeds), ""))
+    measured, ratios = {}, []
+    for scorer in args.scorers:
+        cuts, chosen, seconds = ranked(model, windows, scorer, args)
+        for remove, cut, kept in zip(args.remove, cuts, chosen, strict=True):
+            biases = mean_contributions(cut.source, windows, kept, cut.units) if args.compensate else {}
+            small = cut_model(model, cut.config, kept, cut.units, biases)
+            if remove not in measured:
+                dense, speeds = (latency(each, prompt_of(model, args), repeats=5) for each in (model, small))
+                measured[remove] = cells(small, args, speeds)
+                ratios.append(over_dense(remove, dense, speeds))
+            emit(row(cut.budget.share, scorer, small, evaluation, measured[remove], f"{seconds:.1f}"))
+    emit("\n" + "\n".join(ratios))
+    emit(cost(model, windows, args))
     return 0
 
 
-def cost(shrinker, windows):  # type: ignore[no-untyped-def]
-    """LLM-BIP's scoring over a plain forward pass, the best of two each, taken in turn."""
-    config, plain, scoring = ShrinkConfig(remove=0.2), [], []
+def ranked(model, windows, scorer, args, ratios=None):  # type: ignore[no-untyped-def]
+    """Cuts at all ratios, what stays in each, and the seconds of the pass that says so."""
+    shared = {"scorer": scorer, "head_unit": args.head_unit, "compensate": args.compensate}
+    configs = [ShrinkConfig(remove=remove, **shared) for remove in ratios or args.remove]
+    cuts = [plan_cut(model, config) for config in configs]
+    plans = [score_plan(config, cut) for config, cut in zip(configs, cuts, strict=True)]
+    tokens = windows if cuts[0].scorer.needs_text else windows[:1, :1]
+    started = time.perf_counter()
+    chosen = choose_units(cuts[0].source, tokens, plans)
+    return cuts, chosen, time.perf_counter() - started
+
+
+def cost(model, windows, args):  # type: ignore[no-untyped-def]
+    """LLM-BIP's scoring at one ratio over a plain forward pass, the best of two each, taken in turn."""
+    plain, scoring = [], []
     for _ in range(2):
-        plain.append(plain_seconds(shrinker.model, windows.tokens))
-        report = shrinker.shrink(config, windows, latency=False, quiet=True).report
-        scoring.append(report["seconds"]["score"])
+        plain.append(plain_seconds(model, windows, repeats=1))
+        scoring.append(ranked(model, windows, "bip", args, args.remove[:1])[2])
     ratio = min(scoring) / min(plain)
-    return f"\nbip: {min(scoring):.1f} s to score, {min(plain):.1f} s a plain forward pass: ratio {ratio:.3f}"
+    return f"bip: {min(scoring):.1f} s to score, {min(plain):.1f} s a plain forward pass: ratio {ratio:.3f}"
 
 
-def speed(model, length):  # type: ignore[no-untyped-def]
+def prompt_of(model, args):  # type: ignore[no-untyped-def]
+    """Tokens of the prefill: a window, or what leaves the model room for one more."""
+    return min(args.sequence_length, (getattr(model.config, "max_position_embeddings", None) or 2**20) - 1)
+
+
+def over_dense(remove, dense, small):  # type: ignore[no-untyped-def]
+    """Prefill and decode of a smaller model over the dense one's."""
+    said = [f"{kind} {small[kind]['median'] / dense[kind]['median']:.3f} x dense" for kind in ("prefill", "decode")]
+    return f"at {remove:g}: {', '.join(said)} ({dense['prompt']} tokens, medians of {dense['repeats']}, back to back)"
+
+
+def cells(model, args, speeds):  # type: ignore[no-untyped-def]
     """Size, MACs and latency of one model, as cells of the table."""
-    measured = latency(model, length, repeats=5)
-    prefill, decode = measured["prefill"], measured["decode"]
+    prefill, decode = speeds["prefill"], speeds["decode"]
+    macs = macs_per_token(model.config, prompt_of(model, args))
     return (
-        f"{size_of(model)['parameters'] / 1e6:.1f}M | {macs_per_token(model.config, length) / 1e6:.1f}M "
+        f"{size_of(model)['parameters'] / 1e6:.1f}M | {macs / 1e6:.1f}M "
         f"| {prefill['median'] * 1e3:.0f} ± {prefill['spread'] * 500:.0f} ms "
         f"| {decode['median'] * 1e3:.1f} ± {decode['spread'] * 500:.1f} ms"
     )
@@ -88,7 +123,7 @@ def speed(model, length):  # type: ignore[no-untyped-def]
 def row(removed, scorer, model, evaluation, measured, seconds):  # type: ignore[no-untyped-def]
     """One line of the table."""
     found = perplexity(model, evaluation, quiet=True).perplexity
-    return f"| {removed:.3f} | {scorer} | {found:.2f} | {measured} | {'' if seconds is None else f'{seconds:.1f}'} |"
+    return f"| {removed:.3f} | {scorer} | {found:.2f} | {measured} | {seconds} |"
 
 
 def emit(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`--model barber` of lm-eval: a Hugging Face causal LM that is pruned first, and says so in the results."""
+"""`--model barber` of lm-eval: a Hugging Face causal LM, pruned or shrunk first, that says so in the results."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,13 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from optimum_barber.artifacts import SPARSITY_NAME, read_record
 from optimum_barber.config import DTYPES
 from optimum_barber.errors import unknown_name
-from optimum_barber.integrations.lm_eval_settings import (
-    ADAPTER_NAME,
-    checkpoint_for,
-    device_at_hand,
-    sparsity_summary,
-)
+from optimum_barber.integrations.lm_eval_cache import device_at_hand
+from optimum_barber.integrations.lm_eval_settings import ADAPTER_NAME, checkpoint_for, sparsity_summary
+from optimum_barber.integrations.lm_eval_shrink import structure_summary
 from optimum_barber.loading import ModelReference, load_config, load_model, load_tokenizer, resolve_model
+from optimum_barber.structured.record import STRUCTURE_NAME, read_structure
 
 ELSEWHERE = {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq", "gptqmodel"}  # would miss the pruning
 EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"} - ELSEWHERE - {"self", "kwargs"}
@@ -45,7 +43,7 @@ def load_adapted(adapter: Path, device: Any, dtype: str) -> tuple[Any, ModelRefe
 
 
 class SparseLM(HFLM):
-    """A model, with the record of its masks.
+    """A model, with the record of its masks and of the heads and channels that it lost.
 
     Args:
         pretrained: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter.
@@ -73,21 +71,23 @@ class SparseLM(HFLM):
                 arguments = {"tokenizer": load_tokenizer(reference), **arguments}
         pruned = (reference.directory / SPARSITY_NAME).is_file()
         self.sparsity = sparsity_summary(read_record(reference.directory)) if pruned else None
+        cut = (reference.directory / STRUCTURE_NAME).is_file()
+        self.structure = structure_summary(read_structure(reference.directory)) if cut else None
         super().__init__(pretrained=loaded, **arguments)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes into the results' `config`: with the sparsity, None where the model is dense."""
-        return {**super().get_model_info(), "sparsity": self.sparsity}
+        """What lm-eval writes into the results' `config`: with sparsity and structure, None where nothing went."""
+        return {**super().get_model_info(), "sparsity": self.sparsity, "structure": self.structure}
 
 
 @register_model("barber")
 class BarberLM(SparseLM):
-    """A model pruned as the arguments say, or as it was pruned before by exactly the same ones.
+    """A model pruned or shrunk as the arguments say, or as it was before by exactly the same ones.
 
     Args:
         pretrained: hub id, directory, GGUF file or `installed:PACKAGE`.
         arguments: fields of `BarberConfig` with the rebuild's among them, the producer's own, `masks=FILE` or
-            `recipe=FILE`; and those of lm-eval's HFLM.
+            `recipe=FILE`; or fields of `ShrinkConfig` with the scorer's own; and those of lm-eval's HFLM.
 
     Raises:
         BarberError: bad arguments.

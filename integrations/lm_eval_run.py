@@ -90,7 +90,8 @@ def evaluate_tasks(
 
     Returns:
         `results`: of each task its metrics, `METRIC_stderr` beside them where lm-eval has one, and `rows`;
-        `sparsity`: pattern, sparsity, producer, rebuild, mask fingerprint and base model, None for a dense model.
+        `sparsity`: pattern, sparsity, producer, rebuild, mask fingerprint and base model, None for a dense model;
+        `structure`: scorer, share removed, heads, channels and base model, None where none were cut.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
@@ -112,7 +113,7 @@ def evaluate_tasks(
         found: Any = evaluate(lm, loaded, limit=limit, log_samples=False)
     rows = {name: found["n-samples"][name]["effective"] for name in found["n-samples"]}
     results = {name: {**_metrics(metrics), "rows": rows.get(name)} for name, metrics in found["results"].items()}
-    return {"results": results, "sparsity": lm.sparsity}
+    return {"results": results, "sparsity": lm.sparsity, "structure": lm.structure}
 
 
 def _load_tasks(tasks: Sequence[str | dict[str, Any]], seed: int) -> Any:

@@ -1,30 +1,25 @@
 """Model arguments of `--model barber`: what they say about the pruning, and the cached checkpoint that they mean."""
 
-import inspect
-import os
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 from pydantic import ValidationError
 
 from optimum_barber.artifacts import SPARSITY_NAME, SparsityConfig
-from optimum_barber.checkpoint import software
 from optimum_barber.config import BarberConfig, RebuildConfig, one_line
 from optimum_barber.errors import BarberError, unknown_name
+from optimum_barber.integrations.lm_eval_cache import cache_key, cached, device_at_hand, items
+from optimum_barber.integrations.lm_eval_shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.loading import ModelReference, load_model, load_tokenizer, resolve_model
-from optimum_barber.planning import choose_device
 from optimum_barber.producers import as_producer
 from optimum_barber.rebuilders import REBUILDERS
 from optimum_barber.reconstructions import RECONSTRUCTIONS
 from optimum_barber.sparsifier import BarberSparsifier
+from optimum_barber.structured.record import STRUCTURE_NAME
 
 ADAPTER_NAME = "adapter_config.json"
-CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"
 EVALUATION = {"device", "dtype", "batch_size"}  # of the evaluation where lm-eval is told; none of them decides masks
 REBUILD = {"rebuild" if name == "method" else name for name in RebuildConfig.model_fields}
 SETTINGS = (set(BarberConfig.model_fields) - EVALUATION) | REBUILD
@@ -32,7 +27,7 @@ LISTS = ("calibration", "ignore")
 
 
 def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, evaluation: Collection[str]) -> Path:
-    """The directory that the model arguments mean: a recipe's model, a finished one, an adapter, or one pruned as told.
+    """The directory that the model arguments mean: a recipe's model, a finished one, an adapter, one made as told.
 
     Args:
         pretrained: hub id, directory, GGUF file or `installed:PACKAGE`; None with a recipe.
@@ -50,8 +45,10 @@ def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, ev
     if not settings and (Path(str(pretrained)) / ADAPTER_NAME).is_file():
         return Path(str(pretrained))
     reference = resolve_model(str(pretrained))
-    if not settings and (reference.directory / SPARSITY_NAME).is_file():
+    if not settings and any((reference.directory / name).is_file() for name in (SPARSITY_NAME, STRUCTURE_NAME)):
         return reference.directory
+    if CUTTING & set(settings):
+        return shrunk_checkpoint(reference, shrink_config(settings, device, evaluation))
     return pruned_checkpoint(reference, barber_config(settings, device, evaluation))
 
 
@@ -81,7 +78,7 @@ def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
             raise unknown_name("model argument", name, {*SETTINGS, *own, *evaluation, "pretrained", "recipe"})
     rebuild = {"method" if name == "rebuild" else name: given[name] for name in REBUILD & set(given)}
     arguments = {name: given[name] for name in own if name in given and name not in SETTINGS}
-    lists = {name: _items(given[name]) for name in LISTS if name in given}
+    lists = {name: items(given[name]) for name in LISTS if name in given}
     rest = {name: value for name, value in given.items() if name in SETTINGS - REBUILD - {"producer_args"}}
     try:
         merged = {**given.get("producer_args", {}), **arguments}
@@ -92,62 +89,23 @@ def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
         raise one_line(error) from None
 
 
-def _items(value: Any) -> list[str]:
-    """A list out of `[a,b]`, which lm-eval leaves a string, or of a single name."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        value = [part.strip().strip("'\"") for part in value[1:-1].split(",")]
-    return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
-
-
-def device_at_hand(device: Any) -> str:
-    """The evaluation's device; what there is where it is not at hand, as lm-eval does."""
-    try:
-        return str(choose_device(str(device or "auto")))
-    except BarberError:
-        return str(choose_device("auto"))
-
-
 def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
-    """The checkpoint pruned by `config`, from the cache where exactly this was done before.
+    """The checkpoint pruned by `config`, from the cache where exactly this was done before."""
+    makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
+    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
+    key = cache_key(reference, config, config.device, BarberSparsifier(None).inputs(config), makers)
 
-    The cache is the environment variable OPTIMUM_BARBER_CACHE, or `optimum_barber` in the Hugging Face home.
-    """
-    directory = Path(os.environ.get(CACHE_VARIABLE) or Path(HF_HOME) / "optimum_barber") / cache_key(reference, config)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BarberError(
-            f"cache {directory.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE}"
-        ) from None
-    with FileLock(f"{directory}.lock"):  # one process prunes where several are launched
-        if not (directory / SPARSITY_NAME).is_file():
-            sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
-            sparsifier.sparsify(config, None if _reads_text(config) else torch.zeros(1, 1).long(), save_dir=directory)
-    return directory
+    def make(directory: Path) -> None:
+        sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
+        sparsifier.sparsify(config, None if _reads_text(config) else torch.zeros(1, 1).long(), save_dir=directory)
+
+    return cached(key, SPARSITY_NAME, make)
 
 
 def _reads_text(config: BarberConfig) -> bool:
     """Whether calibration text has any say, or was asked for."""
     measured = config.rebuild.chain or config.reconstruct.chain
     return bool(config.calibration or measured or as_producer(config.producer).needs)
-
-
-def cache_key(reference: ModelReference, config: BarberConfig) -> str:
-    """Fingerprint of all that decides the result: settings, the files read, the code that makes the masks."""
-    from optimum_barber.recipe.fingerprint import digest, of_model, of_path
-
-    makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
-    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
-    read = [str(path) for path in BarberSparsifier(None, None, reference).inputs(config) if path != reference.path]
-    content = {
-        "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
-        "device": torch.device(config.device).type,
-        "model": [reference.full_name, of_model(reference.name)],
-        "files": {str(Path(name).absolute()): of_path(name) for name in read},
-        "makers": [of_path(str(sys.modules[inspect.unwrap(maker).__module__].__file__)) for maker in makers],
-        "software": software(),
-    }
-    return digest(content)[:32]
 
 
 def sparsity_summary(record: SparsityConfig) -> dict[str, Any]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .structured.settings import ShrinkConfig as ShrinkConfig
     from .structured.shrinker import BarberShrinker as BarberShrinker
     from .structured.shrinker import ShrinkResult as ShrinkResult
+    from .sweep.runner import SweepResult as SweepResult
+    from .sweep.runner import run_sweep as run_sweep
+    from .sweep.settings import SweepConfig as SweepConfig
     from .verify import verify_checkpoint as verify_checkpoint
 
 __version__ = "0.1.0"
@@ -43,9 +46,12 @@ _HOME = {
     "SparsifyResult": "sparsifier",
     "SparsityConfig": "artifacts",
     "SparsityPattern": "patterns",
+    "SweepConfig": "sweep.settings",
+    "SweepResult": "sweep.runner",
     "TokenWindows": "calibration",
     "perplexity": "evaluate",
     "producer": "producers",
+    "run_sweep": "sweep.runner",
     "scorer": "structured.scorers",
     "verify_checkpoint": "verify",
 }

@@ -26,6 +26,9 @@ class Structure:
         norm: in front of the MLP.
         norm_offset: what the norm adds to its weight: 1 in Gemma.
         width: the configuration's name for the number of FFN channels.
+        output_bias: the configuration's name for a bias in `output`, and in the attention's other Linears; empty where
+            it has none.
+        down_bias: the same for `down` and the MLP.
         free_heads: whether the configuration can say a head size, so that heads can go and the hidden size stay.
     """
 
@@ -36,6 +39,8 @@ class Structure:
     norm: str = "post_attention_layernorm"
     norm_offset: float = 0.0
     width: str = "intermediate_size"
+    output_bias: str = ""
+    down_bias: str = ""
     free_heads: bool = True
 
 
@@ -67,12 +72,15 @@ ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber
 
 GATED = Structure()
 
-ARCHITECTURES.add("llama", Architecture(structure=GATED))
+ARCHITECTURES.add("llama", Architecture(structure=Structure(output_bias="attention_bias", down_bias="mlp_bias")))
 ARCHITECTURES.add("mistral", Architecture(structure=GATED))
 ARCHITECTURES.add("qwen2", Architecture(structure=GATED))
-ARCHITECTURES.add("qwen3", Architecture(structure=GATED))
-ARCHITECTURES.add("gemma", Architecture(structure=Structure(norm_offset=1.0)))
-ARCHITECTURES.add("gemma2", Architecture(structure=Structure(norm="pre_feedforward_layernorm", norm_offset=1.0)))
+ARCHITECTURES.add("qwen3", Architecture(structure=Structure(output_bias="attention_bias")))
+ARCHITECTURES.add("gemma", Architecture(structure=Structure(norm_offset=1.0, output_bias="attention_bias")))
+ARCHITECTURES.add(
+    "gemma2",
+    Architecture(structure=Structure(norm="pre_feedforward_layernorm", norm_offset=1.0, output_bias="attention_bias")),
+)
 ARCHITECTURES.add(
     "phi3",
     Architecture(structure=Structure(attention=("self_attn.qkv_proj",) * 3, makers=("mlp.gate_up_proj",) * 2)),

@@ -96,6 +96,19 @@ def _from_hub(name: str) -> Path:
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
 
 
+def local_model(name: str) -> ModelReference | None:
+    """A model whose files are on this machine; None where they would have to be fetched, or are gone."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if name.startswith("installed:") or Path(name).expanduser().exists():
+            return resolve_model(name)
+        return _in_directory(name, Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True)))
+    except (BarberError, HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 def load_config(reference: ModelReference, quantized: bool = False) -> Any:
     """The transformers configuration of a causal LM.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .artifacts import SPARSITY_NAME, MaskFile, SparsityConfig, read_record, write_json
 from .loading import ModelReference, load_model, load_tokenizer, resolve_model
-from .structured.record import STRUCTURE_NAME
+from .structured.record import STRUCTURE_NAME, read_structure
 
 
 @dataclass
@@ -52,15 +52,17 @@ def open_masks(directory: str | Path) -> tuple[SparsityConfig | None, MaskFile |
     return record, MaskFile(Path(directory) / record.masks)
 
 
-def carry_structure(source: Path, target: Path) -> None:
-    """Give `target` the record of the heads and channels that were cut before; nothing where none were."""
+def carry_structure(source: Path, target: Path, step: Mapping[str, Any]) -> None:
+    """Give `target` the record of the heads and channels that were cut before, with one more step in it."""
     if (source / STRUCTURE_NAME).is_file():
-        shutil.copyfile(source / STRUCTURE_NAME, target / STRUCTURE_NAME)
+        structure = read_structure(source)
+        structure.steps.append(dict(step))
+        write_json(target / STRUCTURE_NAME, structure.model_dump())
 
 
 def carry_masks(source: Path, target: Path, step: Mapping[str, Any]) -> None:
     """Give `target` the masks of `source`, with one more step in the record; where `source` is dense it has none."""
-    carry_structure(source, target)
+    carry_structure(source, target, step)
     record, _ = open_masks(source)
     if record is None:
         return

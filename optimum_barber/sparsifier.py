@@ -97,7 +97,8 @@ class BarberSparsifier(PretrainedTool):
                     partial, self.model, self.tokenizer, config, record, result.masks, report, shard_bytes=shard
                 )
                 if self.reference:
-                    carry_structure(self.reference.directory, partial)
+                    step = {"name": "prune", "producer": config.producer_name}
+                    carry_structure(self.reference.directory, partial, step)
         return result
 
     def inputs(self, config: BarberConfig) -> list[Path]:

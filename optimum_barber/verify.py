@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .artifacts import MaskFile, ModuleSparsity, read_record
+from .artifacts import SPARSITY_NAME, MaskFile, ModuleSparsity, read_record
 from .errors import BarberError
 from .masks import holds_pattern
 from .patterns import SparsityPattern
+from .structured.audit import CutAudit, audit_cut
+from .structured.record import STRUCTURE_NAME
 from .weights import CheckpointWeights
 
 
@@ -20,6 +22,7 @@ class Verification:
         pruned: weights that the masks prune.
         zeros: of those, how many are exactly zero in the checkpoint.
         faults: one line for every module that is off.
+        cut: what the audit of removed heads and channels found; None where none were.
     """
 
     pattern: str
@@ -27,6 +30,15 @@ class Verification:
     pruned: int = 0
     zeros: int = 0
     faults: list[str] = field(default_factory=list)
+    cut: CutAudit | None = None
+
+    def __str__(self) -> str:
+        masks = (
+            f"{self.modules} modules, pattern {self.pattern}, {self.zeros:,} of {self.pruned:,} zeros kept: "
+            f"{'FAILED' if self.faults else 'all as recorded'}"
+        )
+        lines = [*([str(self.cut)] if self.cut else []), *([masks] if self.modules or not self.cut else [])]
+        return "\n".join(lines)
 
 
 def verify_checkpoint(directory: str | Path) -> Verification:
@@ -52,17 +64,30 @@ def verify_checkpoint(directory: str | Path) -> Verification:
     return outcome
 
 
-def verify_product(directory: str | Path) -> Verification:
-    """Check whatever a stage left: a pruned, merged or quantized checkpoint, or an adapter on its base.
+def verify_product(directory: str | Path, base: str | None = None, weights: bool = True) -> Verification:
+    """Check whatever a stage left: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
+
+    Args:
+        directory: of the checkpoint or the adapter.
+        base: for a shrunk one, the dense model to compare it with; None for the recorded one, if it is at hand.
+        weights: whether to compare a shrunk one with its dense model at all.
 
     Raises:
         BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
     """
-    if (Path(directory) / "adapter_config.json").is_file():
+    directory = Path(directory)
+    if (directory / "adapter_config.json").is_file():
         from optimum_barber.integrations.lora_checkpoint import verify_adapter
 
-        return verify_adapter(Path(directory))
-    return verify_checkpoint(directory)
+        return verify_adapter(directory)
+    if not (directory / STRUCTURE_NAME).is_file():
+        if base is not None:
+            raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
+        return verify_checkpoint(directory)
+    cut = audit_cut(directory, base, weights)
+    outcome = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
+    outcome.cut, outcome.faults = cut, [*cut.faults, *outcome.faults]
+    return outcome
 
 
 def _check(

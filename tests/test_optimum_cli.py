@@ -55,11 +55,21 @@ def test_the_same_masks(model_dir, tmp_path, capsys, monkeypatch):
     assert "all as recorded" in capsys.readouterr().out
 
 
+def test_the_same_cut(both, model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # so that both write to a folder of the same name
+    command = ["shrink", model_dir, "--remove", "0.3", *QUICK[:6], "--no-latency", "-o", "out", "--overwrite"]
+    own, optimum = both(*command)
+    assert own == optimum
+    assert own[0] == 0
+    assert "heads a layer        4 -> 2" in own[1]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["prune", "MODEL", "--sparsity", "2", "-o", "OUT"], "sparsity 2.0 is outside"),
         (["prune", "MODEL", "--producer", "wandda", *QUICK, "-o", "OUT"], "did you mean 'wanda'"),
+        (["shrink", "MODEL", "--remove", "2", "-o", "OUT"], "remove 2 is not legal"),
         (["verify", "MODEL"], "is no pruned checkpoint"),
         (["inspect", "/none"], "/none"),
     ],

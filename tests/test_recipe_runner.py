@@ -123,7 +123,7 @@ def test_a_failed_stage_leaves_no_half_result_and_is_on_record(recipe, tmp_path,
 
 def test_a_lost_zero_fails_the_stage_with_status_1(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "optimum_barber.recipe.runner.verify_product", lambda _: Verification("2:4", faults=["x: lost"])
+        "optimum_barber.recipe.runner.verify_product", lambda *_, **__: Verification("2:4", faults=["x: lost"])
     )
     assert main(["run", str(recipe), "--quiet"]) == 1
     assert "stage 01-prune lost what it should keep: x: lost" in capsys.readouterr().err

@@ -205,6 +205,20 @@ def test_the_error_by_layer_is_that_of_the_hidden_states():
     assert result.report["layer_errors"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_picture_of_the_errors(model_dir, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    command = ["shrink", str(model_dir), "--remove", "0.3", *QUICK, "--picture", "-o"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "errors.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [b["block"] for b in report["blocks"]] == [
+        f"model.layers.{i}.{b}" for i in (0, 1) for b in ("attention", "mlp")
+    ]
+    assert main([*command, str(tmp_path / "none"), "--scorer", "magnitude"]) == 2
+    assert "picture shows errors on calibration text: scorer 'magnitude'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_latency_says_how_it_was_measured():
     found = latency(tiny_model(), 8, batch=2, repeats=3, warmup=1)
     assert (found["batch"], found["prompt"], found["repeats"], found["dtype"]) == (2, 8, 3, "float32")
@@ -260,7 +274,9 @@ def test_structured_then_unstructured_then_quantized(tmp_path, model_dir):
     assert AutoModelForCausalLM.from_pretrained(pruned).config.intermediate_size == 32
     assert result.stages["02-prune"]["zeros"] == result.stages["05-quantize"]["zeros"] > 0
     assert result.stages["06-evaluate"]["dense"]["perplexity"]["pydoc"]["model"] == str(model_dir)
-    assert read_structure(pruned) == read_structure(result.base)
+    assert read_structure(pruned).kept == read_structure(result.base).kept
+    steps = [step["name"] for step in read_structure(result.model).steps]
+    assert steps == ["prune", "lora-merge", "quantize"]
     again = run_recipe(path, ["prune.pattern=1:4"], quiet=True)
     assert again.reused == ["01-shrink"]
     assert again.base == result.base

@@ -55,7 +55,7 @@ def scored(model, windows, name, unit="group", **arguments):
 
     plan = ScorePlan(type(scorer)(listening, scorer.needs), units, structure,
                      {kind: u.count // u.groups // 2 * u.groups for kind, u in units.items()}, arguments)  # fmt: skip
-    choose_units(source, windows, plan)
+    choose_units(source, windows, [plan])
     return units, found
 
 

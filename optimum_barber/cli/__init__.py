@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from ..config import one_line
 from ..errors import BarberError
 from ..memory import return_freed_buffers
-from . import evaluate, inspect, lm_eval, plugins, prune, shrink, verify
+from . import evaluate, inspect, lm_eval, plugins, prune, shrink, sweep, verify
 from . import run as run_command
 
 COMMANDS = {
     "prune": prune,
     "shrink": shrink,
+    "sweep": sweep,
     "run": run_command,
     "eval": evaluate,
     "lm-eval": lm_eval,

@@ -3,12 +3,14 @@
 import argparse
 import sys
 
-HELP = "Evaluate through lm-eval, pruning on the fly; its subcommands and flags, with additions."
+HELP = "Evaluate through lm-eval, pruning or shrinking on the fly; its subcommands and flags, with additions."
 EPILOG = """\
 additions to run:
-  --model barber       prunes `pretrained` as the model arguments say, or takes what exactly the same settings gave
-                       before (cache: $OPTIMUM_BARBER_CACHE, or optimum_barber in the Hugging Face home)
+  --model barber       prunes or shrinks `pretrained` as the model arguments say, or takes what exactly the same
+                       settings gave before (cache: $OPTIMUM_BARBER_CACHE, or optimum_barber in the Hugging Face home)
   --model_args         the settings of `optimum-barber prune` with _ for -, the producer's arguments among them;
+                       or those of `optimum-barber shrink` with its scorer's: any of scorer, remove, remove_heads,
+                       remove_channels and structure removes heads and channels instead of weights;
                        masks=FILE alone: these masks over `pretrained`; recipe=FILE alone: the recipe's last model;
                        and whatever lm-eval's own hf model takes
   --tasks              also choice:FILE.jsonl, rows {"question", "choices", "gold"}: accuracy;
@@ -18,6 +20,8 @@ examples:
   optimum-barber lm-eval run --model barber --model_args pretrained=MODEL,sparsity=0.5,calibration=pydoc,samples=16 \\
       --tasks choice:questions.jsonl rolling:text.txt --output_path results
   optimum-barber lm-eval run --model barber --model_args pretrained=MODEL,producer=magnitude,pattern=2:4,rebuild=none \\
+      --tasks arc_easy
+  optimum-barber lm-eval run --model barber --model_args pretrained=MODEL,scorer=bip,remove=0.2,calibration=pydoc \\
       --tasks arc_easy
   optimum-barber lm-eval run --model hf --model_args pretrained=OUT --tasks rolling:text.txt
   optimum-barber lm-eval ls tasks

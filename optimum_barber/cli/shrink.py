@@ -17,7 +17,8 @@ families:    llama, mistral, qwen2, qwen3, gemma, gemma2, phi3; opt loses FFN ch
              A LLaMA whose head count LlamaConfig refuses is written as the Mistral that computes the same.
 
 DIR holds the smaller checkpoint, pruned_structure.json (which heads and channels stayed) and report.json (parameters,
-MACs a token, latency before and after). Every layer has the same width, so that transformers loads it as it is.
+MACs a token, latency before and after, the error of every block). Every layer has the same width, so that transformers
+loads it as it is.
 
 examples:
   optimum-barber shrink MODEL --remove 0.2 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
     parser.add_argument("--no-latency", action="store_true", help="measure no latency for the report")
+    parser.add_argument(
+        "--picture", action="store_true", help="draw the error of every block, errors.png in DIR (extra report)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
     parser.add_argument("--scorer-arg", action="append", default=[], metavar="K=V", help="an argument of the scorer")
     parser.add_argument(
@@ -46,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
     )
     for name, field in ShrinkConfig.model_fields.items():
-        if name not in HAND_MADE:
+        if field.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
+        elif name not in HAND_MADE:
             parser.add_argument(
                 "--" + name.replace("_", "-"),
                 default=argparse.SUPPRESS,
@@ -77,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, args.overwrite, [reference.path])
     shrinker = BarberShrinker(load_model(reference, config.dtype), load_tokenizer(reference), reference)
     result = shrinker.shrink(
-        config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet
-    )
+        config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet,
+        picture=args.picture,
+    )  # fmt: skip
     if not args.quiet:
         sys.stdout.write(summary(result.report, args.output, result.structure.base_model, result.structure.model_type))
     return 0

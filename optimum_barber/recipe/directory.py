@@ -17,16 +17,31 @@ STAGE_NAME = "stage.json"
 LOCK = ".lock"
 
 
-def open_output(name: str) -> Path:
-    """The output directory, made if need be.
+def check_output(name: str, record: str = RUN_NAME, what: str = "run of a recipe") -> Path:
+    """The path of an output directory that is not there yet, or is one of ours.
+
+    Args:
+        name: of the directory.
+        record: the file that tells a directory of ours.
+        what: it holds, for the error.
 
     Raises:
-        BarberError: it holds something that is no run, or cannot be written.
+        BarberError: it holds something else.
     """
     output = Path(name).expanduser().resolve()
     held = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if (output.exists() and not output.is_dir()) or (held - {LOCK} and RUN_NAME not in held):
-        raise BarberError(f"output {name} holds something that is no run of a recipe")
+    if (output.exists() and not output.is_dir()) or (held - {LOCK} and record not in held):
+        raise BarberError(f"output {name} holds something that is no {what}")
+    return output
+
+
+def open_output(name: str, record: str = RUN_NAME, what: str = "run of a recipe") -> Path:
+    """The output directory, made if need be; see `check_output`.
+
+    Raises:
+        BarberError: it holds something else, or cannot be written.
+    """
+    output = check_output(name, record, what)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,6 +81,11 @@ def now() -> str:
 
 def write_run(output: Path, content: Mapping[str, Any]) -> None:
     """Write `run.json` beside and put it in place."""
-    beside = output / (RUN_NAME + ".partial")
+    put_json(output / RUN_NAME, content)
+
+
+def put_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside and put it in place."""
+    beside = path.with_name(path.name + ".partial")
     write_json(beside, content)
-    beside.replace(output / RUN_NAME)
+    beside.replace(path)

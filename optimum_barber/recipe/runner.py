@@ -12,6 +12,7 @@ from ..artifacts import SPARSITY_NAME, write_json
 from ..checkpoint import software
 from ..errors import FailedCheckError
 from ..output import staged
+from ..structured.record import STRUCTURE_NAME
 from ..verify import verify_product
 from . import fingerprint
 from .directory import STAGE_NAME, alone, now, open_output, read_stage, write_run
@@ -166,14 +167,14 @@ def verified(model: Path, name: str) -> dict[str, Any]:
     """How many zeros a stage's model keeps; empty for a model without masks.
 
     Raises:
-        FailedCheckError: a zero is lost, or a mask is not the recorded one.
+        FailedCheckError: a zero is lost, a mask is not the recorded one, or a cut model has not the recorded shapes.
     """
-    if not any((model / name).is_file() for name in (SPARSITY_NAME, ADAPTER_NAME)):
+    if not any((model / name).is_file() for name in (SPARSITY_NAME, ADAPTER_NAME, STRUCTURE_NAME)):
         return {}
-    outcome = verify_product(model)
+    outcome = verify_product(model, weights=False)
     if outcome.faults:
         raise FailedCheckError(f"stage {name} lost what it should keep: {outcome.faults[0]}")
-    return {"zeros": outcome.zeros, "pruned": outcome.pruned}
+    return {"zeros": outcome.zeros, "pruned": outcome.pruned} if outcome.modules else {}
 
 
 def _note(result: RunResult, record: dict[str, Any], status: str, running: str | None = None, error: str = "") -> None:

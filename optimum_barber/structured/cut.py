@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -116,19 +117,42 @@ def _others(config: Any, units: LayerUnits) -> str:
 
 
 def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
-    """A model of `config` that holds `state`, with the generation settings and the attention of `like`."""
+    """A model of `config` that holds `state`, with the generation settings and the attention of `like`.
+
+    Biases that only `config` has are zero.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=like.config._attn_implementation)
-    model.load_state_dict(state, assign=True)
+    biases = {
+        name: torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
+        for name, parameter in model.named_parameters()
+        if name not in state and name.endswith(".bias")
+    }
+    model.load_state_dict({**biases, **state}, assign=True)
     model.tie_weights()
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.eval()
 
 
 @torch.no_grad()
-def cut_model(model: Any, config: Any, kept: Kept, units: LayerUnits) -> Any:
-    """The smaller model; the given one is left as it is, and tensors in which nothing goes are shared."""
-    return built(config, cut_state(model.state_dict(), kept, units), model)
+def cut_model(
+    model: Any, config: Any, kept: Kept, units: LayerUnits, biases: Mapping[str, Tensor] = MappingProxyType({})
+) -> Any:
+    """The smaller model; the given one is left as it is, and tensors in which nothing goes are shared.
+
+    Args:
+        model: the dense model.
+        config: of the smaller one.
+        kept: units that stay, by decoder layer and kind.
+        units: what belongs to them.
+        biases: what is added to the bias of a Linear, (out,), by its full name.
+    """
+    state = cut_state(model.state_dict(), kept, units)
+    for name, bias in biases.items():
+        weight = state[f"{name}.weight"]
+        before = state.get(f"{name}.bias", torch.zeros(()))
+        state[f"{name}.bias"] = (before.cpu().double() + bias).to(weight.device, weight.dtype)
+    return built(config, state, model)

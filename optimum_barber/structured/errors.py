@@ -1,18 +1,92 @@
-"""How far a smaller model's hidden states are from the dense model's, decoder layer by decoder layer."""
+"""What a cut does to the hidden states: block by block on the dense stream, and layer by layer as it adds up."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..activations import Activations
 from ..architectures import architecture_of, decoder_stack
+from ..patterns import SparsityPattern
+from ..pipeline import advance, watch
+from ..source import ModelSource
+from .units import KIND_OF_BLOCK, LayerUnits
+
+ANY = SparsityPattern(0.5)  # a trial wants a pattern; units follow none
+
+
+class _Ratio:
+    """||y' - y||² / ||y||², summed in float64 over many tensors."""
+
+    def __init__(self) -> None:
+        self.away = self.norm = 0.0
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        self.away += (found - expected).double().square().sum().item()
+        self.norm += expected.double().square().sum().item()
+
+    @property
+    def value(self) -> float:
+        return self.away / max(self.norm, torch.finfo(torch.float64).tiny)
+
+
+@torch.no_grad()
+def block_errors(
+    source: ModelSource,
+    windows: Tensor,
+    kept: Mapping[str, Mapping[str, list[int]]],
+    units: LayerUnits,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """||y' - y||² / ||y||² of every block's output y on the dense model's inputs, when only its own units go.
+
+    Args:
+        source: the dense model; its weights are the same afterwards.
+        windows: (samples, length) int64.
+        kept: units that stay, by decoder layer and kind.
+        units: what belongs to them.
+        biases: what is added to the bias of the Linear that reads them, by its full name.
+
+    Returns:
+        `block` and `error` of each block in the order of computation.
+    """
+    found = []
+    hidden = Activations(source.begin(windows))
+    for layer in source.layers():
+        outputs: list[Activations] = []
+        for block in layer.blocks:
+            trial = watch(layer, block, hidden, outputs, {}, frozenset(), ANY)
+            kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
+            name = f"{layer.name}.{units[kind].reader}"
+            reader, bias = block.linears[name], biases.get(name, torch.zeros(()))
+            keep = units[kind].kept(kept[layer.name][kind], reader.in_features, units[kind].reader, 1)
+            error = _Ratio()
+            with _reading_only(reader, keep):
+                for x, y in zip(trial.inputs, trial.targets, strict=True):
+                    error.add(block(x) + bias.to(y.device, y.dtype), y)
+            found.append({"block": block.name, "error": error.value})
+            outputs.append(trial.targets)
+        hidden = advance(layer, hidden, outputs)
+    return found
+
+
+@contextmanager
+def _reading_only(reader: nn.Linear, keep: Tensor) -> Iterator[None]:
+    """Inside, the Linear sees zeros in the columns that are not kept."""
+    dense = reader.weight.data
+    reader.weight.data = dense * keep.to(dense.device)
+    try:
+        yield
+    finally:
+        reader.weight.data = dense
 
 
 @torch.no_grad()
 def layer_errors(model: nn.Module, small: nn.Module, windows: Tensor) -> list[float]:
-    """||h_small - h||² / ||h||² of every decoder layer's output, over all windows.
+    """||h' - h||² / ||h||² of every decoder layer's output h, with the errors of the layers before it.
 
     Args:
         model: the dense model.
@@ -20,21 +94,17 @@ def layer_errors(model: nn.Module, small: nn.Module, windows: Tensor) -> list[fl
         windows: (samples, length) int64.
     """
     device = next(model.parameters()).device
-    away: list[float] = []
-    norms: list[float] = []
+    errors: list[_Ratio] = []
     with _outputs(model) as dense, _outputs(small) as cut:
         for window in windows.to(device).split(1):
             for each in (model, small):
                 each(input_ids=window, use_cache=False)
-            for index, (h, other) in enumerate(zip(dense, cut, strict=True)):
-                if len(away) == index:
-                    away.append(0.0)
-                    norms.append(0.0)
-                away[index] += (other - h).double().square().sum().item()
-                norms[index] += h.double().square().sum().item()
+            errors = errors or [_Ratio() for _ in dense]
+            for error, h, other in zip(errors, dense, cut, strict=True):
+                error.add(other, h)
             dense.clear()
             cut.clear()
-    return [error / max(norm, torch.finfo(torch.float64).tiny) for error, norm in zip(away, norms, strict=True)]
+    return [error.value for error in errors]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from ..planning import check_weights, choose_device
 from ..producers import parse_arguments
 from ..source import ModelSource
 from .choose import Budget, budget_of
+from .compensate import with_biases
 from .cut import smaller_config
 from .record import PrunedStructure, read_structure
 from .scorers import Scorer, as_scorer
@@ -50,8 +51,7 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     replayed = read_structure(config.structure) if config.structure is not None else None
     source = ModelSource(model, choose_device(config.device))
     structure = structure_of(source)
-    unit = config.head_unit if replayed is None else "query" if replayed.head_unit == "query head" else "group"
-    units = units_of(source, unit)
+    units = units_of(source, config.head_unit if replayed is None else replayed.unit)
     if config.skip_layers:
         raise BarberError(
             f"skip-layers {config.skip_layers} would leave layers of different widths, which "
@@ -64,6 +64,8 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     else:
         budget = replayed_budget(replayed, source, units)
     smaller = smaller_config(model.config, structure, units, budget.kept)
+    if config.compensate:
+        smaller = with_biases(smaller, structure, source.stack[0], units, budget.kept)
     check_weights(source, ())
     return Cut(source, units, budget, smaller, scorer, arguments, replayed)
 

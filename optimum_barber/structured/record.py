@@ -1,5 +1,6 @@
 """`pruned_structure.json`: which heads and channels stayed, so that a cut can be audited and replayed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,14 @@ class PrunedStructure(BaseModel):
         description="of the result, which may be another where the family cannot say its head count"
     )
     software: dict[str, str] = Field(description="versions")
+    steps: list[dict[str, Any]] = Field(
+        default_factory=list, description="what changed the weights after the cut, in order: name and settings"
+    )
+
+    @property
+    def unit(self) -> str:
+        """The head unit by its name in the settings: group or query."""
+        return "query" if self.head_unit == "query head" else "group"
 
     @property
     def kept(self) -> dict[str, dict[str, list[int]]]:
@@ -52,6 +61,11 @@ class PrunedStructure(BaseModel):
         return {
             name: {"heads": layer.heads.kept, "channels": layer.channels.kept} for name, layer in self.layers.items()
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what stayed."""
+        return hashlib.sha256(json.dumps(self.kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_structure(path: str | Path) -> PrunedStructure:

@@ -1,5 +1,7 @@
 """What a cut leaves in writing: the record of what stayed, its pointer in config.json, and the report."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from ..checkpoint import software
 from ..latency import latency, macs_per_token, size_of
 from ..pipeline import peak_memory
 from ..source import working_copy
-from .errors import layer_errors
+from .errors import block_errors, layer_errors
 from .plan import Cut
 from .record import STRUCTURE_NAME, PrunedStructure
 from .scoring import Kept
@@ -25,7 +27,7 @@ def describe_cut(
     config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows | None, base_model: str | None
 ) -> PrunedStructure:
     """The record of a cut, for `pruned_structure.json`."""
-    before = cut.replayed
+    before, own = cut.replayed, {name: getattr(config, name) for name in ShrinkSettings.model_fields}
     dtype = str(next(cut.source.model.parameters()).dtype).removeprefix("torch.")
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
@@ -35,7 +37,7 @@ def describe_cut(
             for layer, chosen in kept.items()
         },  # type: ignore[arg-type]
         scorer=before.scorer if before else {"name": config.scorer, "arguments": cut.arguments},
-        settings=before.settings if before else {n: getattr(config, n) for n in ShrinkSettings.model_fields},
+        settings={**(before.settings if before else own), "compensate": config.compensate},
         calibration=before.calibration if before else calibration_record(config, windows),
         base_model={"name": base_model, "model_type": cut.source.model_type, "dtype": dtype},
         model_type=cut.config.model_type,
@@ -64,12 +66,24 @@ def pointer(structure: PrunedStructure) -> dict[str, Any]:
     }
 
 
+def prompt_of(config: Any) -> int:
+    """Tokens of the prefill that is measured on a model."""
+    return int(min(PROMPT, (getattr(config, "max_position_embeddings", None) or PROMPT + 1) - 1))
+
+
 def report_of(
-    config: ShrinkConfig, cut: Cut, small: Any, windows: TokenWindows | None, seconds: dict[str, float], timing: bool
+    config: ShrinkConfig,
+    cut: Cut,
+    kept: Kept,
+    small: Any,
+    windows: TokenWindows | None,
+    seconds: dict[str, float],
+    timing: bool,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Counts, sizes, errors and speeds before and after, for `report.json`."""
     model = cut.source.model
-    prompt = min(PROMPT, (getattr(model.config, "max_position_embeddings", None) or PROMPT + 1) - 1)
+    prompt = prompt_of(model.config)
     counts = {
         kind: {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
         for kind, unit in cut.units.items()
@@ -82,6 +96,7 @@ def report_of(
         "seconds": seconds,
         "peak_memory": peak_memory(),
         **compared(model, small, tokens, prompt, cut.source.device, timing),
+        "blocks": None if tokens is None else block_errors(cut.source, tokens, kept, cut.units, biases),
     }
 
 

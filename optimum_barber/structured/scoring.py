@@ -1,6 +1,6 @@
 """The pass that ranks heads and channels: every block once, on the dense stream."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,21 +11,20 @@ from ..activations import Activations
 from ..architectures import Structure
 from ..blocks import Block, DecoderLayer
 from ..errors import BarberError
-from ..patterns import SparsityPattern
 from ..pipeline import advance, watch
 from ..source import ModelSource
 from ..trial import Trial
 from .choose import highest
+from .errors import ANY
 from .scorers import ModelInput, Scorer, UnitInput
 from .units import KIND_OF_BLOCK, LayerUnits, Units
 
 Kept = dict[str, dict[str, list[int]]]  # by decoder layer and kind of units
-ANY = SparsityPattern(0.5)  # a trial wants a pattern; units follow none
 
 
 @dataclass
 class ScorePlan:
-    """What `choose_units` does to every layer.
+    """What `choose_units` asks of every layer.
 
     Attributes:
         scorer: ranks the units.
@@ -48,33 +47,55 @@ class ScorePlan:
 
 @torch.no_grad()
 def choose_units(
-    source: ModelSource, windows: Tensor, plan: ScorePlan, callback: Callable[[str], object] = lambda layer: None
-) -> Kept:
-    """The heads and channels that stay in every decoder layer; no weight changes.
+    source: ModelSource,
+    windows: Tensor,
+    plans: Sequence[ScorePlan],
+    callback: Callable[[str], object] = lambda layer: None,
+) -> list[Kept]:
+    """The heads and channels that stay in every decoder layer under each plan; no weight changes.
+
+    All plans that look at one block after the other share one pass, with the statistics that any of them needs.
 
     Args:
         source: the model.
         windows: (samples, length) int64, the calibration tokens.
-        plan: scorer and counts.
+        plans: scorers and counts, for the same units.
         callback: called with the name of each layer that is done.
     """
-    if plan.scorer.whole_model:
+    by_block = [plan for plan in plans if not plan.scorer.whole_model]
+    chosen = iter(choose_by_block(source, windows, by_block, callback) if by_block else [])
+    known: dict[str, Any] = {}
+    return [choose_at_once(source, windows, plan, known) if plan.scorer.whole_model else next(chosen) for plan in plans]
+
+
+def choose_at_once(source: ModelSource, windows: Tensor, plan: ScorePlan, known: dict[str, Any]) -> Kept:
+    """What stays by a scorer of whole models; `known` holds the scores of plans before, which counts do not change."""
+    key = repr((plan.scorer.function, sorted(plan.arguments.items()), plan.units))
+    if key not in known:
         given = ModelInput(source, windows, plan.units, plan.structure)
-        found = plan.scorer.function(given, **plan.arguments)
-        return {f"{source.path}.{i}": pick(scores, plan, f"{source.path}.{i}") for i, scores in enumerate(found)}
-    kept: Kept = {}
-    hidden = Activations(source.begin(windows), plan.batch_size)
+        known[key] = plan.scorer.function(given, **plan.arguments)
+    return {f"{source.path}.{i}": pick(scores, plan, f"{source.path}.{i}") for i, scores in enumerate(known[key])}
+
+
+def choose_by_block(
+    source: ModelSource, windows: Tensor, plans: Sequence[ScorePlan], callback: Callable[[str], object]
+) -> list[Kept]:
+    """What stays by scorers of one block at a time."""
+    kept: list[Kept] = [{} for _ in plans]
+    needs = frozenset[str]().union(*(plan.scorer.needs for plan in plans))
+    hidden = Activations(source.begin(windows), plans[0].batch_size)
     for layer in source.layers():
         outputs: list[Activations] = []
-        scores = {}
+        scores: list[dict[str, Any]] = [{} for _ in plans]
         for block in layer.blocks:
-            trial = watch(layer, block, hidden, outputs, block.linears, plan.scorer.needs, ANY)
+            trial = watch(layer, block, hidden, outputs, block.linears, needs, ANY)
             kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
-            scores[kind] = plan.scorer.function(
-                unit_input(layer, block, plan.units[kind], trial, plan), **plan.arguments
-            )
+            for plan, found in zip(plans, scores, strict=True):
+                given = unit_input(layer, block, plan.units[kind], trial, plan)
+                found[kind] = plan.scorer.function(given, **plan.arguments)
             outputs.append(trial.targets)
-        kept[layer.name] = pick(scores, plan, layer.name)
+        for plan, found, stays in zip(plans, scores, kept, strict=True):
+            stays[layer.name] = pick(found, plan, layer.name)
         hidden = advance(layer, hidden, outputs)
         callback(layer.name)
     return kept

@@ -27,6 +27,9 @@ def _share(name: str, least_open: bool) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+Share = Annotated[float, _share("remove", True)]
+
+
 class ShrinkSettings(BaseModel):
     """What goes, and what ranks it."""
 
@@ -34,7 +37,7 @@ class ShrinkSettings(BaseModel):
 
     scorer: str = Field("bip", description="what ranks heads and channels")
     scorer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
-    remove: Annotated[float | None, _share("remove", True)] = Field(
+    remove: Share | None = Field(
         None,
         description="share of the parameters of attention and MLP to remove, in (0, 1): heads to the nearest whole "
         "unit, FFN channels make up the total",
@@ -51,7 +54,17 @@ class ShrinkSettings(BaseModel):
         "number of query heads in every group",
     )
     round_to: int = Field(1, ge=1, description="FFN channels stay in multiples of this, such as 64")
-    skip_layers: int = Field(0, ge=0, description="leave the first and the last so many decoder layers whole")
+    skip_layers: int = Field(
+        0,
+        ge=0,
+        description="leave the first and the last so many decoder layers whole; refused, since no configuration of the "
+        "known families can say layers of different widths",
+    )
+    compensate: bool = Field(
+        False,
+        description="give back, as biases, what the removed units contribute on average; refused where the "
+        "configuration cannot say them",
+    )
     structure: str | None = Field(
         None, description="a pruned_structure.json, or the directory that holds it, to cut again as it says"
     )

@@ -14,8 +14,11 @@ from tqdm.auto import tqdm
 from ..artifacts import REPORT_NAME, write_json
 from ..calibration import TokenWindows, is_there, windows_for
 from ..checkpoint import ONE_FILE
+from ..errors import BarberError
 from ..loading import PretrainedTool
 from ..output import check_output, staged
+from ..report import error_picture, pyplot
+from .compensate import mean_contributions
 from .cut import cut_model
 from .plan import Cut, plan_cut
 from .record import STRUCTURE_NAME, PrunedStructure
@@ -23,6 +26,8 @@ from .report import describe_cut, pointer, report_of
 from .scoring import Kept, ScorePlan, choose_units
 from .settings import ShrinkConfig
 from .units import structure_of
+
+PICTURE_NAME = "errors.png"
 
 
 @dataclass
@@ -38,6 +43,25 @@ class ShrinkResult:
     model: Any
     structure: PrunedStructure
     report: dict[str, Any] = field(default_factory=dict)
+
+
+def check_picture(windows: TokenWindows | None, scorer: str) -> None:
+    """Refuse a picture that could not be drawn, before any work.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        BarberError: no windows are read, on which errors could be measured.
+    """
+    pyplot()
+    if windows is None:
+        raise BarberError(f"picture shows errors on calibration text: scorer {scorer!r}, or the structure, reads none")
+
+
+def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
+    """How the units of a cut are ranked."""
+    return ScorePlan(
+        cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
+    )
 
 
 class BarberShrinker(PretrainedTool):
@@ -57,6 +81,7 @@ class BarberShrinker(PretrainedTool):
         overwrite: bool = False,
         latency: bool = True,
         quiet: bool = False,
+        picture: bool = False,
     ) -> ShrinkResult:
         """Make the smaller model and, with `save_dir`, write its checkpoint.
 
@@ -67,6 +92,7 @@ class BarberShrinker(PretrainedTool):
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             latency: measure prefill and decode before and after.
             quiet: no progress bar.
+            picture: draw the error of every block and decoder layer, in `errors.png`; needs the extra `report`.
 
         Raises:
             BarberError: bad input; nothing was written.
@@ -76,18 +102,25 @@ class BarberShrinker(PretrainedTool):
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
         windows = self._windows(config, cut, calibration)
+        if picture:
+            check_picture(windows, config.scorer)
         with staged(output) if output is not None else nullcontext() as partial:
             started = time.perf_counter()
             kept = self._kept(config, cut, windows, quiet)
             scored = time.perf_counter()
-            small = cut_model(self.model, cut.config, kept, cut.units)
+            biases = {}
+            if config.compensate and windows is not None:
+                biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
+            small = cut_model(self.model, cut.config, kept, cut.units, biases)
             seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
-            structure = describe_cut(config, cut, kept, windows, self._name())
+            structure = describe_cut(config, cut, kept, windows, self.name)
             small.config.structure_config = pointer(structure)
             small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, small, windows, seconds, latency)
+            report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
             if partial is not None:
                 self._save(partial, small, structure, report)
+                if picture:
+                    error_picture(partial / PICTURE_NAME, {structure.scorer["name"]: report})
         return ShrinkResult(small, structure, report)
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
@@ -99,7 +132,7 @@ class BarberShrinker(PretrainedTool):
         self, config: ShrinkConfig, cut: Cut, given: Sequence[str] | Tensor | TokenWindows | None
     ) -> TokenWindows | None:
         """Calibration windows; None where nobody looks at them."""
-        if cut.replayed is not None or not cut.scorer.needs_text:
+        if not config.compensate and (cut.replayed is not None or not cut.scorer.needs_text):
             return None
         return windows_for(self.model, self.tokenizer, config, given)
 
@@ -107,14 +140,11 @@ class BarberShrinker(PretrainedTool):
         if cut.replayed is not None:
             return cut.replayed.kept
         tokens = windows.tokens if windows is not None else torch.zeros((1, 1), dtype=torch.long)
-        plan = ScorePlan(
-            cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed,
-            config.batch_size,
-        )  # fmt: skip
         with tqdm(total=len(cut.source), unit="layer", desc=config.scorer, disable=quiet or None) as bar:
-            return choose_units(cut.source, tokens, plan, lambda _: bar.update())
+            return choose_units(cut.source, tokens, [score_plan(config, cut)], lambda _: bar.update())[0]
 
-    def _name(self) -> str | None:
+    @property
+    def name(self) -> str | None:
         """What the model is called."""
         return self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
 

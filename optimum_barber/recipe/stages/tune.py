@@ -9,8 +9,6 @@ from optimum_barber.integrations.lora_settings import LoraSettings
 
 from ..stage import Stage, Work, stage
 
-HELD_OUT_WINDOWS = 16
-
 
 @stage("lora")
 class LoraStage(Stage, LoraSettings):
@@ -31,18 +29,17 @@ class LoraStage(Stage, LoraSettings):
         """Train; goes on from its last checkpoint after a kill."""
         from optimum_barber.integrations.lora_training import train_lora
 
-        from ...calibration import consecutive_windows, joined_tokens, random_windows, sequence_length
+        from ...calibration import sequence_length
         from ...loading import load_config, load_tokenizer, resolve_model
+        from ...training_windows import training_windows
 
         given, reference = work.recipe.calibration, resolve_model(work.model)
         names = self.train_texts or given.texts
         length = sequence_length(load_config(reference), self.sequence_length or given.sequence_length)
-        tokens = joined_tokens(names, load_tokenizer(reference), given.text_field)
-        cut = int(len(tokens) * (1 - self.held_out))
-        count = self.steps * self.batch_size * self.gradient_accumulation
-        windows = random_windows(tokens[:cut], count, length, given.seed, "+".join(names))
-        available = max((len(tokens) - cut) // length, 1)
-        held_out = consecutive_windows(tokens[cut:], length, min(HELD_OUT_WINDOWS, available), "held out")
+        windows, held_out = training_windows(
+            names, load_tokenizer(reference), samples=self.steps * self.batch_size * self.gradient_accumulation,
+            length=length, seed=given.seed, held_out=self.held_out, field=given.text_field,
+        )  # fmt: skip
         settings = LoraSettings(**{name: getattr(self, name) for name in LoraSettings.model_fields})
         report = train_lora(
             work.model, work.target, settings, windows, held_out, quiet=work.quiet, scratch=work.scratch,
