@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ..config import one_line
 from ..errors import BarberError
-from . import evaluate, inspect, lm_eval, plugins, prune, shrink, verify
+from . import evaluate, inspect, lm_eval, plugins, prune, report, shrink, verify
 from . import run as run_command
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "run": run_command,
     "eval": evaluate,
     "lm-eval": lm_eval,
+    "report": report,
     "verify": verify,
     "inspect": inspect,
     "plugins": plugins,
