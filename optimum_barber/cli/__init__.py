@@ -10,13 +10,14 @@ from pydantic import ValidationError
 
 from ..config import one_line
 from ..errors import BarberError
-from . import evaluate, inspect, lm_eval, plugins, prune, report, shrink, verify
+from . import compare, evaluate, inspect, lm_eval, plugins, prune, report, shrink, verify
 from . import run as run_command
 
 COMMANDS = {
     "prune": prune,
     "shrink": shrink,
     "run": run_command,
+    "compare": compare,
     "eval": evaluate,
     "lm-eval": lm_eval,
     "report": report,

@@ -169,5 +169,3 @@ def sparsity_map(modules: Mapping[str, Mapping[str, Any]]) -> Heat:
     values = [[row.get(column) for column in columns] for row in found.values()]
     note = "Pruned weights in per cent, by decoder layer and Linear; darker is sparser."
     return Heat("Sparsity by Linear", note, list(found), list(columns.values()), values)
-
-

@@ -108,7 +108,9 @@ def _axes(x: Scale, y: Scale, top: float, bottom: float, whole: bool) -> str:
     parts = []
     for value in y.ticks():
         at = y.place(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{RIGHT}"/>{text(LEFT - 5, at + 4, tick_label(value), "end")}')
+        parts.append(
+            f'<path class="grid" d="M{LEFT} {at:.1f}H{RIGHT}"/>{text(LEFT - 5, at + 4, tick_label(value), "end")}'
+        )
     for value in (tick for tick in x.ticks() if not whole or tick.is_integer()):
         at = x.place(value)
         parts.append(f'<path class="grid" d="M{at:.1f} {top + 4:.1f}V{bottom}"/>')
@@ -123,18 +125,18 @@ def bars(chart: Bars) -> tuple[float, str]:
     across = [*held, *reference]
     low = [min(across) / 1.5] if chart.log and across else []
     x = Scale.over([*across, *low], 4, 290, chart.log, zero=not chart.log)
-    parts, y = [], 4.0
-    if chart.reference:
-        at = x.place(chart.reference[1])
-        parts.append(text(4, 12, f"{chart.reference[0]} {plainly(chart.reference[1])} (dashed line)"))
-        y, bottom = 20.0, 20.0 + 34 * len(chart.values)
-        parts.append(f'<path class="mark" d="M{at:.1f} {y}V{bottom:.1f}"/>')
+    parts, top = [], 20.0 if chart.reference else 4.0
+    y = top
     for name, value in chart.values.items():
         parts.append(text(4, y + 11, name))
         length = 0.0 if value is None else max(x.place(value) - 4, 1.0)
         parts.append(f'<rect class="bar" x="4" y="{y + 15:.1f}" width="{length:.1f}" height="12"/>')
         parts.append(text(8 + length, y + 25, "failed" if value is None else f"{value:.4g}"))
         y += 34
+    if chart.reference:
+        at = x.place(chart.reference[1])
+        parts.append(text(4, 12, f"{chart.reference[0]} {plainly(chart.reference[1])} (dashed line)"))
+        parts.append(f'<path class="mark" d="M{at:.1f} {top}V{y:.1f}"/>')
     parts.append(text(4, y + 12, f"{chart.unit}{', log scale' if chart.log else ''}"))
     return y + 18, "".join(parts)
 
@@ -156,5 +158,7 @@ def heat(chart: Heat) -> tuple[float, str]:
                 fill, ink = level(value)
                 x = left + column * width
                 parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" fill="{fill}"/>')
-                parts.append(text(x + width / 2, y + 11, f"{100 * value:.1f}", "middle", f' class="on" style="fill:{ink}"'))
+                parts.append(
+                    text(x + width / 2, y + 11, f"{100 * value:.1f}", "middle", f' class="on" style="fill:{ink}"')
+                )
     return top + len(chart.rows) * height + 6, "".join(parts)

@@ -1,0 +1,133 @@
+"""The cells of a comparison: every combination of its axes as the settings of one run, all faults found at once."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..config import BarberConfig, RebuildConfig, one_line
+from ..errors import BarberError, unknown_name
+from .settings import REBUILD_AXES, CompareSettings, named
+
+CORE = ("producer", "rebuild", "pattern", "sparsity")
+Labels = dict[str, str | float | None]
+
+
+class CompareError(BarberError):
+    """All faults of a comparison, one line each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(dict.fromkeys(faults)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        name: of its files.
+        labels: its place on every axis; None on those that mean nothing to it.
+        config: its settings.
+    """
+
+    name: str
+    labels: Labels
+    config: BarberConfig
+
+
+def cells_of(settings: CompareSettings, base: BarberConfig) -> list[Cell]:
+    """All cells in order; combinations that come to the same run are one.
+
+    Args:
+        settings: the axes.
+        base: what all cells have in common; its producer, rebuild, pattern and sparsity do not count.
+
+    Raises:
+        CompareError: every fault of every cell.
+    """
+    found: dict[str, Cell] = {}
+    faults: list[str] = []
+    for labels in combinations(settings, faults):
+        try:
+            config = checked(config_of(labels, settings, base))
+        except ValidationError as error:
+            faults.append(str(one_line(error)))
+        except BarberError as error:
+            faults.append(str(error))
+        else:
+            found.setdefault(config.model_dump_json(), Cell("", meaningful(labels, config), config))
+    if faults:
+        raise CompareError(faults)
+    return with_names(list(found.values()))
+
+
+def combinations(settings: CompareSettings, faults: list[str]) -> Iterator[Labels]:
+    """The labels of every combination; N:M patterns have their own sparsity."""
+    if "unstructured" in settings.patterns and not settings.sparsities:
+        faults.append("sparsities are missing: give shares in (0, 1), or only patterns such as 2:4")
+    densities: list[tuple[str, float | None]] = []
+    for pattern in settings.patterns:
+        densities += [(pattern, s) for s in settings.sparsities] if pattern == "unstructured" else [(pattern, None)]
+    for (pattern, sparsity), producer, rebuild, *values in product(
+        densities, settings.producers, settings.rebuilds, *settings.vary.values()
+    ):
+        axes = dict(zip(settings.vary, values, strict=True))
+        yield {"producer": producer, "rebuild": rebuild, "pattern": pattern, "sparsity": sparsity, **axes}
+
+
+def config_of(labels: Mapping[str, Any], settings: CompareSettings, base: BarberConfig) -> BarberConfig:
+    """The settings of the run that the labels mean."""
+    producer, arguments = named(labels["producer"])
+    method, own = named(labels["rebuild"])
+    for name in (*settings.rebuild_args, *own):
+        if name not in REBUILD_AXES:
+            raise unknown_name("setting of a rebuild", name, REBUILD_AXES)
+    axes = {name: labels[name] for name in settings.vary}
+    rebuild: dict[str, Any] = {"method": method}
+    if method != "none":
+        rebuild |= settings.rebuild_args | {k: v for k, v in axes.items() if k in REBUILD_AXES} | own
+    shared = base.model_dump(exclude={"producer", "producer_args", "rebuild", "pattern", "sparsity"})
+    given = {**shared, **{k: v for k, v in axes.items() if k not in REBUILD_AXES}}
+    return BarberConfig(
+        **given, producer=producer, producer_args=arguments, rebuild=RebuildConfig(**rebuild),
+        pattern=labels["pattern"], sparsity=labels["sparsity"],
+    )  # fmt: skip
+
+
+def checked(config: BarberConfig) -> BarberConfig:
+    """The configuration, if its producer and rebuilders are there and take their arguments."""
+    from ..producers import as_producer, parse_arguments
+    from ..rebuilders import chain_of
+
+    parse_arguments(as_producer(config.producer), config.producer_name, config.producer_args)
+    chain_of(config.rebuild)
+    return config
+
+
+def meaningful(labels: Labels, config: BarberConfig) -> Labels:
+    """The labels with None where the first masks stay and so no setting of a rebuild counts; sparsity as it is."""
+    sparsity = config.sparsity_pattern().sparsity
+    kept = {k: None if k in REBUILD_AXES and not config.rebuild.chain else v for k, v in labels.items()}
+    return {**kept, "sparsity": sparsity}
+
+
+def with_names(cells: list[Cell]) -> list[Cell]:
+    """The cells with a file name each, out of their labels."""
+    from ..recipe.fingerprint import digest
+
+    names = [name_of(cell.labels) for cell in cells]
+    return [
+        Cell(name if names.count(name) == 1 else f"{name}_{digest(cell.labels)[:8]}", cell.labels, cell.config)
+        for name, cell in zip(names, cells, strict=True)
+    ]
+
+
+def name_of(labels: Labels) -> str:
+    """A file name such as "wanda_barber_0.5_rounds=2"."""
+    axes = [f"{k}={v}" for k, v in labels.items() if k not in CORE and v is not None]
+    density = labels["sparsity"] if labels["pattern"] == "unstructured" else labels["pattern"]
+    said = "_".join(map(str, [labels["producer"], labels["rebuild"], density, *axes]))
+    return re.sub(r"[^\w.+=-]", "-", said)[:120]
