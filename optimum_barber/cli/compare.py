@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     axes.add_argument("--rebuild-arg", action="append", default=[], metavar="K=V", help=_help("rebuild_args"))
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument("--evaluation", required=True, metavar="TEXT", help=_help("evaluation"))
-    for name in ("windows", "limit"):
-        evaluation.add_argument(f"--{name}", type=whole, default=None, metavar="N", help=_help(name))
+    for name in ("windows", "limit", "task_batch_size"):
+        flag = "--" + name.replace("_", "-")
+        evaluation.add_argument(flag, type=whole, default=argparse.SUPPRESS, metavar="N", help=_help(name))
     parser.add_argument("--keep-masks", action="store_true", help=_help("keep_masks"))
     text = parser.add_argument_group("calibration and machine, the same for all cells")
     text.add_argument("--calibration", action="append", default=[], metavar="TEXT",

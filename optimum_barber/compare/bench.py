@@ -98,7 +98,7 @@ class Bench:
             write_masks(beside, result.masks, result.sparsity_config.pattern)
             beside.replace(masks)
         return {
-            "record": result.sparsity_config.model_dump(), "report": result.as_report(), "seconds": seconds,
+            "record": result.sparsity_config.model_dump(mode="json"), "report": result.as_report(), "seconds": seconds,
             "peak_memory": peak, **self._measured(),
         }  # fmt: skip
 
@@ -120,6 +120,7 @@ class Bench:
 
                 found["tasks"] = evaluate_tasks(
                     model, self.settings.tasks, tokenizer=self.sparsifier.tokenizer, limit=self.settings.limit,
+                    batch_size=self.settings.task_batch_size,
                     seed=self.base.seed, quiet=self.quiet or not sys.stderr.isatty(), device=str(device),
                 )["results"]  # fmt: skip
         return {**found, "evaluation_seconds": time.perf_counter() - started}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 
 from ..config import BarberConfig, RebuildConfig, one_line
 from ..errors import BarberError, unknown_name
-from .settings import REBUILD_AXES, CompareSettings, named
+from ..patterns import SparsityPattern
+from .settings import REBUILD_AXES, CompareSettings, label_of, named
 
 CORE = ("producer", "rebuild", "pattern", "sparsity")
 Labels = dict[str, str | float | None]
@@ -49,25 +51,65 @@ def cells_of(settings: CompareSettings, base: BarberConfig) -> list[Cell]:
         CompareError: every fault of every cell.
     """
     found: dict[str, Cell] = {}
+    check_axes(settings)
     faults: list[str] = []
-    for labels in combinations(settings, faults):
-        try:
-            config = checked(config_of(labels, settings, base))
-        except ValidationError as error:
-            faults.append(str(one_line(error)))
-        except BarberError as error:
-            faults.append(str(error))
-        else:
+    for labels in combinations(settings):
+        with noted(faults):
+            config = config_of(labels, settings, base)
             found.setdefault(config.model_dump_json(), Cell("", meaningful(labels, config), config))
     if faults:
         raise CompareError(faults)
     return with_names(list(found.values()))
 
 
-def combinations(settings: CompareSettings, faults: list[str]) -> Iterator[Labels]:
-    """The labels of every combination; N:M patterns have their own sparsity."""
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """Inside, bad input becomes a fault, and the work goes on behind it."""
+    try:
+        yield
+    except ValidationError as error:
+        faults.append(str(one_line(error)))
+    except BarberError as error:
+        faults.append(str(error))
+
+
+def check_axes(settings: CompareSettings) -> None:
+    """Every value of every axis on its own.
+
+    Raises:
+        CompareError: all that are not legal whatever they are combined with.
+    """
+    from ..producers import as_producer, parse_arguments
+    from ..rebuilders import chain_of
+
+    faults: list[str] = []
+    for text in settings.producers:
+        with noted(faults):
+            name, arguments = named(text)
+            parse_arguments(as_producer(name), name, arguments)
+    for text in settings.rebuilds:
+        with noted(faults):
+            chain_of(rebuild_of(text, settings.rebuild_args))
+    for pattern in settings.patterns:
+        with noted(faults):
+            SparsityPattern.parse(pattern, 0.5 if pattern == "unstructured" else None)
     if "unstructured" in settings.patterns and not settings.sparsities:
         faults.append("sparsities are missing: give shares in (0, 1), or only patterns such as 2:4")
+    if faults:
+        raise CompareError(faults)
+
+
+def rebuild_of(text: str, shared: Mapping[str, Any]) -> RebuildConfig:
+    """The rebuild that NAME,K=V means; its own settings lie over the shared ones, and `none` has none."""
+    method, own = named(text)
+    for name in (*shared, *own):
+        if name not in REBUILD_AXES:
+            raise unknown_name("setting of a rebuild", name, REBUILD_AXES)
+    return RebuildConfig(method=method, **({} if method == "none" else {**shared, **own}))
+
+
+def combinations(settings: CompareSettings) -> Iterator[Labels]:
+    """The labels of every combination; N:M patterns have their own sparsity."""
     densities: list[tuple[str, float | None]] = []
     for pattern in settings.patterns:
         densities += [(pattern, s) for s in settings.sparsities] if pattern == "unstructured" else [(pattern, None)]
@@ -81,37 +123,21 @@ def combinations(settings: CompareSettings, faults: list[str]) -> Iterator[Label
 def config_of(labels: Mapping[str, Any], settings: CompareSettings, base: BarberConfig) -> BarberConfig:
     """The settings of the run that the labels mean."""
     producer, arguments = named(labels["producer"])
-    method, own = named(labels["rebuild"])
-    for name in (*settings.rebuild_args, *own):
-        if name not in REBUILD_AXES:
-            raise unknown_name("setting of a rebuild", name, REBUILD_AXES)
     axes = {name: labels[name] for name in settings.vary}
-    rebuild: dict[str, Any] = {"method": method}
-    if method != "none":
-        rebuild |= settings.rebuild_args | {k: v for k, v in axes.items() if k in REBUILD_AXES} | own
     shared = base.model_dump(exclude={"producer", "producer_args", "rebuild", "pattern", "sparsity"})
     given = {**shared, **{k: v for k, v in axes.items() if k not in REBUILD_AXES}}
+    varied = {k: v for k, v in axes.items() if k in REBUILD_AXES}
     return BarberConfig(
-        **given, producer=producer, producer_args=arguments, rebuild=RebuildConfig(**rebuild),
-        pattern=labels["pattern"], sparsity=labels["sparsity"],
+        **given, producer=producer, producer_args=arguments, pattern=labels["pattern"], sparsity=labels["sparsity"],
+        rebuild=rebuild_of(labels["rebuild"], {**settings.rebuild_args, **varied}),
     )  # fmt: skip
-
-
-def checked(config: BarberConfig) -> BarberConfig:
-    """The configuration, if its producer and rebuilders are there and take their arguments."""
-    from ..producers import as_producer, parse_arguments
-    from ..rebuilders import chain_of
-
-    parse_arguments(as_producer(config.producer), config.producer_name, config.producer_args)
-    chain_of(config.rebuild)
-    return config
 
 
 def meaningful(labels: Labels, config: BarberConfig) -> Labels:
     """The labels with None where the first masks stay and so no setting of a rebuild counts; sparsity as it is."""
     sparsity = config.sparsity_pattern().sparsity
     kept = {k: None if k in REBUILD_AXES and not config.rebuild.chain else v for k, v in labels.items()}
-    return {**kept, "sparsity": sparsity}
+    return {**kept, **{name: label_of(str(labels[name])) for name in ("producer", "rebuild")}, "sparsity": sparsity}
 
 
 def with_names(cells: list[Cell]) -> list[Cell]:
@@ -119,10 +145,11 @@ def with_names(cells: list[Cell]) -> list[Cell]:
     from ..recipe.fingerprint import digest
 
     names = [name_of(cell.labels) for cell in cells]
-    return [
-        Cell(name if names.count(name) == 1 else f"{name}_{digest(cell.labels)[:8]}", cell.labels, cell.config)
-        for name, cell in zip(names, cells, strict=True)
-    ]
+    found = []
+    for name, cell in zip(names, cells, strict=True):
+        mark = "" if names.count(name) == 1 else "_" + digest(cell.config.model_dump(mode="json"))[:8]
+        found.append(Cell(name + mark, cell.labels, cell.config))
+    return found
 
 
 def name_of(labels: Labels) -> str:

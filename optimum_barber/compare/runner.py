@@ -159,8 +159,8 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
     ])  # fmt: skip
     device = str(choose_device(base.device))
     keys = {c.name: cache_key(reference, c.config.model_copy(update={"device": device})) for c in cells}
-    prints = {name: digest([key, measured]) for name, key in keys.items()}
-    prints[DENSE] = digest([of_model(reference.name), reference.full_name, software(), device, measured])
+    prints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, measured])}
+    prints |= {name: digest([key, measured]) for name, key in keys.items()}
     return ComparePlan(reference, output, settings, base, cells, prints)
 
 

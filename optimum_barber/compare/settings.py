@@ -21,8 +21,9 @@ class CompareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     producers: list[str] = Field(
-        ["magnitude", "wanda", "sparsegpt"], min_length=1, description="producers, each NAME or NAME,K=V,K=V"
-    )
+        ["magnitude", "wanda", "sparsegpt"], min_length=1,
+        description="producers, each NAME or NAME,K=V,K=V with arguments; as=LABEL among them names it in tables",
+    )  # fmt: skip
     rebuilds: list[str] = Field(
         ["none", "barber"], min_length=1,
         description="rebuilders or chains of them, each NAME or NAME,K=V,K=V with settings of its own",
@@ -35,6 +36,7 @@ class CompareSettings(BaseModel):
     windows: int | None = Field(None, ge=1, description="spread so many windows over that text; default: all")
     tasks: list[str] = Field([], description="lm-eval tasks; choice:FILE.jsonl and rolling:FILE are local ones")
     limit: int | None = Field(None, ge=1, description="rows a task; default: all")
+    task_batch_size: int = Field(1, ge=1, description="rows of a task at once")
     keep_masks: bool = Field(False, description="keep the masks of every cell")
 
     @field_validator("vary")
@@ -48,8 +50,11 @@ class CompareSettings(BaseModel):
         return vary
 
 
+ALIAS = "as"
+
+
 def named(text: str) -> tuple[str, dict[str, str]]:
-    """NAME,K=V,K=V as the name and its arguments.
+    """NAME,K=V,K=V as the name and its arguments; `as=LABEL` among them is none.
 
     Raises:
         BarberError: of another form.
@@ -58,4 +63,9 @@ def named(text: str) -> tuple[str, dict[str, str]]:
     found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not name or len(found) < len(pairs):
         raise BarberError(f"{text!r} is not legal: NAME or NAME,K=V,K=V, such as barber,rounds=2")
-    return name, found
+    return name, {key: value for key, value in found.items() if key != ALIAS}
+
+
+def label_of(text: str) -> str:
+    """What stands for NAME,K=V,as=LABEL in tables: LABEL, or the text where it has none."""
+    return next((pair[len(ALIAS) + 1 :] for pair in text.split(",") if pair.startswith(f"{ALIAS}=")), text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts import write_json
 from ..checkpoint import software
-from ..report.comparison import COMPARE_NAME, comparison_page, flat_rows
+from ..report.comparison import COMPARE_NAME, flat_rows, page_of_cells
 from ..report.html import html
 from ..report.markdown import markdown
 
@@ -35,7 +35,7 @@ def write_tables(plan: "ComparePlan", result: "Comparison") -> None:
     write_json(beside, content)
     beside.replace(output / COMPARE_NAME)
     if result.cells:
-        page = comparison_page(output)
+        page = page_of_cells(output.resolve().name, content, [*result.cells.values()], result.dense)
         _put(output / "compare.csv", csv_of(flat_rows([*result.cells.values()], result.dense)))
         _put(output / "compare.md", markdown(page))
         _put(output / "report.html", html(page))

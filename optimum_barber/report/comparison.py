@@ -18,16 +18,27 @@ Cell = Mapping[str, Any]
 
 
 def comparison_page(directory: Path) -> Page:
-    """The page of a comparison's directory; cells that are not there yet are left out."""
+    """The page of a comparison's directory; cells that are not there yet, or of other settings, are left out."""
     content = read_json(directory / COMPARE_NAME)
-    paths = [directory / "cells" / f"{name}.json" for name in content["cells"]]
-    cells = [read_json(path) for path in paths if path.is_file()]
-    dense = read_json(directory / "dense.json")
-    done = [cell for cell in cells if "error" not in cell]
-    first = dense["perplexity"]
-    missing = f" {len(paths) - len(cells)} cells are still missing." if len(cells) < len(paths) else ""
+    paths = {name: directory / "cells" / f"{name}.json" for name in content["cells"]}
+    held = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    cells = [c for name, c in held.items() if "error" in c or c["fingerprint"] == content["fingerprints"][name]]
+    return page_of_cells(directory.resolve().name, content, cells, read_json(directory / "dense.json"))
+
+
+def page_of_cells(name: str, content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapping[str, Any]) -> Page:
+    """The page out of its parts.
+
+    Args:
+        name: of the comparison.
+        content: of `compare.json`.
+        cells: their records, in order.
+        dense: record of the dense model.
+    """
+    done, first, count = [cell for cell in cells if "error" not in cell], dense["perplexity"], len(content["cells"])
+    missing = f" {count - len(cells)} are still missing." if len(cells) < count else ""
     said = (
-        f"{content['model']}: {len(cells)} of {len(paths)} runs on one calibration set, perplexity on {first['text']} "
+        f"{content['model']}: {len(cells)} of {count} runs on one calibration set, perplexity on {first['text']} "
         f"({first['windows']} windows of {first['sequence_length']} tokens), dense {first['perplexity']:.4g}.{missing}"
     )
     sections = [
@@ -38,7 +49,7 @@ def comparison_page(directory: Path) -> Page:
         Section("Time and memory", cost(done)),
         Section("Settings and fingerprints", settings(content, cells)),
     ]
-    return Page(f"{directory.resolve().name}: comparison", said, sections)
+    return Page(f"{name}: comparison", said, sections)
 
 
 def axes_of(cells: Sequence[Cell]) -> list[str]:

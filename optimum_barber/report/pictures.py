@@ -70,7 +70,12 @@ def picture(
 
 def draw(axes: Any, chart: Chart) -> None:
     """Draw a chart into matplotlib's axes."""
-    {Lines: _lines, Bars: _bars, Heat: _heat}[type(chart)](axes, chart)
+    if isinstance(chart, Lines):
+        _lines(axes, chart)
+    elif isinstance(chart, Bars):
+        _bars(axes, chart)
+    elif isinstance(chart, Heat):
+        _heat(axes, chart)
 
 
 def _lines(axes: Any, chart: Lines) -> None:

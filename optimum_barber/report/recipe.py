@@ -6,6 +6,7 @@ from typing import Any
 
 from ..artifacts import REPORT_NAME, SPARSITY_NAME, read_record
 from .checkpoint import read_json, run_sections
+from .comparison import COMPARE_NAME, comparison_page
 from .page import Bars, Page, Section, Table, Value, plainly
 from .settings import flattened, settings_table
 
@@ -38,6 +39,8 @@ def recipe_page(
             report = read_json(model / REPORT_NAME)
             if report.get("blocks"):
                 sections.append(Section(stage, list(run_sections(read_record(model), report))))
+        if (output / stage / COMPARE_NAME).is_file():
+            sections.append(Section(stage, list(comparison_page(output / stage).sections)))
     held = {stage: read_json(output / stage / "stage.json") for stage in stages if _kept(output / stage)}
     prints: list[list[Value]] = [[stage, record.get("fingerprint")] for stage, record in held.items()]
     tables = [

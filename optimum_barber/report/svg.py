@@ -11,6 +11,7 @@ WIDTH = 360
 LEFT, RIGHT = 50, 350
 LETTER = 6.2  # width of a letter in the legend, on average
 ROW = 15
+LONGEST = 50  # letters of a name
 
 
 def svg(chart: Chart) -> str:
@@ -37,6 +38,11 @@ def describe(chart: Chart) -> str:
 def _span(values: Sequence[float | None]) -> str:
     held = [value for value in values if value is not None]
     return f"from {plainly(min(held))} to {plainly(max(held))}" if held else "nothing"
+
+
+def clipped(name: str, letters: int) -> str:
+    """A name that fits; the table below the chart has it in full."""
+    return name if len(name) <= letters else name[: max(letters - 1, 1)] + "…"
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", extra: str = "") -> str:
@@ -92,7 +98,7 @@ def _legend(names: Sequence[str]) -> tuple[str, float]:
     if len(names) < 2:
         return "", 18.0
     parts, x, y = [], 4.0, 10.0
-    for index, name in enumerate(names):
+    for index, name in enumerate(clipped(name, LONGEST) for name in names):
         width = 32 + LETTER * len(name)
         if x > 4 and x + width > WIDTH:
             x, y = 4.0, y + ROW
@@ -128,7 +134,7 @@ def bars(chart: Bars) -> tuple[float, str]:
     parts, top = [], 20.0 if chart.reference else 4.0
     y = top
     for name, value in chart.values.items():
-        parts.append(text(4, y + 11, name))
+        parts.append(text(4, y + 11, clipped(name, LONGEST)))
         length = 0.0 if value is None else max(x.place(value) - 4, 1.0)
         parts.append(f'<rect class="bar" x="4" y="{y + 15:.1f}" width="{length:.1f}" height="12"/>')
         parts.append(text(8 + length, y + 25, "failed" if value is None else f"{value:.4g}"))
@@ -147,7 +153,7 @@ def heat(chart: Heat) -> tuple[float, str]:
     width = (RIGHT - left) / max(len(chart.columns), 1)
     letters = max(int(width / LETTER), 1)
     parts = [
-        text(left + width * (index + 0.5), 14, name if len(name) <= letters else name[: letters - 1] + "…", "middle")
+        text(left + width * (index + 0.5), 14, clipped(name, letters), "middle")
         for index, name in enumerate(chart.columns)
     ]
     for row, (name, values) in enumerate(zip(chart.rows, chart.values, strict=True)):
