@@ -19,6 +19,7 @@ TENSORS = [
     "activations",
     "trial",
     "selection",
+    "distribution",
     "quantize",
     "gptq",
     "structured/scores",

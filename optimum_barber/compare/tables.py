@@ -35,7 +35,7 @@ def write_tables(plan: "ComparePlan", result: "Comparison") -> None:
     write_json(beside, content)
     beside.replace(output / COMPARE_NAME)
     if result.cells:
-        page = page_of_cells(output.resolve().name, content, [*result.cells.values()], result.dense)
+        page = page_of_cells(content, [*result.cells.values()], result.dense)
         _put(output / "compare.csv", csv_of(flat_rows([*result.cells.values()], result.dense)))
         _put(output / "compare.md", markdown(page))
         _put(output / "report.html", html(page))

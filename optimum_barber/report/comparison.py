@@ -23,14 +23,13 @@ def comparison_page(directory: Path) -> Page:
     paths = {name: directory / "cells" / f"{name}.json" for name in content["cells"]}
     held = {name: read_json(path) for name, path in paths.items() if path.is_file()}
     cells = [c for name, c in held.items() if "error" in c or c["fingerprint"] == content["fingerprints"][name]]
-    return page_of_cells(directory.resolve().name, content, cells, read_json(directory / "dense.json"))
+    return page_of_cells(content, cells, read_json(directory / "dense.json"))
 
 
-def page_of_cells(name: str, content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapping[str, Any]) -> Page:
+def page_of_cells(content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapping[str, Any]) -> Page:
     """The page out of its parts.
 
     Args:
-        name: of the comparison.
         content: of `compare.json`.
         cells: their records, in order.
         dense: record of the dense model.
@@ -38,7 +37,7 @@ def page_of_cells(name: str, content: Mapping[str, Any], cells: Sequence[Cell], 
     done, first, count = [cell for cell in cells if "error" not in cell], dense["perplexity"], len(content["cells"])
     missing = f" {count - len(cells)} are still missing." if len(cells) < count else ""
     said = (
-        f"{content['model']}: {len(cells)} of {count} runs on one calibration set, perplexity on {first['text']} "
+        f"{content['model']}: {len(cells)} of {count} runs on {calibrations(done)}, perplexity on {first['text']} "
         f"({first['windows']} windows of {first['sequence_length']} tokens), dense {first['perplexity']:.4g}.{missing}"
     )
     sections = [
@@ -49,7 +48,13 @@ def page_of_cells(name: str, content: Mapping[str, Any], cells: Sequence[Cell], 
         Section("Time and memory", cost(done)),
         Section("Settings and fingerprints", settings(content, cells)),
     ]
-    return Page(f"{name}: comparison", said, sections)
+    return Page(f"{Path(content['model']).name}: comparison", said, sections)
+
+
+def calibrations(cells: Sequence[Cell]) -> str:
+    """How many calibration sets there are: one, unless an axis decides them."""
+    count = len({calibration_fingerprint(cell) for cell in cells})
+    return "one calibration set" if count <= 1 else f"{count} calibration sets"
 
 
 def axes_of(cells: Sequence[Cell]) -> list[str]:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import REPORT_NAME, SPARSITY_NAME, read_record
+from ..recipe.directory import RUN_NAME, read_stage
+from ..recipe.stage import MODEL
 from .checkpoint import read_json, run_sections
 from .comparison import COMPARE_NAME, comparison_page
 from .page import Bars, Page, Section, Table, Value, plainly
 from .settings import flattened, settings_table
 
-RUN_NAME = "run.json"
 Stages = Mapping[str, Mapping[str, Any]]
 
 
@@ -34,15 +35,14 @@ def recipe_page(
     """
     sections = [Section("Stages", [stage_table(stages)]), Section("Evaluation", evaluation_items(stages))]
     for stage in stages:
-        model = output / stage / "model"
+        model = output / stage / MODEL
         if (model / SPARSITY_NAME).is_file() and (model / REPORT_NAME).is_file():
             report = read_json(model / REPORT_NAME)
             if report.get("blocks"):
                 sections.append(Section(stage, list(run_sections(read_record(model), report))))
         if (output / stage / COMPARE_NAME).is_file():
             sections.append(Section(stage, list(comparison_page(output / stage).sections)))
-    held = {stage: read_json(output / stage / "stage.json") for stage in stages if _kept(output / stage)}
-    prints: list[list[Value]] = [[stage, record.get("fingerprint")] for stage, record in held.items()]
+    prints: list[list[Value]] = [[stage, read_stage(output / stage).get("fingerprint")] for stage in stages]
     tables = [
         settings_table("Settings of the recipe", settings),
         Table("Fingerprints of the stages", ["stage", "SHA-256"], prints),
@@ -50,10 +50,6 @@ def recipe_page(
     ]
     sections.append(Section("Settings and fingerprints", [table for table in tables if table.rows]))
     return Page(f"{name}: report of a recipe", f"Model: {settings.get('model', 'not recorded')}.", sections)
-
-
-def _kept(directory: Path) -> bool:
-    return (directory / "stage.json").is_file()
 
 
 def stage_table(stages: Stages) -> Table:

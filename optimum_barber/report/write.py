@@ -7,13 +7,14 @@ from pathlib import Path
 from ..artifacts import SPARSITY_NAME
 from ..errors import BarberError
 from ..output import check_output, staged
+from ..recipe.directory import RUN_NAME
 from ..structured.record import STRUCTURE_NAME
 from .checkpoint import Rows, cell_page, checkpoint_page, read_json, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page
 from .html import html
 from .page import Page
 from .pictures import write_pictures
-from .recipe import RUN_NAME, run_page
+from .recipe import run_page
 
 INDEX_NAME = "index.html"
 REPORT_PAGE = "report.html"
