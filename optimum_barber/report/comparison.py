@@ -1,13 +1,14 @@
 """The page of a comparison: one table of all cells, and what changes along each axis."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .blocks import layer_of
 from .checkpoint import read_json
 from .page import Bars, Lines, Page, Section, Series, Table, Value
-from .settings import flattened, settings_table
+from .settings import settings_table
 from .style import LIGHT
 
 COMPARE_NAME = "compare.json"
@@ -211,8 +212,7 @@ def settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
         settings_table("Comparison", {**{key: content[key] for key in keys}, **content["settings"]}),
         settings_table("What all runs have in common", content["base"]),
         Table("Fingerprints", ["run", "of settings and files", "of the masks", "of the calibration tokens"], rows),
-        *(Table(f"Settings of {cell['name']}", ["setting", "value"],
-                [[k, v] for k, v in flattened(cell["config"]).items()], folded=True) for cell in cells),
+        *(replace(settings_table(f"Settings of {cell['name']}", cell["config"]), folded=True) for cell in cells),
     ]  # fmt: skip
 
 

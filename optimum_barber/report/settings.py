@@ -22,7 +22,8 @@ def flattened(content: Any, prefix: str = "") -> dict[str, Value]:
 
 def settings_table(title: str, content: Mapping[str, Any]) -> Table:
     """One row a setting."""
-    return Table(title, ["setting", "value"], [[name, value] for name, value in flattened(content).items()])
+    rows: list[list[Value]] = [[k, None if v is None else str(v)] for k, v in flattened(content).items()]
+    return Table(title, ["setting", "value"], rows)
 
 
 def record_tables(record: SparsityConfig) -> list[Table]:
