@@ -20,6 +20,7 @@ from torch import nn
 from optimum_barber.calibration import calibration_windows
 from optimum_barber.config import BarberConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.memory import return_freed_buffers
 from optimum_barber.pipeline import BlockReport, Plan, prune
 from optimum_barber.producers import PRODUCERS
 from optimum_barber.rebuilders import chain_of
@@ -111,6 +112,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=18, help="of random-0.5b; memory needs only a few")
     parser.add_argument("--only", choices=SETTINGS)
     args = parser.parse_args()
+    return_freed_buffers()
     shape = {"samples": args.samples, "length": args.sequence_length}
     if args.model == "random-0.5b":
         windows = torch.randint(0, 32000, tuple(shape.values()), generator=torch.Generator().manual_seed(0))

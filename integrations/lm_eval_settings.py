@@ -20,6 +20,7 @@ from optimum_barber.loading import ModelReference, load_model, load_tokenizer, r
 from optimum_barber.planning import choose_device
 from optimum_barber.producers import as_producer
 from optimum_barber.rebuilders import REBUILDERS
+from optimum_barber.reconstructions import RECONSTRUCTIONS
 from optimum_barber.sparsifier import BarberSparsifier
 
 ADAPTER_NAME = "adapter_config.json"
@@ -127,7 +128,8 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
 
 def _reads_text(config: BarberConfig) -> bool:
     """Whether calibration text has any say, or was asked for."""
-    return bool(config.calibration or config.rebuild.chain or as_producer(config.producer).needs)
+    measured = config.rebuild.chain or config.reconstruct.chain
+    return bool(config.calibration or measured or as_producer(config.producer).needs)
 
 
 def cache_key(reference: ModelReference, config: BarberConfig) -> str:
@@ -135,6 +137,7 @@ def cache_key(reference: ModelReference, config: BarberConfig) -> str:
     from optimum_barber.recipe.fingerprint import digest, of_model, of_path
 
     makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
+    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
     read = [str(path) for path in BarberSparsifier(None, None, reference).inputs(config) if path != reference.path]
     content = {
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),

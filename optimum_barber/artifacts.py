@@ -49,6 +49,9 @@ class SparsityConfig(BaseModel):
     ignored: list[str] = Field(description="modules of these classes that were left dense")
     producer: dict[str, Any] = Field(description="name and arguments")
     rebuild: dict[str, Any] | None = Field(description="settings of the rebuild; null where the first masks were kept")
+    reconstruct: dict[str, Any] | None = Field(
+        None, description="settings of the reconstruction; null where weights stay"
+    )
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
     base_model: dict[str, Any] = Field(description="name, model_type and dtype of the dense model")
     software: dict[str, str] = Field(description="versions")

@@ -45,6 +45,7 @@ def describe(
         ignored=[name for name in linear_shapes(source) if name not in masks],
         producer={"name": config.producer_name, "arguments": {k: str(v) for k, v in plan.arguments.items()}},
         rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
+        reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
         calibration={
             "source": windows.source,
             "split": windows.split,

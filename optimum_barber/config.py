@@ -26,21 +26,25 @@ REDUCTIONS = ("rms", "mean")
 EXPANSIONS = ("sparse", "dense")
 GRANULARITIES = ("auto", "block", "layer", "input", "output")
 PAIRINGS = ("group", "row")
+ERRORS = ("absolute", "relative")
 ACCEPTANCE = ("if-better", "always")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "published-code": {
+        "method": "barber",
         "granularity": "block",
         "expansion": "dense",
         "reduction": "rms",
         "pairing": "row",
         "accept": "always",
+        "error": "absolute",
         "rebuild_ratio": 0.1,
         "rounds": 1,
     },
 }
+WITH_SWAPS: dict[str, Any] = {"rounds": 2, "error": "relative"}  # defaults where swaps have their part of the work
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
@@ -71,7 +75,7 @@ class RebuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field("barber", description="rebuilders, chained with '+', or 'none' for the producer's mask")
+    method: str = Field("barber+swaps", description="rebuilders, chained with '+', or 'none' for the producer's mask")
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: 'published-code' does what the authors' repository does"
     )
@@ -82,7 +86,8 @@ class RebuildConfig(BaseModel):
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
     )
-    rounds: int = Field(4, ge=1, description="how often gradient, exchange and measurement are repeated")
+    rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 2 with swaps)")
+    swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
@@ -95,6 +100,10 @@ class RebuildConfig(BaseModel):
     pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
         "group", description="for N:M, pair inside each M-group (group, paper) or by rows (row, published code)"
     )
+    error: Annotated[str, one_of("error", ERRORS)] = Field(
+        "absolute",
+        description="of a block: absolute (paper), or relative to each token's residual stream (default with swaps)",
+    )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
         "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
     )
@@ -102,16 +111,18 @@ class RebuildConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        """A bare string is the method; what is given lies over the preset's settings."""
+        """A bare string is the method; what is given lies over the preset's settings, and these over a chain's own."""
         given = {"method": given} if isinstance(given, str) else given
-        return {**PRESETS.get(str(given.get("preset")), {}), **given} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        method = str(given.get("method", cls.model_fields["method"].default))
+        return {**(WITH_SWAPS if "swaps" in method.split("+") else {}), **given}
 
     @field_validator("method")
     @classmethod
     def _chain(cls, method: str) -> str:
-        if not method or any(not part for part in method.split("+")):
-            raise BarberError(f"rebuild {method!r} is not legal: rebuilders joined by '+', or 'none'")
-        return method
+        return checked_chain("rebuild", "rebuilders", method)
 
     def granularity_for(self, pattern: SparsityPattern) -> str:
         """The granularity that `auto` means under a pattern, or the configured one."""
@@ -122,7 +133,47 @@ class RebuildConfig(BaseModel):
     @property
     def chain(self) -> list[str]:
         """The names of the rebuilders in order; empty for 'none'."""
-        return [] if self.method == "none" else self.method.split("+")
+        return parts_of(self.method)
+
+
+class ReconstructConfig(BaseModel):
+    """How the kept weights of each block get new values once its masks are settled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("none", description="reconstructions, chained with '+': least-squares, gradient; or 'none'")
+    iterations: int = Field(15, ge=1, description="of conjugate gradients, for least-squares")
+    damping: float = Field(0.01, ge=0, description="for least-squares, in units of the Gram matrix's mean diagonal")
+    passes: int = Field(4, ge=1, description="over the calibration samples at most, for gradient")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, for gradient")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        """A bare string is the method."""
+        return {"method": given} if isinstance(given, str) else given
+
+    @field_validator("method")
+    @classmethod
+    def _chain(cls, method: str) -> str:
+        return checked_chain("reconstruct", "reconstructions", method)
+
+    @property
+    def chain(self) -> list[str]:
+        """The names of the reconstructions in order; empty for 'none'."""
+        return parts_of(self.method)
+
+
+def checked_chain(argument: str, members: str, chain: str) -> str:
+    """A chain without empty links."""
+    if not all(chain.split("+")):
+        raise BarberError(f"{argument} {chain!r} is not legal: {members} joined by '+', or 'none'")
+    return chain
+
+
+def parts_of(chain: str) -> list[str]:
+    """The links of a chain; none for 'none'."""
+    return [] if chain == "none" else chain.split("+")
 
 
 class BarberConfig(BaseModel):
@@ -137,6 +188,9 @@ class BarberConfig(BaseModel):
         None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
     )
     rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
+    reconstruct: ReconstructConfig = Field(
+        ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
+    )
     calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
     text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
     samples: int = Field(128, ge=1, description="how many calibration windows")

@@ -17,6 +17,7 @@ from .masks import PackedMask
 from .patterns import SparsityPattern
 from .producers import LinearInput, Producer
 from .rebuilders import Rebuilder
+from .reconstructions import Reconstruction
 from .source import LayerSource
 from .statistics import InputRecorder
 from .trial import Masks, Trial
@@ -29,12 +30,14 @@ class BlockReport:
     Attributes:
         block: its name, such as "model.layers.0.attention".
         error_before: E at the producer's masks.
-        error_after: E at the masks that were committed.
+        error_after: E at the masks and weights that were committed.
+        error_rebuilt: E at the rebuilt masks, before the kept weights were given new values.
         pairs: worthwhile pairs considered, over all rounds.
         swaps: kept weights that differ between first and last masks.
         rows: output rows of the block's Linears.
         rows_without_swap: rows whose mask is as the producer made it.
         rounds: ratio taken, pairs, swaps and acceptance of each round.
+        reconstructions: what each reconstruction did.
         forward_passes: over all samples, beside the gradient passes.
         gradient_passes: forward and backward over all samples.
         seconds: spent on this block.
@@ -44,11 +47,13 @@ class BlockReport:
     block: str
     error_before: float
     error_after: float
+    error_rebuilt: float
     pairs: int = 0
     swaps: int = 0
     rows: int = 0
     rows_without_swap: int = 0
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    reconstructions: list[dict[str, Any]] = field(default_factory=list)
     forward_passes: float = 0.0
     gradient_passes: int = 0
     seconds: float = 0.0
@@ -63,21 +68,25 @@ class Plan:
         producer: makes the first masks.
         arguments: of the producer.
         rebuilders: improve them, one after the other.
+        reconstructions: give the kept weights new values under them, one after the other.
         pattern: of all masks.
         ignore: globs of Linears that stay dense.
         seed: handed to the producer.
         batch_size: samples on the device at once; None for all.
         exact: whether the producer must meet the pattern's sparsity.
+        relative_error: whether the error of a token counts relative to the size of its residual stream.
     """
 
     producer: Producer
     pattern: SparsityPattern
     arguments: Mapping[str, Any] = field(default_factory=dict)
     rebuilders: Sequence[Rebuilder] = ()
+    reconstructions: Sequence[Reconstruction] = ()
     ignore: Sequence[str] = ()
     seed: int = 0
     batch_size: int | None = None
     exact: bool = True
+    relative_error: bool = False
 
 
 BlockCallback = Callable[[BlockReport], None]
@@ -118,13 +127,15 @@ def prune_block(
     plan: Plan,
     callback: BlockCallback,
 ) -> tuple[dict[str, PackedMask], Activations]:
-    """Observe, produce, rebuild, commit: the block's masks and its outputs under them."""
+    """Observe, produce, rebuild, reconstruct, commit: the block's masks and its outputs under them."""
     started = time.perf_counter()
     trial = observe(layer, block, hidden, outputs, plan)
     trial.masks = first = produce(trial, plan)
     rounds = rebuild(block.name, trial, plan.rebuilders)
+    figures = {"error_before": trial.error(first), "error_rebuilt": trial.error(trial.masks), "rounds": rounds}
+    figures["reconstructions"] = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
     output = trial.outputs(trial.masks)
-    callback(report(block, trial, first, rounds, started))
+    callback(report(block, trial, first, figures, started))
     trial.commit()
     return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
 
@@ -132,7 +143,20 @@ def prune_block(
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
     """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
     linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
-    return watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern)
+    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern)
+    if plan.relative_error:
+        trial.token_weights = stream_weights(hidden, [*outputs, trial.targets])
+    return trial
+
+
+def stream_weights(hidden: Activations, outputs: Sequence[Activations]) -> Activations:
+    """1 / mean square of the residual stream behind a block, for every token, (1, tokens, 1) a sample.
+
+    Under these weights the block error is relative to what the next norm divides by, and the few tokens with massive
+    activations no longer decide it.
+    """
+    streams = (sum(parts) for parts in zip(hidden, *outputs, strict=True))
+    return Activations((1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams), hidden.batch_size)
 
 
 def watch(
@@ -185,18 +209,17 @@ def rebuild(name: str, trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[di
     return rounds
 
 
-def report(block: Block, trial: Trial, first: Masks, rounds: list[dict[str, Any]], started: float) -> BlockReport:
+def report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], started: float) -> BlockReport:
     """The figures of one finished block, before it is committed."""
     unchanged = [(trial.masks[name] == first[name]).all(1) for name in first]
     return BlockReport(
         block=block.name,
-        error_before=trial.error(first),
+        **figures,
         error_after=trial.error(trial.masks),
-        pairs=sum(int(r.get("pairs", 0)) for r in rounds),
+        pairs=sum(int(r.get("pairs", 0)) for r in figures["rounds"]),
         swaps=sum(int((trial.masks[name] & ~first[name]).sum()) for name in first),
         rows=sum(len(rows) for rows in unchanged),
         rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
-        rounds=rounds,
         forward_passes=trial.forward_passes,
         gradient_passes=trial.gradient_passes,
         seconds=time.perf_counter() - started,

@@ -13,6 +13,7 @@ from .patterns import SparsityPattern
 from .pipeline import Plan
 from .producers import Producer, as_producer, parse_arguments
 from .rebuilders import chain_of
+from .reconstructions import reconstructions_of
 from .source import ModelSource
 
 
@@ -38,10 +39,12 @@ def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
         pattern=pattern,
         arguments=arguments,
         rebuilders=rebuilders,
+        reconstructions=reconstructions_of(config.reconstruct),
         ignore=config.ignore,
         seed=config.seed,
         batch_size=config.batch_size,
         exact=producer.brings_pattern is None,
+        relative_error=config.rebuild.error == "relative",
     )
 
 

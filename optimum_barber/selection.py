@@ -1,4 +1,4 @@
-"""Order statistics of one long row: numpy on the CPU, where torch would carry 64-bit positions beside the values."""
+"""Order statistics of long rows: numpy on the CPU, where torch is slower or carries 64-bit positions along."""
 
 import torch
 from torch import Tensor
@@ -31,3 +31,10 @@ def extremes(row: Tensor, candidates: Tensor, count: int, largest: bool) -> Tens
     ranked = values[cut:].copy() if largest else values[:cut].copy()
     ranked.sort()
     return torch.from_numpy(ranked).flip(0) if largest else torch.from_numpy(ranked)
+
+
+def lowest(values: Tensor) -> Tensor:
+    """Where each row of a (rows, width) float tensor is lowest, (rows,) int64; ties fall to the lower index."""
+    if values.device.type != "cpu":
+        return values.argmin(dim=1)
+    return torch.from_numpy(values.numpy().argmin(axis=1))

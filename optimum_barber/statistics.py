@@ -1,11 +1,11 @@
 """Statistics of the inputs of Linears, summed sample by sample, only those that somebody asked for. Torch only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-STATISTICS = ("input_norm", "gram", "input_abs")
+STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 
 
 @dataclass
@@ -16,6 +16,7 @@ class InputStatistics:
         input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless asked for.
         gram: H = sum over tokens of x x^T, (in, in) float32; None unless asked for.
         input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless asked for.
+        input_sum: sum over tokens of X_tj of each channel j, (in,) float32; None unless asked for.
         tokens: how many tokens were seen.
     """
 
@@ -23,6 +24,7 @@ class InputStatistics:
     gram: Tensor | None = None
     tokens: int = 0
     input_abs: Tensor | None = None
+    input_sum: Tensor | None = None
 
 
 class InputRecorder:
@@ -68,8 +70,11 @@ class InputRecorder:
         if "input_abs" in self.needs:
             magnitudes = torch.linalg.vector_norm(x, 1, 0)
             sums.input_abs = magnitudes if sums.input_abs is None else sums.input_abs.add_(magnitudes)
+        if "input_sum" in self.needs:
+            totals = x.sum(0)
+            sums.input_sum = totals if sums.input_sum is None else sums.input_sum.add_(totals)
 
     def result(self) -> dict[str, InputStatistics]:
         """The statistics by Linear; Linears with the same input hold the same tensors."""
         norms = {id(s): None if s.input_norm is None else s.input_norm.sqrt() for s in self._sums.values()}
-        return {n: InputStatistics(norms[id(s)], s.gram, s.tokens, s.input_abs) for n, s in self._sums.items()}
+        return {n: replace(s, input_norm=norms[id(s)]) for n, s in self._sums.items()}

@@ -1,5 +1,7 @@
 """One block on trial: its dense weights, its keep masks, and the error that the masks cause."""
 
+import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from .scores import GradientReduction
 from .statistics import InputStatistics
 
 Masks = dict[str, Tensor]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,16 +30,17 @@ class _Measured:
 class Trial:
     """What a rebuilder sees of a block: propose masks, ask for their error and gradients.
 
-    E(M) = mean((Block(W * M, X) - Y)^2) over samples, tokens and channels; Y = Block(W, X) is the dense
-    output on the sparse stream X. Every sample is computed on its own and sums run in the order of the
-    samples. Errors are remembered by the mask dictionaries that were asked about, which must not be
-    changed afterwards.
+    E(M) = mean(omega (Block(W * M, X) - Y)^2) over samples, tokens and channels; Y = Block(W, X) is the dense
+    output on the sparse stream X, omega a weight for every token, 1 unless told otherwise. Every sample is computed on
+    its own and sums run in the order of the samples. Errors are remembered by the mask dictionaries that were asked
+    about, which must not be changed afterwards.
 
     Attributes:
         forward: the block, from one sample's input to its output.
         linears: the Linears by name; outside of this class's methods their weights are dense W, (out, in).
         inputs: X, one tensor a sample.
         targets: Y, one tensor a sample.
+        token_weights: omega, (1, tokens, 1) a sample; None for 1.
         pattern: what the masks must look like.
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
         statistics: of the inputs of each Linear, as far as anybody asked.
@@ -52,6 +56,7 @@ class Trial:
     pattern: SparsityPattern
     masks: Masks = field(default_factory=dict)
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
+    token_weights: Activations | None = None
     updated: dict[str, Tensor] = field(default_factory=dict)
     forward_passes: float = 0.0
     gradient_passes: int = 0
@@ -61,7 +66,11 @@ class Trial:
     def weight(self, name: str, keep: Tensor | None = None) -> Tensor:
         """The weight of one Linear under a mask (None: dense): exact zeros where pruned."""
         dense = self.linears[name].weight.detach()
-        return dense if keep is None else torch.where(keep, self.updated.get(name, dense), 0.0)
+        return dense if keep is None else torch.where(keep, self.values(name), 0.0)
+
+    def values(self, name: str) -> Tensor:
+        """What each weight of one Linear is worth where it is kept, (out, in)."""
+        return self.updated.get(name, self.weight(name))
 
     def error(self, masks: Masks) -> float:
         """E(M) over all samples."""
@@ -79,8 +88,7 @@ class Trial:
         if known:
             return _mean(known[::stride])
         with self._wearing(masks):
-            pairs = zip(self.inputs.every(stride), self.targets.every(stride), strict=True)
-            errors = [mse_loss(self.forward(x), y) for x, y in pairs]
+            errors = [error_of(self.forward(x), y, w) for x, y, w in self.samples(stride=stride)]
         self.forward_passes += len(errors) / len(self.inputs)
         return _mean(_floats(errors))
 
@@ -99,9 +107,9 @@ class Trial:
             self._latest = None  # its outputs make room
 
         def differentiated() -> Iterator[Tensor]:
-            for x, y in zip(self.inputs, targets, strict=True):
+            for x, y, w in self.samples(targets):
                 output = self.forward(x)
-                errors.append(mse_loss(output, y))
+                errors.append(error_of(output, y, w))
                 for reduced, gradient in zip(reductions.values(), torch.autograd.grad(errors[-1], leaves), strict=True):
                     reduced.add(gradient)
                 yield output.detach()
@@ -113,6 +121,30 @@ class Trial:
             self._remember(masks, _floats(errors), outputs)
         return {name: reduced.result() for name, reduced in reductions.items()}
 
+    def adopt(self, values: dict[str, Tensor]) -> bool:
+        """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
+        standing, before = self.updated, self.error(self.masks)
+        self.updated = {**standing, **values}
+        self._forget()
+        after = self.error(self.masks)
+        if after < before:
+            return True
+        if not math.isfinite(after):
+            logger.warning("the error with new weights is %s; the weights stay as they were", after)
+        self.updated = standing
+        self._forget()
+        self._errors.append((self.masks, [before]))
+        return False
+
+    @contextmanager
+    def trainable(self, masks: Masks) -> Iterator[dict[str, Tensor]]:
+        """Inside, the block computes with W * M, and the weights of its Linears, (out, in), can be trained."""
+        leaves = {name: linear.weight for name, linear in self.linears.items()}
+        with self._wearing(masks), _differentiable(list(leaves.values())):
+            yield leaves
+        for leaf in leaves.values():
+            leaf.grad = None
+
     @torch.no_grad()
     def commit(self) -> None:
         """Write W * M into the Linears: exact zeros where pruned, dense (or updated) values where kept."""
@@ -120,19 +152,44 @@ class Trial:
             linear.weight.data.copy_(self.weight(name, self.masks[name]))
 
     @torch.no_grad()
-    def _measure(self, masks: Masks) -> _Measured:
+    def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
+        """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
         self._latest = None  # its outputs make room
-        with self._wearing(masks):
-            outputs = Activations((self.forward(x) for x in self.inputs), self.inputs.batch_size)
-        errors = [mse_loss(output, y) for output, y in zip(outputs, self.targets, strict=True)]
-        self.forward_passes += 1
-        return self._remember(masks, _floats(errors), outputs)
+        errors: list[Tensor] = []
 
-    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> _Measured:
+        def measured() -> Iterator[Tensor]:
+            for x, y, w in self.samples():
+                output = self.forward(x)
+                errors.append(error_of(output, y, w))
+                see(output, y, w)
+                yield output
+
+        with self._wearing(masks):
+            outputs = Activations(measured(), self.inputs.batch_size)
+        self.forward_passes += 1
+        self._remember(masks, _floats(errors), outputs)
+
+    def _measure(self, masks: Masks) -> _Measured:
+        self.watch(masks, lambda output, target, weights: None)
+        assert self._latest is not None
+        return self._latest
+
+    def _forget(self) -> None:
+        """Errors and outputs that were measured before hold no longer."""
+        self._errors, self._latest = [], None
+
+    def samples(
+        self, targets: Activations | None = None, stride: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Input, target (Y unless others are given) and token weights of every stride-th sample."""
+        inputs = self.inputs.every(stride)
+        weights = [None] * len(inputs) if self.token_weights is None else self.token_weights.every(stride)
+        return zip(inputs, (targets or self.targets).every(stride), weights, strict=True)
+
+    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> None:
         if self._known(masks) is None:
             self._errors.append((masks, errors))
         self._latest = _Measured(masks, errors, outputs)
-        return self._latest
 
     def _known(self, masks: Masks) -> list[float] | None:
         """The samples' errors under masks that were measured before."""
@@ -153,6 +210,13 @@ class Trial:
         finally:
             for name, linear in self.linears.items():
                 linear.weight.data = dense[name]
+
+
+def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """mean(omega (output - target)^2) of one sample, a scalar; the weights omega are (1, tokens, 1), None for 1."""
+    if weights is None:
+        return mse_loss(output, target)
+    return (output - target).square().mean(-1, keepdim=True).mul(weights).mean()
 
 
 def _floats(errors: list[Tensor]) -> list[float]:

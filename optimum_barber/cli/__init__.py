@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ..config import one_line
 from ..errors import BarberError
+from ..memory import return_freed_buffers
 from . import compare, evaluate, inspect, lm_eval, plugins, prune, report, shrink, verify
 from . import run as run_command
 
@@ -53,6 +54,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse a command line and run its command."""
+    return_freed_buffers()
     return execute(build_parser().parse_args(argv))
 
 

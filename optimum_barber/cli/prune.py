@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Container
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import PRESETS, BarberConfig, RebuildConfig
+from ..config import PRESETS, BarberConfig, RebuildConfig, ReconstructConfig
 from ..errors import BarberError
 from .options import number, pairs, whole
 
@@ -14,7 +16,7 @@ HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhe
 EPILOG = """\
 producers:   magnitude, wanda, sparsegpt, random, existing (--sparse-model), masks (--masks); all of them with
              what they take: optimum-barber plugins
-rebuilders:  barber; chained with +, such as barber+barber
+rebuilders:  barber, swaps, dsnot; chained with +, such as barber+swaps
 
 examples:
   optimum-barber prune MODEL --sparsity 0.5 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
@@ -23,8 +25,9 @@ examples:
   optimum-barber prune MODEL --producer existing --sparse-model OTHER_TOOLS_OUTPUT --calibration pydoc -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
 """
-FLAGS = {"method": "--rebuild"}
-HAND_MADE = {"producer", "producer_args", "rebuild", "calibration", "ignore", "pattern", "sparsity"}
+FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}
+HAND_MADE = {"producer", "producer_args", "rebuild", "reconstruct", "calibration", "ignore", "pattern", "sparsity"}
+RECONSTRUCT = "reconstruct_"  # before the fields of ReconstructConfig in the namespace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rebuild = parser.add_argument_group(
         "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
     )
-    _add_fields(rebuild, RebuildConfig, set())
+    _add_fields(rebuild, RebuildConfig)
+    reconstruct = parser.add_argument_group("reconstruction", "new values for the kept weights, the masks fixed")
+    _add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
     text = parser.add_argument_group("calibration and machine")
     text.add_argument(
         "--calibration",
@@ -60,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fields(text, BarberConfig, HAND_MADE)
 
 
-def _add_fields(group: Any, model: type[BarberConfig] | type[RebuildConfig], leave: set[str]) -> None:
+def _add_fields(group: Any, model: type[BaseModel], leave: Container[str] = (), prefix: str = "") -> None:
     """A flag for every field; what is not given on the command line stays out of the namespace."""
     for name, field in model.model_fields.items():
         if name not in leave:
-            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            flag = FLAGS.get(prefix + name, "--" + (prefix + name).replace("_", "-"))
             group.add_argument(
                 flag,
-                dest=name,
+                dest=prefix + name,
                 default=argparse.SUPPRESS,
                 metavar=_metavar(field),
                 type=field_kind(field),
@@ -77,7 +82,8 @@ def _add_fields(group: Any, model: type[BarberConfig] | type[RebuildConfig], lea
 
 def field_kind(field: FieldInfo) -> Any:
     """How a field's value is read from the command line."""
-    return whole if field.annotation in (int, int | None) else str
+    kinds: dict[Any, Any] = {int: whole, int | None: whole, float: number}
+    return kinds.get(field.annotation, str)
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -98,6 +104,7 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
     rebuild = {n: given[n] for n in RebuildConfig.model_fields if n in given}
     if "preset" in rebuild and rebuild["preset"] not in PRESETS:
         rebuild = {"preset": rebuild["preset"]}
+    reconstruct = {n: given[RECONSTRUCT + n] for n in ReconstructConfig.model_fields if RECONSTRUCT + n in given}
     return BarberConfig(
         producer=args.producer,
         producer_args=_producer_arguments(args),
@@ -106,6 +113,7 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
         calibration=args.calibration,
         ignore=args.ignore,
         rebuild=rebuild,  # type: ignore[arg-type]
+        reconstruct=reconstruct,  # type: ignore[arg-type]
         **settings,
     )
 

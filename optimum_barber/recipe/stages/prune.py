@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from ...artifacts import read_record
-from ...config import BarberConfig, RebuildConfig, one_line
+from ...config import BarberConfig, RebuildConfig, ReconstructConfig, one_line
 from ...errors import BarberError
 from ...pipeline import BlockReport
 from ...producers import as_producer, parse_arguments
@@ -33,6 +33,7 @@ class PruneStage(Stage):
     ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
     batch_size: int | None = Field(None, ge=1, description="samples on the device at once; never changes a result")
     rebuild: RebuildConfig = Field(RebuildConfig(method="none"), description="rebuild in the same pass")
+    reconstruct: ReconstructConfig = Field(ReconstructConfig(), description="new values for the kept weights")
 
     def config(self, recipe: "Recipe") -> BarberConfig:
         """The run's settings."""

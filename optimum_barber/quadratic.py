@@ -1,0 +1,109 @@
+"""The error as a quadratic function of one Linear's weights: what exchanges and least squares work on. Torch only.
+
+For the Linear that closes its block (o, down) that is the block error itself, exactly, up to a factor: its output is
+the block's, so residual and input say everything. For the others it is the error of their own output.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .trial import Masks, Trial
+
+
+@dataclass
+class Quadratic:
+    """sum over tokens of omega ||t - V x||^2 around V = v * m, for targets t and inputs x of one Linear.
+
+    Attributes:
+        gram: G = sum over tokens of omega x x^T, (in, in) float32; shared by Linears with the same input.
+        correlation: C = sum over tokens of omega (t - V x) x^T, (out, in) float32; the gradient is -2 C.
+    """
+
+    gram: Tensor
+    correlation: Tensor
+
+
+@torch.no_grad()
+def quadratics(trial: Trial, masks: Masks, names: Sequence[str]) -> dict[str, Quadratic]:
+    """The quadratic of each named Linear while the block wears `masks`; E(masks) is measured on the way.
+
+    The target of the closing Linear is the block's; that of any other its dense weights on the input that it gets.
+    """
+    sums = _Sums(names)
+    with _calls(trial, names) as calls:
+        trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
+    return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums)) for name in names}
+
+
+def closing_linear(trial: Trial) -> str | None:
+    """The Linear whose output is the block's; None where something lies behind all of them."""
+    with _calls(trial, list(trial.linears)) as calls, torch.no_grad():
+        output = trial.forward(next(iter(trial.inputs)))
+        return next((name for name, (_, made) in calls.items() if _same(made, output)), None)
+
+
+class _Sums:
+    """Gram matrices and correlations, summed sample by sample."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.gram: dict[str, Tensor] = {}
+        self.correlation: dict[str, Tensor] = {}
+
+    def add(
+        self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor, weights: Tensor | None
+    ) -> None:
+        """Add what the Linears were called with and gave for one sample."""
+        shared: dict[int, str] = {}
+        for name in self.names:
+            given, made = calls[name]
+            x = _weighed(given, weights)
+            first = shared.setdefault(id(given), name)
+            if first != name:
+                self.gram[name] = self.gram[first]
+            else:
+                _accumulate(self.gram, name, x, x)
+            if _same(made, output):
+                _accumulate(self.correlation, name, _weighed(target - output, weights), x)
+
+
+def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
+    """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
+    rows = stream.reshape(-1, stream.shape[-1])
+    return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor) -> None:
+    sums[name] = sums[name].addmm_(left.t(), right) if name in sums else left.t() @ right
+
+
+def _correlation(trial: Trial, masks: Masks, name: str, sums: _Sums) -> Tensor:
+    if name in sums.correlation:
+        return sums.correlation[name]
+    return (trial.weight(name) - trial.weight(name, masks[name])) @ sums.gram[name]
+
+
+def _same(made: Tensor, output: Tensor) -> bool:
+    return made.data_ptr() == output.data_ptr() and made.numel() == output.numel()
+
+
+@contextmanager
+def _calls(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Input and output of the latest call of each Linear, while the context lasts."""
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def remember(name: str):  # type: ignore[no-untyped-def]
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = (args[0], output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = trial.linears[name].register_forward_hook(remember(name))
+            stack.callback(handle.remove)
+        yield calls

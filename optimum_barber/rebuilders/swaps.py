@@ -1,0 +1,44 @@
+"""Optimal exchanges in the rows of each Linear, by Gram matrices (SparseSwaps, arXiv 2512.10922)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import RebuildConfig
+from ..quadratic import closing_linear, quadratics
+from ..swaps import exchange
+from ..trial import Masks, Trial
+from . import REBUILDERS, Outcome
+
+
+@REBUILDERS.register("swaps")
+def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
+    """First all Linears but the one that closes the block, each by its own output's error; then that one.
+
+    The closing Linear sees what the others' new masks give it and exchanges by the block error itself. Of the masks
+    before, between and after, those with the lowest block error are returned.
+    """
+    closing = closing_linear(trial)
+    steps, rounds = [trial.masks], list[dict[str, Any]]()
+    for names in ([name for name in trial.linears if name != closing], [closing] if closing else []):
+        if names:
+            steps.append(_exchanged(trial, steps[-1], names, config.swaps))
+            rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": list(names)})
+    errors = [trial.error(masks) for masks in steps]
+    best = errors.index(min(errors))
+    for index, record in enumerate(rounds, start=1):
+        record["accepted"] = index <= best
+    return Outcome(steps[best], rounds)
+
+
+def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], most: int) -> Masks:
+    """The masks after up to `most` exchanges in every row of the named Linears."""
+    group = trial.pattern.group if trial.pattern.semi_structured else None
+    candidate = dict(masks)
+    for name, quadratic in quadratics(trial, masks, names).items():
+        candidate[name] = exchange(trial.values(name), masks[name], quadratic.gram, quadratic.correlation, most, group)
+    return candidate
+
+
+def _difference(before: Masks, after: Masks) -> int:
+    """How many weights the one keeps and the other does not."""
+    return sum(int((after[name] & ~before[name]).count_nonzero()) for name in after)

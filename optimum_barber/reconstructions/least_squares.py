@@ -1,0 +1,26 @@
+"""Least squares for each Linear, its mask fixed, from Gram matrices."""
+
+from typing import Any
+
+from ..config import ReconstructConfig
+from ..least_squares import solve
+from ..quadratic import closing_linear, quadratics
+from ..trial import Trial
+from . import RECONSTRUCTIONS
+
+
+@RECONSTRUCTIONS.register("least-squares")
+def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
+    """First all Linears but the one that closes the block, each by its own output's error; then that one, by E."""
+    closing = closing_linear(trial)
+    others = [name for name in trial.linears if name != closing]
+    accepted = []
+    for names in (others, [closing] if closing else []):
+        solved = {}
+        for name, quadratic in quadratics(trial, trial.masks, names).items() if names else ():
+            values = trial.values(name)
+            solved[name] = solve(
+                values, trial.masks[name], quadratic.gram, quadratic.correlation, config.iterations, config.damping
+            )
+        accepted.append(bool(solved) and trial.adopt(solved))
+    return {"accepted": accepted}

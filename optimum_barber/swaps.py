@@ -1,0 +1,127 @@
+"""Exchanges of one kept against one pruned weight of a row, by the Gram matrix of the row's input. Torch only.
+
+SparseSwaps (arXiv 2512.10922; METHODS: Swaps). A row of weights v under the keep mask m, with input x and
+target t, has the error e = sum over tokens of (t - (v * m) x)^2. With G = sum of x x^T and the correlation
+c = sum of (t - (v * m) x) x, pruning the kept i and growing the pruned j changes it by exactly
+
+    2 v_i c_i + v_i^2 G_ii  -  2 v_j c_j + v_j^2 G_jj  -  2 v_i v_j G_ij,
+
+and c then by v_i G_i - v_j G_j. Rows are independent. One exchange costs O(rows * width).
+"""
+
+import torch
+from torch import Tensor
+
+from .selection import lowest
+
+TOGETHER = 2**17  # weights worked on at once: what an exchange touches stays in the cache
+PAIRS = 2**24  # examined at once where every pair of a row is
+
+
+def exchange(
+    values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, most: int | None, group: int | None = None
+) -> Tensor:
+    """The keep mask after up to `most` improving exchanges in each row.
+
+    The pruned weight that gains most alone is grown, and the kept one that suits it best goes; inside M-groups
+    the best pair is taken.
+
+    Args:
+        values: v, (rows, width) float: what a weight is worth where it is kept.
+        keep: m, (rows, width) bool.
+        gram: G, (width, width), of the dtype of `values`.
+        correlation: c, (rows, width), of the residual at m with the input.
+        most: exchanges a row; None for as many as there are, until no pair of any row improves.
+        group: M of an N:M pattern, whose exchanges stay within M consecutive weights; None for none.
+
+    Returns:
+        (rows, width) bool, every row (every M-group) with as many kept as before.
+    """
+    if group is not None:  # the same place of all M-groups side by side, so that pairs are formed along long rows
+        order = torch.arange(values.shape[1], device=values.device).view(-1, group).t().reshape(-1)
+        values, keep, correlation, gram = (t[:, order] for t in (values, keep, correlation, gram[order]))
+    rows = max(TOGETHER // values.shape[1], 1)
+    chunks = zip(values.split(rows), keep.split(rows), correlation.split(rows), strict=True)
+    rebuilt = torch.cat([_Rows(v, m, gram, c, group).run(most) for v, m, c in chunks])
+    return rebuilt if group is None else rebuilt[:, order.argsort()]
+
+
+class _Rows:
+    """Some rows on their way: `alone` + `turn` * c is what each weight's change of state would cost by itself."""
+
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, group: int | None) -> None:
+        self.values, self.gram, self.group = values, gram, group
+        self.keep, self.correlation = keep.clone(), correlation.clone()
+        self.each = torch.arange(len(values), device=values.device)
+        self.alone = values.square() * gram.diagonal()
+        self.turn = torch.where(keep, 2 * values, -2 * values)
+        self.kept_only = torch.zeros_like(values).masked_fill_(~keep, torch.inf)
+        self.pruned_only = torch.zeros_like(values).masked_fill_(keep, torch.inf)
+        self.coupling = None if group is None else self._coupling(group)
+
+    def run(self, most: int | None) -> Tensor:
+        """Exchange until nothing improves or `most` is reached; the keep mask."""
+        step = 0
+        while most is None or step < most:
+            costs = torch.addcmul(self.alone, self.turn, self.correlation)
+            improving = self._exchange(*self._pair(costs), costs)
+            if not improving and (most is not None or not self._exchange(*self._best_pair(costs), costs)):
+                break
+            step += 1
+        return self.keep
+
+    def _exchange(self, prune: Tensor, grow: Tensor, costs: Tensor) -> bool:
+        """Prune and grow a weight of each row, (rows,) indices, where that lowers its error; whether any row's fell."""
+        lost, grown = self.values[self.each, prune], self.values[self.each, grow]
+        change = costs[self.each, prune] + costs[self.each, grow] - 2 * lost * grown * self.gram[prune, grow]
+        change += self.kept_only[self.each, prune] + self.pruned_only[self.each, grow]
+        better = change < 0
+        self.correlation.addcmul_(self.gram.index_select(0, prune), (lost * better)[:, None])
+        self.correlation.addcmul_(self.gram.index_select(0, grow), (grown * better)[:, None], value=-1)
+        self._turn(self.each[better], prune[better], False)
+        self._turn(self.each[better], grow[better], True)
+        return bool(better.any())
+
+    def _turn(self, rows: Tensor, columns: Tensor, kept: bool) -> None:
+        self.keep[rows, columns] = kept
+        self.turn[rows, columns] = -self.turn[rows, columns]
+        self.kept_only[rows, columns] = 0.0 if kept else torch.inf
+        self.pruned_only[rows, columns] = torch.inf if kept else 0.0
+
+    def _pair(self, costs: Tensor) -> tuple[Tensor, Tensor]:
+        """A kept and a pruned weight of each row that go well together, (rows,) indices each."""
+        if self.coupling is not None:
+            return self._group_pair(costs, self.coupling)
+        grow = lowest(costs + self.pruned_only)
+        coupled = self.gram.index_select(0, grow).mul_(2 * self.values[self.each, grow][:, None])
+        return lowest(torch.addcmul(costs + self.kept_only, self.values, coupled, value=-1)), grow
+
+    def _coupling(self, group: int) -> Tensor:
+        """2 v_i v_j G_ij within the M-groups, (rows, M, M, groups)."""
+        rows, width = self.values.shape
+        blocks = self.gram.view(group, width // group, group, width // group).diagonal(dim1=1, dim2=3)
+        grouped = self.values.view(rows, group, -1)
+        return 2 * grouped[:, :, None] * grouped[:, None] * blocks
+
+    def _group_pair(self, costs: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:
+        """The best pair within any M-group of each row."""
+        rows, group, _, groups = coupling.shape
+        prune = (costs + self.kept_only).view(rows, group, 1, groups)
+        grow = (costs + self.pruned_only).view(rows, 1, group, groups)
+        best = lowest((prune + grow).sub_(coupling).view(rows, -1))
+        which = best % groups
+        return best // (group * groups) * groups + which, best // groups % group * groups + which
+
+    def _best_pair(self, costs: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of all pairs of each row: O(width^2) a row, where `_pair` finds nothing any more."""
+        if self.coupling is not None:
+            return self._group_pair(costs, self.coupling)
+        width = costs.shape[1]
+        rows = max(PAIRS // width**2, 1)
+        best = torch.cat([self._best_of(costs, some) for some in self.each.split(rows)])
+        return best // width, best % width
+
+    def _best_of(self, costs: Tensor, rows: Tensor) -> Tensor:
+        prune, grow, values = (costs + self.kept_only)[rows], (costs + self.pruned_only)[rows], self.values[rows]
+        pairs = prune[:, :, None] + grow[:, None, :]
+        return lowest(pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1))

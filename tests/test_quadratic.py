@@ -1,0 +1,74 @@
+"""Gram matrices and correlations of a block's Linears, against sums over tokens in plain float64."""
+
+import pytest
+import torch
+
+from optimum_barber.activations import Activations
+from optimum_barber.quadratic import closing_linear, quadratics
+
+from .test_trial import ToyBlock, trial  # noqa: F401
+
+
+def worn(trial):  # noqa: F811
+    """The toy block with the trial's masks on, as a module of its own."""
+    block = ToyBlock()
+    block.load_state_dict(trial.forward.state_dict())
+    for name, keep in trial.masks.items():
+        block.get_submodule(name).weight.data *= keep
+    return block
+
+
+def token_weights(trial):  # noqa: F811
+    torch.manual_seed(1)
+    return Activations([torch.rand(1, x.shape[1], 1, dtype=x.dtype) + 0.1 for x in trial.inputs])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@torch.no_grad()
+def test_gram_and_correlation_are_sums_over_tokens(trial, weighted):  # noqa: F811
+    trial.token_weights = token_weights(trial) if weighted else None
+    block = worn(trial)
+    found = quadratics(trial, trial.masks, list(trial.linears))
+    gram = {name: torch.zeros(m.in_features, m.in_features).double() for name, m in trial.linears.items()}
+    correlation = {name: torch.zeros(m.weight.shape).double() for name, m in trial.linears.items()}
+    for x, y, w in trial.samples():
+        for t in range(x.shape[1]):
+            row = x[0, t]
+            inner = torch.nn.functional.silu(block.gate(row)) * block.up(row)
+            weight = 1.0 if w is None else float(w[0, t, 0])
+            for name, given in (("gate", row), ("up", row), ("down", inner)):
+                gram[name] += weight * torch.outer(given, given)
+                linear, dense = block.get_submodule(name), trial.linears[name]
+                missing = y[0, t] - linear(given) if name == "down" else dense(given) - linear(given)
+                correlation[name] += weight * torch.outer(missing, given)
+    for name, quadratic in found.items():
+        assert torch.allclose(quadratic.gram, gram[name])
+        assert torch.allclose(quadratic.correlation, correlation[name])
+    assert found["gate"].gram is found["up"].gram
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@torch.no_grad()
+def test_the_closing_linear_predicts_the_block_error_exactly(trial, weighted):  # noqa: F811
+    trial.token_weights = token_weights(trial) if weighted else None
+    quadratic = quadratics(trial, trial.masks, ["down"])["down"]
+    moved = trial.masks | {"down": ~trial.masks["down"]}
+    change = trial.weight("down", moved["down"]) - trial.weight("down", trial.masks["down"])
+    predicted = ((change @ quadratic.gram) * change).sum() - 2 * (change * quadratic.correlation).sum()
+    values = sum(y.numel() for y in trial.targets)
+    assert (trial.error(moved) - trial.error(trial.masks)) * values == pytest.approx(float(predicted))
+
+
+@torch.no_grad()
+def test_watching_measures_the_error_and_keeps_the_outputs(trial):  # noqa: F811
+    quadratics(trial, trial.masks, ["gate"])
+    passes = trial.forward_passes
+    trial.error(trial.masks), trial.outputs(trial.masks)
+    assert trial.forward_passes == passes
+
+
+def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial):  # noqa: F811
+    assert closing_linear(trial) == "down"
+    inner = trial.forward
+    trial.forward = lambda x: inner(x) * 2
+    assert closing_linear(trial) is None
