@@ -66,9 +66,10 @@ def _refused(error: Exception) -> bool:
 
 
 def evaluate_tasks(
-    model: str | Path,
+    model: Any,
     tasks: Sequence[str],
     *,
+    tokenizer: Any = None,
     limit: int | None = None,
     batch_size: int = 1,
     device: str = "auto",
@@ -79,8 +80,10 @@ def evaluate_tasks(
     """Evaluate a model on lm-eval tasks.
 
     Args:
-        model: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter of ours.
+        model: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter of ours; or a
+            causal LM in memory, which is evaluated where it is, as it is.
         tasks: names that lm-eval knows, `choice:FILE.jsonl` and `rolling:FILE`.
+        tokenizer: of a model in memory.
         limit: rows a task; None for all.
         batch_size: requests at once.
         device: auto, cpu, cuda, ...
@@ -99,6 +102,7 @@ def evaluate_tasks(
     """
     check_installed()
     from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
     from transformers import set_seed
 
     from optimum_barber.integrations.lm_eval_model import SparseLM
@@ -109,23 +113,32 @@ def evaluate_tasks(
     dtype = "float32" if dtype == "auto" and chosen.type == "cpu" else dtype
     with TemporaryDirectory() as folder, _hushed() if quiet else nullcontext():
         loaded = _load_tasks(offline_tasks(tasks, Path(folder)), seed)
-        lm = SparseLM(model, device=str(chosen), dtype=dtype, batch_size=batch_size)
+        lm: Any
+        if isinstance(model, str | Path):
+            lm = SparseLM(model, device=str(chosen), dtype=dtype, batch_size=batch_size)
+        else:
+            lm = HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         found: Any = evaluate(lm, loaded, limit=limit, log_samples=False)
     rows = {name: found["n-samples"][name]["effective"] for name in found["n-samples"]}
     results = {name: {**_metrics(metrics), "rows": rows.get(name)} for name, metrics in found["results"].items()}
-    return {"results": results, "sparsity": lm.sparsity, "structure": lm.structure}
+    return {"results": results, "sparsity": getattr(lm, "sparsity", None), "structure": getattr(lm, "structure", None)}
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Refuse tasks that `evaluate_tasks` would refuse, without loading a model.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        BarberError: an unknown task, a bad task file.
+    """
+    check_installed()
+    with TemporaryDirectory() as folder:
+        _manager(offline_tasks(tasks, Path(folder)))
 
 
 def _load_tasks(tasks: Sequence[str | dict[str, Any]], seed: int) -> Any:
     """lm-eval's tasks. Its index takes seconds to build and is left empty where only local files are asked for."""
-    from lm_eval.tasks import TaskManager
-
-    names = [task for task in tasks if isinstance(task, str)]
-    manager = TaskManager(include_defaults=bool(names))
-    for name in names:
-        if name not in manager.all_tasks:
-            raise BarberError(f"task {name!r} is unknown to lm-eval, and neither choice:FILE nor rolling:FILE")
-    loaded = manager.load(list(tasks))
+    loaded = _manager(tasks).load(list(tasks))
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed)
     return loaded
@@ -134,6 +147,22 @@ def _load_tasks(tasks: Sequence[str | dict[str, Any]], seed: int) -> Any:
 def _metrics(found: dict[str, Any]) -> dict[str, float]:
     """lm-eval's `acc,none` and `acc_stderr,none` as `acc` and `acc_stderr`; a filter's name stays."""
     return {key.removesuffix(",none"): value for key, value in found.items() if "," in key and value != "N/A"}
+
+
+def _manager(tasks: Sequence[str | dict[str, Any]]) -> Any:
+    """lm-eval's index of tasks, which knows all of these.
+
+    Raises:
+        BarberError: it does not.
+    """
+    from lm_eval.tasks import TaskManager
+
+    names = [task for task in tasks if isinstance(task, str)]
+    manager = TaskManager(include_defaults=bool(names))
+    for name in names:
+        if name not in manager.all_tasks:
+            raise BarberError(f"task {name!r} is unknown to lm-eval, and neither choice:FILE nor rolling:FILE")
+    return manager
 
 
 @contextmanager

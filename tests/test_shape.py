@@ -23,6 +23,7 @@ TENSORS = [
     "quadratic",
     "least_squares",
     "selection",
+    "distribution",
     "quantize",
     "gptq",
     "structured/scores",

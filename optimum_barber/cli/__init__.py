@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ..config import one_line
 from ..errors import BarberError
 from ..memory import return_freed_buffers
-from . import evaluate, inspect, lm_eval, plugins, prune, shrink, sweep, verify
+from . import compare, evaluate, inspect, lm_eval, plugins, prune, report, shrink, sweep, verify
 from . import run as run_command
 
 COMMANDS = {
@@ -19,8 +19,10 @@ COMMANDS = {
     "shrink": shrink,
     "sweep": sweep,
     "run": run_command,
+    "compare": compare,
     "eval": evaluate,
     "lm-eval": lm_eval,
+    "report": report,
     "verify": verify,
     "inspect": inspect,
     "plugins": plugins,

@@ -92,7 +92,7 @@ def _plain(value: Any) -> str:
 def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     """One line a stage, as soon as it is done."""
     from ..recipe.stages.evaluate import flat
-    from ..recipe.stages.report import plainly
+    from ..report.page import plainly
 
     said = [
         f"{key} {plainly(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key

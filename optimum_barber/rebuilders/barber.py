@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import RebuildConfig
+from ..distribution import pair_distribution
 from ..rebuild import Exchange, Ranking
 from ..scores import finite, importance
 from ..semi_structured import GroupExchange, RowExchange
@@ -63,7 +64,13 @@ def _round(
     ranking = rank(trial, config, masks, gradients)
     proposal = propose(trial, config, ranking, masks, before)
     if proposal is not None:
-        rounds.append({"pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps})
+        rounds.append(
+            {
+                "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
+                "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
+                "values": pair_distribution(ranking.values(), proposal.swaps),
+            }
+        )  # fmt: skip
     return proposal
 
 

@@ -1,7 +1,7 @@
 """The mask rebuilding ratio alpha: given, or found by the measured error of a few candidates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config import RebuildConfig
 from ..rebuild import Ranking
@@ -15,11 +15,17 @@ SHARE = 8  # candidates are measured on every eighth sample; the winner, by whoe
 
 @dataclass
 class Proposal:
-    """Candidate masks, the ratio they were made with, and how many weights were swapped."""
+    """Candidate masks, the ratio they were made with, and how many weights were swapped.
+
+    Attributes:
+        candidates: of a search, the error of every ratio that was measured, on the samples it was measured on; the
+            ratio 0 is the masks as they stand.
+    """
 
     masks: Masks
     ratio: float
     swaps: int
+    candidates: dict[float, float] = field(default_factory=dict)
 
 
 def propose(
@@ -27,14 +33,15 @@ def propose(
 ) -> Proposal | None:
     """The exchange at the configured ratio, or at the best one found; None where nothing is swapped."""
     ratio = config.rebuild_ratio
+    measured: dict[float, float] = {}
     if ratio == "auto":
-        found = _search(trial, ranking, masks, before)
+        found = _search(trial, ranking, masks, before, measured)
         if found is None:
             return None
         ratio = found
     candidate = masks_at(trial, ranking, ratio)
     swaps = sum(int((candidate[name] & ~masks[name]).count_nonzero()) for name in masks)
-    return Proposal(candidate, ratio, swaps) if swaps else None
+    return Proposal(candidate, ratio, swaps, measured) if swaps else None
 
 
 def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
@@ -42,20 +49,26 @@ def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
     return dict(zip(trial.linears, ranking.at(ratio), strict=True))
 
 
-def _search(trial: Trial, ranking: Ranking, masks: Masks, before: float | None) -> float | None:
+def _search(
+    trial: Trial, ranking: Ranking, masks: Masks, before: float | None, measured: dict[float, float]
+) -> float | None:
     """The best ratio found; None where no candidate is better than the masks as they stand.
+
+    What was measured on the way goes into `measured`.
 
     The first round climbs from the share of outliers among the pair values, up first; later ones from the
     ratio before, down only, since the ratio falls from round to round.
     """
     stride = max(min(SHARE, len(trial.inputs) // 2), 1)
     factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
-    ratio, error = climb(
-        lambda ratio: trial.error_on_every(stride, masks_at(trial, ranking, ratio)),
-        before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO),
-        factors,
-        trial.error_on_every(stride, masks),
-    )
+
+    def measure(ratio: float) -> float:
+        measured[ratio] = trial.error_on_every(stride, masks_at(trial, ranking, ratio))
+        return measured[ratio]
+
+    measured[0.0] = trial.error_on_every(stride, masks)
+    start = before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
+    ratio, error = climb(measure, start, factors, measured[0.0])
     return ratio if error is not None else None
 
 

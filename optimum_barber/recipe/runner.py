@@ -111,7 +111,8 @@ def _run(recipe: Recipe, name: str, output: Path, track: Sequence[str], quiet: b
     steps = steps_of(recipe)
     trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", flat_settings(recipe))
     result = RunResult(recipe.model, output, base=recipe.model)
-    record = {"name": recipe.name, "recipe": name, "started": now(), "software": software()}
+    record = {"name": recipe.name, "recipe": name, "started": now(), "software": software(),
+              "settings": flat_settings(recipe)}  # fmt: skip
     try:
         for step in steps:
             _note(result, record, "running", step.directory)

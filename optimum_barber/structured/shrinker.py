@@ -17,7 +17,8 @@ from ..checkpoint import ONE_FILE
 from ..errors import BarberError
 from ..loading import PretrainedTool
 from ..output import check_output, staged
-from ..report import error_picture, pyplot
+from ..report.cuts import error_picture
+from ..report.pictures import pyplot
 from .compensate import mean_contributions
 from .cut import cut_model
 from .plan import Cut, plan_cut

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..report import curve_picture, error_picture
+from ..report.cuts import curve_picture, error_picture
 
 logger = logging.getLogger(__name__)
 COLUMNS = (

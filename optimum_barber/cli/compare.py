@@ -1,0 +1,121 @@
+"""`optimum-barber compare`: producers, rebuilders, patterns and settings on equal terms."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ..compare.settings import AXES, CompareSettings
+from ..config import BarberConfig
+from .options import number, pairs, whole
+from .prune import HAND_MADE, field_help, field_kind
+
+HELP = "Compare mask methods on one calibration set and one evaluation: table, CSV and HTML page."
+EPILOG = f"""\
+Every combination is a cell. N:M patterns have their own sparsity; --sparsities is for `unstructured`. A producer or a
+rebuilder may carry settings: sparsegpt,update=false or barber,rounds=1,granularity=output. DIR holds compare.csv,
+compare.md, report.html, compare.json and a JSON file of each cell; a second run does only what is missing or changed.
+Exit status 1 where a cell failed half-way.
+
+axes of --vary: {", ".join(AXES)}
+
+examples:
+  optimum-barber compare MODEL --producers magnitude wanda --rebuilds none barber --patterns unstructured 2:4 \\
+      --sparsities 0.5 0.6 --calibration c4 --evaluation wikitext2 --samples 16 --sequence-length 512 -o DIR
+  optimum-barber compare MODEL --producers wanda --rebuilds barber --sparsities 0.5 --rebuild-arg rounds=1 \\
+      --vary granularity=block,layer,output,input --vary rebuild_ratio=0.001,0.01,0.1 --calibration text.txt \\
+      --evaluation test.txt -o DIR
+  optimum-barber report DIR -o REPORT                     # the page with a PNG of every chart
+"""
+LISTS = {"producers": "NAME", "rebuilds": "NAME", "patterns": "N:M", "tasks": "TASK"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of `compare`."""
+    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where cells and tables go")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, list the cells, do nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings, no table")
+    axes = parser.add_argument_group("axes")
+    for name, metavar in LISTS.items():
+        flags = ["--rebuilds", "--rebuilders"] if name == "rebuilds" else [f"--{name}"]
+        (axes if name != "tasks" else parser).add_argument(
+            *flags, nargs="+", default=argparse.SUPPRESS, metavar=metavar, help=_help(name)
+        )
+    axes.add_argument("--sparsities", nargs="+", type=number, default=[], metavar="S", help=_help("sparsities"))
+    axes.add_argument("--vary", action="append", default=[], metavar="SETTING=A,B,...", help=_help("vary"))
+    axes.add_argument("--rebuild-arg", action="append", default=[], metavar="K=V", help=_help("rebuild_args"))
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--evaluation", required=True, metavar="TEXT", help=_help("evaluation"))
+    for name in ("windows", "limit", "task_batch_size"):
+        flag = "--" + name.replace("_", "-")
+        evaluation.add_argument(flag, type=whole, default=argparse.SUPPRESS, metavar="N", help=_help(name))
+    parser.add_argument("--keep-masks", action="store_true", help=_help("keep_masks"))
+    text = parser.add_argument_group("calibration and machine, the same for all cells")
+    text.add_argument("--calibration", action="append", default=[], metavar="TEXT",
+                      help="text or .jsonl file, c4, wikitext2, ptb or pydoc; repeatable (default: c4)")  # fmt: skip
+    text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
+    for name, field in BarberConfig.model_fields.items():
+        if name not in HAND_MADE:
+            text.add_argument(
+                "--" + name.replace("_", "-"), default=argparse.SUPPRESS, type=field_kind(field),
+                metavar="N" if field_kind(field) is whole else "X", help=field_help(field),
+            )  # fmt: skip
+
+
+def _help(name: str) -> str:
+    return field_help(CompareSettings.model_fields[name]).replace("'none', 'barber'", "none barber")
+
+
+def settings_from(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the flags mean."""
+    given = vars(args)
+    own = {name: given[name] for name in CompareSettings.model_fields if name in given}
+    shared = {name: given[name] for name in BarberConfig.model_fields if name in given}
+    vary = {name: values.split(",") for name, values in pairs("vary", args.vary, "rounds=1,2,4").items()}
+    arguments = pairs("rebuild-arg", args.rebuild_arg, "rounds=2")
+    return {**shared, **own, "vary": vary, "rebuild_args": arguments}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare; a line a cell as it is done, the table at the end."""
+    from pathlib import Path
+
+    from ..compare.runner import plan_of, split
+    from . import hush_loading_bars
+
+    hush_loading_bars(args.quiet)
+    settings = settings_from(args)
+    if args.dry_run:
+        plan = plan_of(args.model, Path(args.output), *split(settings))
+        for name in plan.fingerprints:
+            sys.stdout.write(f"{'done already' if plan.held(name) else 'to do':<14}{name}\n")
+        return 0
+    return compared(args, settings)
+
+
+def compared(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+    """Run all cells; 1 where one failed."""
+    from ..compare import compare
+    from ..report.comparison import all_runs
+    from ..report.markdown import rows
+
+    done = compare(args.model, args.output, quiet=args.quiet, tell=_unheard if args.quiet else tell, **settings)
+    if not args.quiet:
+        sys.stdout.write(f"\n{rows(all_runs([*done.cells.values()], done.dense))}\n\nwritten to {done.output}\n")
+    for name in done.failed:
+        sys.stderr.write(f"optimum-barber: {name} failed: {done.cells[name]['error']}\n")
+    return 1 if done.failed else 0
+
+
+def _unheard(name: str, record: Mapping[str, Any], reused: bool) -> None:
+    """Where nobody wants a line a cell."""
+
+
+def tell(name: str, record: Mapping[str, Any], reused: bool) -> None:
+    """One line a cell, as soon as it is done."""
+    note = " (as before)" if reused else ""
+    said = record.get("error") or f"perplexity {record['perplexity']['perplexity']:.6g}"
+    seconds = f", {record['seconds']:.1f} s" if "seconds" in record else ""
+    sys.stdout.write(f"{name}{note}: {said}{seconds}\n")
+    sys.stdout.flush()
