@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Plan:
         ignore: globs of Linears that stay dense.
         seed: handed to the producer.
         batch_size: samples on the device at once; None for all.
+        scratch: folder for activations; None to hold them in memory.
         exact: whether the producer must meet the pattern's sparsity.
     """
 
@@ -76,6 +78,7 @@ class Plan:
     ignore: Sequence[str] = ()
     seed: int = 0
     batch_size: int | None = None
+    scratch: Path | None = None
     exact: bool = True
 
 
@@ -98,14 +101,16 @@ def prune(
         The keep masks by Linear.
     """
     masks: dict[str, PackedMask] = {}
-    hidden = Activations(source.begin(windows), plan.batch_size)
+    hidden = Activations(source.begin(windows), plan.batch_size, plan.scratch)
     for layer in source.layers():
         outputs: list[Activations] = []
+        kept: dict[str, PackedMask] = {}
         for block in layer.blocks:
-            kept, output = prune_block(layer, block, hidden, outputs, plan, callback)
-            masks |= kept
+            found, output = prune_block(layer, block, hidden, outputs, plan, callback)
+            kept |= found
             outputs.append(output)
         hidden = advance(layer, hidden, outputs)
+        masks |= source.keep(kept, hidden)
     return masks
 
 
@@ -155,9 +160,9 @@ def watch(
         pattern: of the masks that will be tried.
     """
     streams = zip(hidden, *outputs, strict=True)
-    inputs = Activations((layer.input_of(block, h, before) for h, *before in streams), hidden.batch_size)
+    inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
     with InputRecorder(linears, needs) as recorder:
-        targets = Activations((block(x) for x in inputs), hidden.batch_size)
+        targets = hidden.like(block(x) for x in inputs)
     return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result())
 
 
@@ -206,7 +211,7 @@ def report(block: Block, trial: Trial, first: Masks, rounds: list[dict[str, Any]
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
     """The layer's output for every sample, from the outputs of its blocks."""
     streams = zip(hidden, *outputs, strict=True)
-    return Activations((layer.output(h, blocks) for h, *blocks in streams), hidden.batch_size)
+    return hidden.like(layer.output(h, blocks) for h, *blocks in streams)
 
 
 def peak_memory() -> int:

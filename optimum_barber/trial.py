@@ -107,7 +107,7 @@ class Trial:
                 yield output.detach()
 
         with self._wearing(masks if sparse else None), _differentiable(leaves):
-            outputs = Activations(differentiated(), self.inputs.batch_size)
+            outputs = self.inputs.like(differentiated())
         self.gradient_passes += 1
         if sparse:
             self._remember(masks, _floats(errors), outputs)
@@ -123,7 +123,7 @@ class Trial:
     def _measure(self, masks: Masks) -> _Measured:
         self._latest = None  # its outputs make room
         with self._wearing(masks):
-            outputs = Activations((self.forward(x) for x in self.inputs), self.inputs.batch_size)
+            outputs = self.inputs.like(self.forward(x) for x in self.inputs)
         errors = [mse_loss(output, y) for output, y in zip(outputs, self.targets, strict=True)]
         self.forward_passes += 1
         return self._remember(masks, _floats(errors), outputs)
