@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .shards import raw
+
 
 class Activations:
     """One tensor a sample, in the order of the samples.
@@ -65,12 +67,12 @@ class Activations:
 
 
 def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
-    """The samples written to one file, then read from it as they are asked for; its name is gone before it is filled."""
+    """The samples written to one file without a name, then mapped from it."""
     shapes: list[tuple[torch.dtype, torch.Size]] = []
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for sample in samples:
             shapes.append((sample.dtype, sample.shape))
-            data = memoryview(sample.contiguous().view(torch.uint8).numpy()).cast("B")
+            data = raw(sample)
             while len(data):
                 data = data[os.write(file.fileno(), data) :]
         held = mmap.mmap(file.fileno(), 0) if shapes else b""

@@ -118,13 +118,12 @@ def why_whole(model: nn.Module, weights: DiskWeights) -> str | None:
     parameters = dict(model.named_parameters())
     state = model.state_dict()
     tied = state.keys() - parameters.keys() - dict(model.named_buffers()).keys()
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):
         if name not in weights.files and name not in tied:
             return f"its files have no {name}"
         if name in weights.files and weights.shape(name) != tuple(tensor.shape):
             raise BarberError(
-                f"model {weights.name!r}: {name} has shape {weights.shape(name)}, "
-                f"its config says {tuple(tensor.shape)}"
+                f"model {weights.name!r}: {name} has shape {weights.shape(name)}, its config says {tuple(tensor.shape)}"
             )
     return None
 
@@ -173,8 +172,8 @@ class DiskSource(ModelSource):
         return masks if self.progress is None else self.progress.keep(masks, hidden)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter from its file, in the dtype of the model."""
-        for name, parameter in self.model.named_parameters():
+        """Every parameter from its file, in the file's dtype."""
+        for name, _ in self.model.named_parameters():
             yield name, self.disk.tensor(name)
 
     def others(self) -> list[str]:

@@ -79,10 +79,9 @@ class Needs:
     def lines(self) -> list[str]:
         """For people."""
         found = [
-            f"streaming     {self.memory / GIB:.2f} GiB of memory, activations in {self.place}: "
-            f"{LAYER_COPIES} decoder layers in float32 {LAYER_COPIES * self.layer / GIB:.2f}, activations "
-            f"{self.waiting / GIB:.2f}, Python and torch {INTERPRETER / GIB:.2f}",
-            f"disk          {self.disk / GIB:.2f} GiB free beside the model",
+            f"streaming     {self.memory / GIB:.2f} GiB of memory in all, activations in {self.place}, Python and "
+            f"torch {INTERPRETER / GIB:.2f}",
+            f"disk          {self.disk / GIB:.2f} GiB for the output, its state, and activations that lie there",
         ]
         return found + ([f"device        {self.device_memory / GIB:.2f} GiB"] if self.device else [])
 

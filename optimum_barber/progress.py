@@ -18,7 +18,6 @@ from .shards import Entry, TensorFile, read_header, sync_directory, write_tensor
 from .weights import CheckpointWeights
 
 
-
 class Progress:
     """What a run has done so far, in a directory beside the shards that it writes.
 

@@ -16,9 +16,10 @@ from .errors import BarberError
 DTYPES = {
     "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32,
     "BF16": torch.bfloat16, "F16": torch.float16, "I16": torch.int16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}  # the order in which safetensors lays tensors down
+RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}  # safetensors lays tensors down in this order
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 CHUNK = 1 << 24  # weights that are looked at or converted at once
@@ -119,7 +120,7 @@ class TensorFile:
         entry, position = self.entries[name], self._starts[name]
         assert tuple(tensor.shape) == entry.shape, (name, tensor.shape, entry.shape)
         for piece in tensor.detach().reshape(-1).split(CHUNK):
-            data = memoryview(piece.to("cpu", entry.dtype).contiguous().view(torch.uint8).numpy())
+            data = raw(piece.to("cpu", entry.dtype))
             write_all(self._file, data, position)
             position += len(data)
 
@@ -141,6 +142,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             file.write(name, tensor)
     finally:
         file.close()
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, in its own memory where it is contiguous."""
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def write_all(file: int, data: memoryview, position: int) -> None:

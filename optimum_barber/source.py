@@ -74,7 +74,7 @@ class ModelSource:
         return masks
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, tied ones once, in the dtype of the model."""
+        """Every parameter by name, tied ones once."""
         yield from self.model.named_parameters()
 
     def _embedded(self, windows: Tensor) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from .loading import ModelReference, load_tokenizer, resolve_model
 from .output import STATE_DIRECTORY, check_output, partial_of, staged, unfinished
 from .pipeline import BlockReport, Plan
 from .planning import choose_device, make_plan
-from .preflight import Needs, check_fit, free_device_memory, free_disk, free_memory, needs_of, placed
+from .preflight import GIB, Needs, check_fit, free_device_memory, free_disk, free_memory, needs_of, placed
 from .progress import OutputShards, Progress
 from .pruned import carry_structure
 from .shards import Entry
@@ -60,7 +60,9 @@ class StreamingSparsifier(BarberSparsifier):
         reference = resolve_model(str(model))
         if reference.gguf_file:
             raise BarberError(f"model {str(model)!r} is a GGUF file, which must be loaded whole")
-        return cls(reference, load_tokenizer(reference), dtype)
+        found = cls(reference, None, dtype)
+        found.tokenizer = load_tokenizer(reference)
+        return found
 
     def sparsify(
         self,
@@ -121,9 +123,22 @@ class StreamingSparsifier(BarberSparsifier):
         plan = make_plan(config, source)
         return source, plan, windows_for(self.model, self.tokenizer, config, calibration)
 
-    def needs(
-        self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path
-    ) -> Needs:
+    def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
+        """What a run would take, as a page; everything is checked as it would be, nothing is written.
+
+        Raises:
+            BarberError: bad input, or what the machine has not.
+        """
+        output = Path(save_dir).expanduser().resolve()
+        _, plan, windows = self.plan(config)
+        needs = self.needs(config, plan, windows, activations, output)
+        samples, length = windows.tokens.shape
+        memory, disk = free_memory(), free_disk(output)
+        lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]
+        lines.append(f"free          {(memory or 0) / GIB:.2f} GiB of memory, {disk / GIB:.2f} GiB of disk: it fits")
+        return "\n".join(lines) + "\n"
+
+    def needs(self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path) -> Needs:
         """What the run takes, with activations where they fit.
 
         Raises:
@@ -178,6 +193,7 @@ class StreamingSparsifier(BarberSparsifier):
         """
         model, record = self.model, result.sparsity_config
         model.config.sparsity_config = pointer(record)
+        model.config.dtype = record.base_model["dtype"]
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(partial)
         if model.can_generate():
