@@ -172,9 +172,10 @@ class DiskSource(ModelSource):
         return masks if self.progress is None else self.progress.keep(masks, hidden)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter from its file, in the file's dtype."""
-        for name, _ in self.model.named_parameters():
-            yield name, self.disk.tensor(name)
+        """Every weight from its file, in the file's dtype, tied ones once."""
+        for name in self.model.state_dict():
+            if name in self.disk.files:
+                yield name, self.disk.tensor(name)
 
     def others(self) -> list[str]:
         """The tensors on the disk that no decoder layer holds, the model's own and those that it does not know."""
@@ -200,9 +201,10 @@ class DiskSource(ModelSource):
     def _lent(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
         """Inside, these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
-        stored = {name: self.disk.tensor(full).to(empty[name].dtype) for name, full in names.items()}
+        opened = CheckpointWeights(self.disk.files, self.disk.name)  # anew: what is written into the mapping goes with it
+        stored = {name: opened.tensor(full).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
-        del stored
+        del stored, opened
         try:
             yield
         finally:
