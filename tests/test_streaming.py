@@ -3,13 +3,8 @@
 import errno
 import json
 import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.cli import main
-from optimum_barber.disk import DiskSource, DiskWeights, skeleton
+from optimum_barber.disk import DiskSource
 from optimum_barber.errors import BarberError, UnfinishedError
 from optimum_barber.loading import resolve_model
 from optimum_barber.output import partial_of, unfinished
@@ -180,7 +174,7 @@ def test_a_stopped_run_is_neither_lost_nor_taken_up_unasked(tmp_path):
         stream(streaming, tmp_path / "out")
     with pytest.raises(BarberError, match=r"resume is not possible with other settings: sparsity was 0.5, is 0.6$"):
         stream(streaming, tmp_path / "out", BarberConfig(sparsity=0.6, rebuild={"rounds": 2}), resume=True)
-    with pytest.raises(BarberError, match="rounds was 2, is 3; granularity was auto, is row|granularity|rounds was 2"):
+    with pytest.raises(BarberError, match="rounds was 2, is 3$"):
         stream(streaming, tmp_path / "out", BarberConfig(sparsity=0.5, rebuild={"rounds": 3}), resume=True)
     with pytest.raises(BarberError, match="calibration tokens was"):
         streaming.sparsify(QUICK, tiny_windows(6, seed=1), save_dir=tmp_path / "out", quiet=True, resume=True)
@@ -238,26 +232,40 @@ def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+KILLER = """
+import os, random, signal, sys, time
+from optimum_barber.cli import main
+import optimum_barber.sparsifier, optimum_barber.streaming, transformers  # once, before any fork
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+def begun(output):
+    child = os.fork()
+    if child == 0:
+        os._exit(main([*sys.argv[3:], "-o", output]))
+    return child
+
+started = time.monotonic()
+assert os.waitpid(begun(sys.argv[1]), 0)[1] == 0
+whole, moments, kills = time.monotonic() - started, random.Random(0), 0
+while kills < 10:
+    child = begun(sys.argv[2])
+    time.sleep(moments.uniform(0.2, 0.9) * whole)
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0 or os.path.exists(sys.argv[2]):
+        break
+    kills += 1
+    print(os.path.exists(sys.argv[2] + ".partial/.resume/state.json"))
+else:
+    assert os.waitpid(begun(sys.argv[2]), 0)[1] == 0
+"""
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenizer):
-    stored(tmp_path, num_hidden_layers=6)
+    stored(tmp_path, num_hidden_layers=8)
     tokenizer.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", "optimum_barber", "prune", str(tmp_path / "model"), "--sparsity", "0.5", "--quiet"]
-    command += ["--calibration", "pydoc", "--samples", "8", "--sequence-length", "32", "--resume", "-o"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
-    whole = time.monotonic() - started
-    moments, taken_up, output = random.Random(0), 0, tmp_path / "out"
-    for _ in range(10):
-        process = subprocess.Popen([*command, str(output)], env=environment)
-        try:
-            process.wait(moments.uniform(0.5, 0.95) * whole)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            taken_up += unfinished(partial_of(output))
-    else:
-        subprocess.run([*command, str(output)], check=True, env=environment)
-    assert files(output) == files(tmp_path / "whole")
-    assert taken_up
+    flags = ["--calibration", "pydoc", "--samples", "8", "--sequence-length", "32", "--resume", "--quiet"]
+    command = ["prune", str(tmp_path / "model"), "--sparsity", "0.5", *flags]
+    killer = [sys.executable, "-c", KILLER, str(tmp_path / "whole"), str(tmp_path / "out"), *command]
+    done = subprocess.run(killer, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert "True" in done.stdout.decode()
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
