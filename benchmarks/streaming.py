@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from optimum_barber.artifacts import write_json
 from optimum_barber.inspection import skeleton
 from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
 from optimum_barber.shards import Entry, TensorFile
-from optimum_barber.artifacts import write_json
 
 MB = 10**6
 VOCABULARY = 32000

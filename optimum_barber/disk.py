@@ -24,6 +24,7 @@ from .source import ModelSource, working_copy
 from .weights import CheckpointWeights
 
 INDEX_NAME = "model.safetensors.index.json"
+LARGE = 1 << 22  # bytes
 
 
 class DiskWeights(CheckpointWeights):
@@ -142,6 +143,7 @@ class DiskSource(ModelSource):
         self, model: nn.Module, weights: DiskWeights, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(model, device, dtype)
+        steady_memory()
         self.home = torch.device("cpu")
         self.disk = weights
         self.progress: Progress | None = None
@@ -201,7 +203,9 @@ class DiskSource(ModelSource):
     def _lent(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
         """Inside, these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
-        opened = CheckpointWeights(self.disk.files, self.disk.name)  # anew: what is written into the mapping goes with it
+        opened = CheckpointWeights(
+            self.disk.files, self.disk.name
+        )  # anew: what is written into the mapping goes with it
         stored = {name: opened.tensor(full).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
         del stored, opened
@@ -211,9 +215,23 @@ class DiskSource(ModelSource):
             module.load_state_dict(empty, strict=False, assign=True)
 
 
+def steady_memory() -> None:
+    """Have the C library give large tensors back when they are freed; else the peak depends on how they fell in place.
+
+    It would learn to keep blocks of up to 32 MB, which leaves holes in its heap.
+    """
+    mallopt, threshold = getattr(_libc(), "mallopt", None), -3
+    if mallopt is not None:
+        mallopt(threshold, LARGE)
+
+
 def trim_memory() -> None:
     """Give memory that is free back to the system, where its C library can."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
