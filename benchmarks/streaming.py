@@ -4,8 +4,8 @@
 
 A LLaMA of random bf16 parameters is written to the disk in place, a layer at a time (24 layers of the default width
 are about 1.5B parameters), then pruned by `wanda + barber` (output granularity, ratio 0.1, one round) over 4 x 256
-tokens in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32, the
-activations, and 600 MB for Python and torch themselves.
+tokens in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32,
+the activations, and 600 MB for Python and torch themselves.
 """
 
 import argparse

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .shards import raw
+from .shards import raw, write_all
+
+ALIGNMENT = 64  # bytes
 
 
 class Activations:
@@ -67,16 +69,22 @@ class Activations:
 
 
 def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
-    """The samples written to one file without a name, then mapped from it."""
+    """The samples written to one file without a name, then mapped from it, aligned as memory would be."""
     shapes: list[tuple[torch.dtype, torch.Size]] = []
+    size = 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for sample in samples:
             shapes.append((sample.dtype, sample.shape))
-            data = raw(sample)
-            while len(data):
-                data = data[os.write(file.fileno(), data) :]
+            write_all(file.fileno(), raw(sample), size)
+            size = aligned(size + sample.nbytes)
+        os.ftruncate(file.fileno(), size)
         held = mmap.mmap(file.fileno(), 0) if shapes else b""
     position = 0
     for dtype, shape in shapes:
         yield torch.frombuffer(held, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
-        position += shape.numel() * dtype.itemsize
+        position = aligned(position + shape.numel() * dtype.itemsize)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of what torch aligns memory to: sums may depend on it."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

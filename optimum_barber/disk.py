@@ -154,7 +154,7 @@ class DiskSource(ModelSource):
         with self._lent(self.model, self._around), self._lent(self.stack[0], self._within(0)):
             self._record_calls(windows[:1])
         if self.progress is not None and self.progress.layers:
-            return self.progress.hidden()
+            return (self._working(sample.clone()) for sample in self.progress.hidden())
         return self._embedded(windows)
 
     def layers(self) -> Iterator[DecoderLayer]:
@@ -203,9 +203,7 @@ class DiskSource(ModelSource):
     def _lent(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
         """Inside, these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
-        opened = CheckpointWeights(
-            self.disk.files, self.disk.name
-        )  # anew: what is written into the mapping goes with it
+        opened = CheckpointWeights(self.disk.files, self.disk.name)  # anew, so that changes go with the mapping
         stored = {name: opened.tensor(full).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
         del stored, opened

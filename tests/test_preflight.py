@@ -41,7 +41,7 @@ def test_on_a_device_the_activations_of_a_batch_lie_there():
 @pytest.mark.parametrize(
     ("memory", "disk", "message"),
     [
-        (28, 99, "memory: the run takes 28.59 GiB, 28.00 GiB are left; --activations disk would fit"),
+        (28, 99, "memory: the run takes 28.34 GiB, 28.00 GiB are left; --activations disk would fit"),
         (28, 20, "--samples 2 would fit"),
         (5, 99, "memory: .* no setting would fit"),
         (None, 17, "disk: the run takes 18.00 GiB, 17.00 GiB are left; --samples 2 would fit"),
@@ -102,4 +102,4 @@ def test_what_needs_streaming_is_refused_without_it(model_dir, tmp_path, capsys,
 def test_inspect_predicts_streaming(model_dir, capsys):
     assert main(["inspect", str(model_dir)]) == 0
     said = capsys.readouterr().out
-    assert "streaming     0.59 GiB of memory in all" in said and "\ndisk          " in said
+    assert "streaming     0.34 GiB of memory in all" in said and "\ndisk          " in said

@@ -126,6 +126,7 @@ def test_a_wrong_index_is_named(tmp_path, change, message):
 def test_activations_on_the_disk_are_those_in_memory(tmp_path, batch_size):
     samples = [torch.randn(1, 5, 3) for _ in range(7)]
     held = Activations(iter(samples), batch_size, tmp_path)
+    assert all(sample.data_ptr() % 64 == 0 for sample in held)
     assert list(tmp_path.iterdir()) == []
     for kept in (held, held.like(held)):
         assert all(torch.equal(one, other) for one, other in zip(kept, samples, strict=True))
