@@ -26,15 +26,21 @@ class Progress:
 
     Args:
         directory: of the state.
-        shards: the output's files, in which finished weights are written.
         settings: everything that decides the result.
+
+    Attributes:
+        shards: the output's files, in which finished weights are written.
+        layers: how many are done.
+        reports: of the blocks so far.
 
     Raises:
         BarberError: the state that lies there is of other settings, or damaged.
     """
 
-    def __init__(self, directory: Path, shards: "OutputShards", settings: Mapping[str, Any]) -> None:
-        self.directory, self.shards = directory, shards
+    shards: "OutputShards"
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.directory = directory
         self.settings = json.loads(json.dumps(settings, default=str))
         self.layers = 0
         self.reports: list[dict[str, Any]] = []

@@ -168,10 +168,11 @@ class StreamingSparsifier(BarberSparsifier):
         files = {name: path.name for name, path in self.weights.files.items()}
         metadata = {file: header.metadata for file, header in self.weights.headers.items()}
         state = partial / STATE_DIRECTORY
-        with alone(state), full_disk(partial), OutputShards(partial, files, self._entries(), metadata) as shards:
-            progress = Progress(state, shards, settings)
+        with alone(state), full_disk(partial):
+            progress = Progress(state, settings)  # may refuse, and then no file has been touched
             try:
-                yield progress
+                with OutputShards(partial, files, self._entries(), metadata) as progress.shards:
+                    yield progress
             except BarberError:  # no resumed run would fare better
                 progress.discard()
                 raise

@@ -170,6 +170,11 @@ def replace_batch(config):
 def test_a_stopped_run_is_neither_lost_nor_taken_up_unasked(tmp_path):
     streaming = stored(tmp_path)
     stopped(streaming, tmp_path / "out", 3)
+    shard, changed = tmp_path / "out.partial" / "model.safetensors", BarberConfig(sparsity=0.5, dtype="bfloat16")
+    before = shard.read_bytes()
+    with pytest.raises(BarberError, match="dtype was auto, is bfloat16"):
+        stream(StreamingSparsifier(streaming.reference), tmp_path / "out", changed, resume=True)
+    assert shard.read_bytes() == before
     with pytest.raises(BarberError, match="an unfinished run lies in .*out.partial: --resume goes on with it"):
         stream(streaming, tmp_path / "out")
     with pytest.raises(BarberError, match=r"resume is not possible with other settings: sparsity was 0.5, is 0.6$"):
