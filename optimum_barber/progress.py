@@ -121,6 +121,8 @@ class OutputShards:
             file: TensorFile(directory / file, {n: entries[n] for n in files if files[n] == file}, metadata[file])
             for file in sorted(set(files.values()))
         }
+        for folder in (directory, directory.parent):
+            sync_directory(folder)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor into its file."""
