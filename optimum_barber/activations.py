@@ -1,10 +1,18 @@
-"""Calibration activations: on the device, or in host memory with a few samples on the device at once."""
+"""Calibration activations: on the device, in host memory, or in a memory-mapped file, a few on the device at once."""
 
+import mmap
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .shards import raw, write_all
+
+ALIGNMENT = 64  # bytes
 
 
 class Activations:
@@ -15,27 +23,68 @@ class Activations:
 
     Args:
         samples: the tensors, consumed one by one.
-        batch_size: how many are on the device at once; None to keep all there.
+        batch_size: how many are on the device at once; None to keep all there, or one of a file.
+        folder: where a file without a name holds them, which goes when they do; None for memory.
     """
 
-    def __init__(self, samples: Iterable[Tensor], batch_size: int | None = None) -> None:
+    def __init__(
+        self, samples: Iterable[Tensor], batch_size: int | None = None, folder: str | Path | None = None
+    ) -> None:
         self.batch_size = batch_size
+        self.folder = folder
         self.device: torch.device | None = None
         self._samples: list[Tensor] = []
-        for sample in samples:
-            self.device = sample.device
-            self._samples.append(sample if batch_size is None else sample.cpu())
+        if folder is None:
+            self._samples.extend(self._placed(sample) for sample in samples)
+        else:
+            self._samples.extend(_mapped(map(self._placed, samples), folder))
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Tensor]:
         waiting = iter(self._samples)
-        while batch := list(islice(waiting, self.batch_size or len(self) or 1)):
+        together = self.batch_size or (1 if self.folder else max(len(self), 1))
+        while batch := list(islice(waiting, together)):
             yield from [sample.to(self.device, non_blocking=True) for sample in batch]
 
     def every(self, stride: int) -> "Activations":
         """Every stride-th sample, sharing memory."""
-        some = Activations((), self.batch_size)
+        some = self.like(())
         some.device, some._samples = self.device, self._samples[::stride]
         return some
+
+    def like(self, samples: Iterable[Tensor]) -> "Activations":
+        """Other samples, held where these are."""
+        return Activations(samples, self.batch_size, self.folder)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The samples where they lie, which need not be the device."""
+        return self._samples
+
+    def _placed(self, sample: Tensor) -> Tensor:
+        self.device = sample.device
+        return sample if self.batch_size is None and self.folder is None else sample.cpu()
+
+
+def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
+    """The samples written to one file without a name, then mapped from it, aligned as memory would be."""
+    shapes: list[tuple[torch.dtype, torch.Size]] = []
+    size = 0
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for sample in samples:
+            shapes.append((sample.dtype, sample.shape))
+            write_all(file.fileno(), raw(sample), size)
+            size = aligned(size + sample.nbytes)
+        os.ftruncate(file.fileno(), size)
+        held = mmap.mmap(file.fileno(), 0) if shapes else b""
+    position = 0
+    for dtype, shape in shapes:
+        yield torch.frombuffer(held, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
+        position = aligned(position + shape.numel() * dtype.itemsize)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of what torch aligns memory to: sums may depend on it."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import BarberError
 from .masks import PackedMask
 from .patterns import SparsityPattern
+from .shards import write_tensors
 
 MASKS_NAME = "sparsity_masks.safetensors"
 SPARSITY_NAME = "sparsity_config.json"
@@ -89,20 +90,19 @@ def read_record(directory: str | Path) -> SparsityConfig:
 
 
 def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> None:
-    """Write a mask file: a safetensors file with one uint8 tensor a Linear.
+    """Write a mask file, durably: a safetensors file with one uint8 tensor a Linear.
 
     Pattern, shapes and hashes are JSON under a single key of its metadata: safetensors keeps several keys in no
     order, and equal masks shall be equal files.
     """
-    from safetensors.torch import save_file
-
     content = {
         "version": FORMAT_VERSION,
         "pattern": pattern,
         "shapes": {name: list(mask.shape) for name, mask in masks.items()},
         "sha256": {name: mask.sha256 for name, mask in masks.items()},
     }
-    save_file({name: mask.bits for name, mask in masks.items()}, str(path), {MASKS_FORMAT: json.dumps(content)})
+    bits = {name: mask.bits for name, mask in masks.items()}
+    write_tensors(path, bits, {MASKS_FORMAT: json.dumps(content)})
 
 
 class MaskFile(Mapping[str, PackedMask]):

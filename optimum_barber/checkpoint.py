@@ -94,14 +94,31 @@ def save_checkpoint(
     shard_bytes: int | None,
 ) -> None:
     """Write everything into `directory`; shards are at most `shard_bytes` large, None for one file."""
-    model.config.sparsity_config = {
+    model.config.sparsity_config = pointer(record)
+    model.save_pretrained(directory, max_shard_size=shard_bytes or ONE_FILE)
+    save_record(directory, tokenizer, config, record, masks, report)
+
+
+def pointer(record: SparsityConfig) -> dict[str, Any]:
+    """What the model's own `config.json` says of the record."""
+    return {
         "format_version": record.format_version,
         "pattern": record.pattern,
         "sparsity": record.sparsity,
         "config_file": SPARSITY_NAME,
         "masks_file": MASKS_NAME,
     }
-    model.save_pretrained(directory, max_shard_size=shard_bytes or ONE_FILE)
+
+
+def save_record(
+    directory: Path,
+    tokenizer: Any,
+    config: BarberConfig,
+    record: SparsityConfig,
+    masks: Mapping[str, PackedMask],
+    report: Mapping[str, Any],
+) -> None:
+    """Write what lies beside the weights: tokenizer, masks, record, report and settings."""
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     write_masks(directory / MASKS_NAME, masks, record.pattern)

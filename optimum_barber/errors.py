@@ -20,6 +20,12 @@ class FailedCheckError(BarberError):
     status = 1
 
 
+class UnfinishedError(BarberError):
+    """A run could not go on, and can be resumed: the input was good, the machine was not enough."""
+
+    status = 1
+
+
 class MissingExtraError(BarberError):
     """An optional dependency is absent; the message is the line that installs it."""
 

@@ -3,16 +3,15 @@
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 
-from .architectures import ARCHITECTURES, architecture_of, check_layer, decoder_stack, linears_of
+from .architectures import ARCHITECTURES, Architecture, architecture_of, check_layer, decoder_stack, linears_of
 from .calibration import sequence_length
 from .errors import BarberError
 from .loading import ModelReference, load_config
+from .preflight import GIB, LAYER_COPIES, needs_of
 from .runtimes import report
-
-ACTIVATION_COPIES = 5  # hidden states, block inputs, targets, outputs, candidate outputs
-GIB = 2**30
 
 
 def inspect_model(reference: ModelReference, samples: int, length: int | None) -> str:
@@ -32,7 +31,7 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
     for block, members in architecture.blocks.items():
         shapes = {n: f"{m.out_features}x{m.in_features}" for n, m in linears_of(stack[0], members).items()}
         lines.append(f"{block:<13} {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
-    return "\n".join(lines + estimate(stack, architecture.blocks, config, samples, length)) + "\n"
+    return "\n".join(lines + estimate(model, stack, architecture, samples, length)) + "\n"
 
 
 def inspect_targets(reference: ModelReference) -> str:
@@ -57,19 +56,23 @@ def skeleton(config: Any) -> nn.Module:
 
 
 def estimate(
-    stack: nn.ModuleList, blocks: dict[str, tuple[str, ...]], config: Any, samples: int, length: int | None
+    model: nn.Module, stack: nn.ModuleList, architecture: Architecture, samples: int, length: int | None
 ) -> list[str]:
-    """Prunable weights, memory beyond the loaded model, and matrix products of one pass and a default run."""
-    tokens = samples * sequence_length(config, length)
-    prunable = sum(m.weight.numel() for layer in stack for b in blocks.values() for m in linears_of(layer, b).values())
+    """Prunable weights, memory beyond the loaded model or in all, and matrix products of one pass and a default run."""
+    config: Any = model.config
+    length = sequence_length(config, length)
+    blocks = architecture.blocks.values()
+    prunable = sum(m.weight.numel() for layer in stack for b in blocks for m in linears_of(layer, b).values())
+    dtype = getattr(config, "dtype", None) or torch.float32
     hidden = getattr(config.get_text_config(), "hidden_size", 0)
-    layer = max(parameters(module) for module in stack) * 4
-    activations = tokens * hidden * 4 * ACTIVATION_COPIES
-    flops = 2 * prunable * tokens
+    needs = needs_of(stack, architecture, hidden, samples, length, parameters(model) * dtype.itemsize)
+    flops = 2 * prunable * samples * length
     return [
         f"prunable      {prunable:,} weights ({dict(Counter(type(m).__name__ for m in stack))})".replace("'", ""),
-        f"memory        {(4 * layer + activations) / GIB:.2f} GiB beyond the model: 4 decoder layers in float32 "
-        f"{4 * layer / GIB:.2f}, activations of {tokens:,} tokens {activations / GIB:.2f}",
+        f"memory        {(needs.work + needs.waiting) / GIB:.2f} GiB beyond the model, where it is loaded whole: 4 "
+        f"decoder layers in float32 {LAYER_COPIES * needs.layer / GIB:.2f}, activations of {samples * length:,} tokens "
+        f"{needs.waiting / GIB:.2f}",
+        *needs.lines(),
         f"work          {flops / 1e12:.2f} TFLOP a forward pass over these tokens; a default run takes about 15",
     ]
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from .errors import BarberError
 
 PARTIAL_MARK = ".optimum_barber_partial"
+STATE_DIRECTORY = ".resume"  # within the partial directory: what a run needs to go on where it was stopped
+STATE_NAME = "state.json"
 
 
-def check_output(directory: str | Path, overwrite: bool, inputs: list[Path]) -> Path:
+def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], resume: bool = False) -> Path:
     """The output directory, if it may be written.
 
     Raises:
-        BarberError: it is an input or within one, is not empty (without `overwrite`), or cannot be written.
+        BarberError: it is an input or within one, is not empty (without `overwrite`), cannot be written, or an
+            unfinished run for it is there that is neither to be resumed nor to be overwritten.
     """
     output = Path(directory).expanduser().resolve()
     for path in inputs:
@@ -34,29 +37,44 @@ def check_output(directory: str | Path, overwrite: bool, inputs: list[Path]) -> 
     parent = next(p for p in output.parents if p.exists())
     if not parent.is_dir() or not os.access(output if output.is_dir() else parent, os.W_OK):
         raise BarberError(f"output {directory} cannot be written: no permission in {parent}")
+    partial = partial_of(output)
+    if unfinished(partial) and not (overwrite or resume):
+        raise BarberError(f"an unfinished run lies in {partial}: --resume goes on with it, --overwrite starts anew")
     return output
 
 
+def partial_of(output: Path) -> Path:
+    """The sibling directory in which `output` is made."""
+    return output.with_name(output.name + ".partial")
+
+
+def unfinished(partial: Path) -> bool:
+    """Whether a run that can be resumed lies in a partial directory."""
+    return (partial / STATE_DIRECTORY / STATE_NAME).is_file()
+
+
 @contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     """A sibling `DIR.partial` that takes the place of `output` when the block ends well, else vanishes.
 
-    What `output` held before stays untouched until then, also through a kill.
+    What `output` held before stays untouched until then, also through a kill. With `resume`, a partial directory
+    that holds an unfinished run is taken up; and one that holds it when the block fails stays.
     """
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_of(output)
     if partial.exists() and not (partial / PARTIAL_MARK).exists():
         raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
-    shutil.rmtree(partial, ignore_errors=True)
+    if not (resume and unfinished(partial)):
+        shutil.rmtree(partial, ignore_errors=True)
     made = [parent for parent in partial.parents if not parent.exists()]
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=resume)
         (partial / PARTIAL_MARK).touch()
     except OSError as error:
         raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
     try:
         yield partial
     except BaseException:
-        for path in (partial, *made):
+        for path in () if unfinished(partial) else (partial, *made):
             shutil.rmtree(path, ignore_errors=True)
         raise
     try:
@@ -74,8 +92,8 @@ def _swap_in(partial: Path, output: Path) -> None:
                 os.fsync(file.fileno())
     mark = partial / PARTIAL_MARK
     if not output.exists():
-        mark.unlink()
         partial.rename(output)
+        (output / PARTIAL_MARK).unlink()
     elif _exchange(partial, output):
         mark.touch()  # `partial` is now what was there before, and may go
         (output / PARTIAL_MARK).unlink()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class Plan:
         ignore: globs of Linears that stay dense.
         seed: handed to the producer.
         batch_size: samples on the device at once; None for all.
+        scratch: folder for activations; None to hold them in memory.
         exact: whether the producer must meet the pattern's sparsity.
         relative_error: whether the error of a token counts relative to the size of its residual stream.
     """
@@ -85,6 +87,7 @@ class Plan:
     ignore: Sequence[str] = ()
     seed: int = 0
     batch_size: int | None = None
+    scratch: Path | None = None
     exact: bool = True
     relative_error: bool = False
 
@@ -108,14 +111,16 @@ def prune(
         The keep masks by Linear.
     """
     masks: dict[str, PackedMask] = {}
-    hidden = Activations(source.begin(windows), plan.batch_size)
+    hidden = Activations(source.begin(windows), plan.batch_size, plan.scratch)
     for layer in source.layers():
         outputs: list[Activations] = []
+        kept: dict[str, PackedMask] = {}
         for block in layer.blocks:
-            kept, output = prune_block(layer, block, hidden, outputs, plan, callback)
-            masks |= kept
+            found, output = prune_block(layer, block, hidden, outputs, plan, callback)
+            kept |= found
             outputs.append(output)
         hidden = advance(layer, hidden, outputs)
+        masks |= source.keep(kept, hidden)
     return masks
 
 
@@ -156,7 +161,7 @@ def stream_weights(hidden: Activations, outputs: Sequence[Activations]) -> Activ
     activations no longer decide it.
     """
     streams = (sum(parts) for parts in zip(hidden, *outputs, strict=True))
-    return Activations((1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams), hidden.batch_size)
+    return hidden.like(1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams)
 
 
 def watch(
@@ -180,9 +185,9 @@ def watch(
         pattern: of the masks that will be tried.
     """
     streams = zip(hidden, *outputs, strict=True)
-    inputs = Activations((layer.input_of(block, h, before) for h, *before in streams), hidden.batch_size)
+    inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
     with InputRecorder(linears, needs) as recorder:
-        targets = Activations((block(x) for x in inputs), hidden.batch_size)
+        targets = hidden.like(block(x) for x in inputs)
     return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result())
 
 
@@ -230,7 +235,7 @@ def report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], st
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
     """The layer's output for every sample, from the outputs of its blocks."""
     streams = zip(hidden, *outputs, strict=True)
-    return Activations((layer.output(h, blocks) for h, *blocks in streams), hidden.batch_size)
+    return hidden.like(layer.output(h, blocks) for h, *blocks in streams)
 
 
 def peak_memory() -> int:

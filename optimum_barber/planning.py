@@ -14,6 +14,7 @@ from .pipeline import Plan
 from .producers import Producer, as_producer, parse_arguments
 from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
+from .shards import CHUNK
 from .source import ModelSource
 
 
@@ -98,12 +99,13 @@ def pattern_of(
 
 def check_weights(source: ModelSource, targets: Iterable[str]) -> None:
     """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros."""
-    for name, parameter in source.model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    names = {f"{name}.weight": name for name in targets}
+    for name, weight in source.weights():
+        pieces = weight.detach().reshape(-1).split(CHUNK)
+        if not all(torch.isfinite(piece).all() for piece in pieces):
             raise BarberError(f"model has NaN or Inf in {name}")
-    for name in targets:
-        if not source.model.get_parameter(f"{name}.weight").any():
-            raise BarberError(f"model has nothing to prune in {name}: all its weights are zero")
+        if name in names and not any(piece.any() for piece in pieces):
+            raise BarberError(f"model has nothing to prune in {names[name]}: all its weights are zero")
 
 
 def choose_device(device: str) -> torch.device:

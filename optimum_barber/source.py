@@ -1,6 +1,6 @@
 """Where decoder layers come from. The pipeline sees only this interface; a model in memory is one source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -8,18 +8,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .activations import Activations
 from .architectures import Architecture, architecture_of, check_layer, decoder_stack
 from .blocks import Call, DecoderLayer, call_reaching, forward_of
+from .masks import PackedMask
 
 
 class LayerSource(Protocol):
     """A causal LM as a sequence of decoder layers, each at hand only while it is worked on."""
 
-    def begin(self, windows: Tensor) -> list[Tensor]:
-        """The hidden states that enter the first decoder layer, one (1, length, hidden) tensor a window."""
+    def begin(self, windows: Tensor) -> Iterable[Tensor]:
+        """The hidden states that enter the first of `layers`, one (1, length, hidden) tensor a window."""
 
     def layers(self) -> Iterator[DecoderLayer]:
         """The decoder layers in order, weights in the working dtype; changes are kept when the next is asked for."""
+
+    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Take the masks of the layer at hand and what enters the next one; the same masks, where they lie now."""
 
     def __len__(self) -> int:
         """How many decoder layers there are."""
@@ -40,7 +45,8 @@ class ModelSource:
         self.model = model.eval()
         self.architecture: Architecture = architecture_of(model)
         self.path, self.stack = decoder_stack(model, self.architecture)
-        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self.home = next(model.parameters()).device
+        self.device = torch.device(device) if device is not None else self.home
         self.dtype = dtype
         self.model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
         self._calls: list[Call] = []
@@ -51,12 +57,11 @@ class ModelSource:
         return len(self.stack)
 
     @torch.no_grad()
-    def begin(self, windows: Tensor) -> list[Tensor]:
+    def begin(self, windows: Tensor) -> Iterable[Tensor]:
         """Embed `windows`, (samples, length) int64, and record how the model calls each of its layers."""
         if not self._calls:
             self._record_calls(windows[:1])
-        first = self.stack[0]
-        return [self._working(call_reaching(first, partial(self._run, window)).hidden) for window in windows.split(1)]
+        return list(self._embedded(windows))
 
     def layers(self) -> Iterator[DecoderLayer]:
         """Each layer on the working device in the working dtype; restored when the next is asked for."""
@@ -64,10 +69,21 @@ class ModelSource:
             with working_copy(module, self.device, self.dtype):
                 yield DecoderLayer.build(f"{self.path}.{index}", module, call, self.architecture)
 
+    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """The masks as they are: everything stays in memory."""
+        return masks
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, tied ones once."""
+        yield from self.model.named_parameters()
+
+    def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
+        for window in windows.split(1):
+            yield self._working(call_reaching(self.stack[0], partial(self._run, window)).hidden)
+
     def _run(self, window: Tensor) -> Any:
         base = getattr(self.model, str(self.model.base_model_prefix), self.model)
-        device = next(self.model.parameters()).device
-        return base(input_ids=window.to(device), use_cache=False)
+        return base(input_ids=window.to(self.home), use_cache=False)
 
     def _record_calls(self, window: Tensor) -> None:
         """One pass in which only the first layer computes: the others give its output on, in its own form."""
@@ -85,10 +101,16 @@ class ModelSource:
         finally:
             for handle in handles:
                 handle.remove()
-        self._calls = [self._adapted(seen[index].template()) for index in range(len(self.stack))]
+        moved: dict[int, Any] = {}  # what all layers are given, such as the rotary tables, is held once
+        self._calls = [self._adapted(seen[index].template(), moved) for index in range(len(self.stack))]
 
-    def _adapted(self, call: Call) -> Call:
-        return Call(tuple(map(self._working, call.args)), {k: self._working(v) for k, v in call.kwargs.items()})
+    def _adapted(self, call: Call, moved: dict[int, Any]) -> Call:
+        def working(value: Any) -> Any:
+            if id(value) not in moved:
+                moved[id(value)] = self._working(value)
+            return moved[id(value)]
+
+        return Call(tuple(map(working, call.args)), {k: working(v) for k, v in call.kwargs.items()})
 
     def _working(self, value: Any) -> Any:
         """`value` on the working device, floating-point tensors in the working dtype."""

@@ -1,10 +1,10 @@
 """The public verb: a causal LM in, a pruned checkpoint with masks, config and report out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .planning import choose_device, make_plan
 from .pruned import carry_structure
 from .source import ModelSource
 
+if TYPE_CHECKING:
+    from .streaming import StreamingSparsifier
+
 Callback = Callable[[BlockReport], None]
 
 
@@ -35,7 +38,7 @@ class SparsifyResult:
         reports: one a block, in the order of computation.
     """
 
-    masks: dict[str, PackedMask]
+    masks: Mapping[str, PackedMask]
     sparsity_config: SparsityConfig
     reports: list[BlockReport] = field(default_factory=list)
 
@@ -88,7 +91,8 @@ class BarberSparsifier(PretrainedTool):
         plan = make_plan(config, source)
         windows = windows_for(self.model, self.tokenizer, config, calibration)
         with staged(output) if output is not None else nullcontext() as partial:
-            result = self._prune(config, source, plan, windows, callbacks, quiet)
+            masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
+            result = self._result(config, source, plan, windows, masks, reports)
             check_masks(self.model, result.masks, plan)
             if partial is not None:
                 shard = self.reference.shard_bytes if self.reference else None
@@ -101,6 +105,13 @@ class BarberSparsifier(PretrainedTool):
                     carry_structure(self.reference.directory, partial, step)
         return result
 
+    @staticmethod
+    def stream(model: str | Path) -> "StreamingSparsifier":
+        """The same from disk to disk, with no more than a decoder layer of the model in memory."""
+        from .streaming import StreamingSparsifier
+
+        return StreamingSparsifier.from_pretrained(model)
+
     def inputs(self, config: BarberConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
         named = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
@@ -108,8 +119,9 @@ class BarberSparsifier(PretrainedTool):
         return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
 
     def _cast(self, dtype: str) -> None:
-        if dtype != "auto":
-            self.model.to(getattr(torch, dtype))
+        """The parameters in another dtype; buffers, such as rotary frequencies, keep their precision."""
+        for parameter in self.model.parameters() if dtype != "auto" else ():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
 
     def _prune(
         self,
@@ -119,9 +131,12 @@ class BarberSparsifier(PretrainedTool):
         windows: TokenWindows,
         callbacks: Sequence[Callback],
         quiet: bool,
-    ) -> SparsifyResult:
-        reports: list[BlockReport] = []
-        with tqdm(total=2 * len(source), unit="block", desc=config.producer_name, disable=quiet or None) as bar:
+        earlier: Sequence[BlockReport] = (),
+    ) -> tuple[dict[str, PackedMask], list[BlockReport]]:
+        """The masks that this run made, and all reports behind the `earlier` ones of a run that it resumes."""
+        reports = list(earlier)
+        blocks, done = 2 * len(source), len(reports)
+        with tqdm(total=blocks, initial=done, unit="block", desc=config.producer_name, disable=quiet or None) as bar:
 
             def finished(report: BlockReport) -> None:
                 reports.append(report)
@@ -131,5 +146,16 @@ class BarberSparsifier(PretrainedTool):
                     callback(report)
 
             masks = prune(source, windows.tokens, plan, finished)
+        return masks, reports
+
+    def _result(
+        self,
+        config: BarberConfig,
+        source: ModelSource,
+        plan: Plan,
+        windows: TokenWindows,
+        masks: Mapping[str, PackedMask],
+        reports: list[BlockReport],
+    ) -> SparsifyResult:
         name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
         return SparsifyResult(masks, describe(config, plan, source, windows, masks, name), reports)

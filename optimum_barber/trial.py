@@ -115,7 +115,7 @@ class Trial:
                 yield output.detach()
 
         with self._wearing(masks if sparse else None), _differentiable(leaves):
-            outputs = Activations(differentiated(), self.inputs.batch_size)
+            outputs = self.inputs.like(differentiated())
         self.gradient_passes += 1
         if sparse:
             self._remember(masks, _floats(errors), outputs)
@@ -165,7 +165,7 @@ class Trial:
                 yield output
 
         with self._wearing(masks):
-            outputs = Activations(measured(), self.inputs.batch_size)
+            outputs = self.inputs.like(measured())
         self.forward_passes += 1
         self._remember(masks, _floats(errors), outputs)
 

@@ -175,10 +175,11 @@ def test_truncated_weights_are_one_line(model_dir, tmp_path, capsys):
     shutil.copytree(model_dir, copy)
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-500])
-    assert prune(copy, tmp_path / "out", "--sparsity", "0.5") == 2
-    error = capsys.readouterr().err.strip()
-    assert "cannot be loaded" in error
-    assert "\n" not in error
+    for flags, message in (([], "model.safetensors is truncated"), (["--stream", "never"], "cannot be loaded")):
+        assert prune(copy, tmp_path / "out", "--sparsity", "0.5", *flags) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
 
 
 def test_sick_weights_are_named(model_dir, tmp_path, capsys):

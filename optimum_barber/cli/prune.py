@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -11,6 +11,10 @@ from pydantic.fields import FieldInfo
 from ..config import PRESETS, BarberConfig, RebuildConfig, ReconstructConfig
 from ..errors import BarberError
 from .options import number, pairs, whole
+
+if TYPE_CHECKING:
+    from ..loading import ModelReference
+    from ..streaming import StreamingSparsifier
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -23,6 +27,7 @@ examples:
   optimum-barber prune MODEL --producer magnitude --pattern 2:4 --calibration text.txt -o OUT
   optimum-barber prune MODEL --producer sparsegpt --producer-arg damping=0.05 --sparsity 0.6 --rebuild none -o OUT
   optimum-barber prune MODEL --producer existing --sparse-model OTHER_TOOLS_OUTPUT --calibration pydoc -o OUT
+  optimum-barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT --resume     # go on where it was stopped
   optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
 """
 FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}
@@ -36,6 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what the run takes, do nothing")
+    disk = parser.add_argument_group("from disk to disk")
+    disk.add_argument(
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="hold one decoder layer in memory at a time; auto: wherever the files allow it (default: auto)",
+    )
+    disk.add_argument("--resume", action="store_true", help="go on with a stopped run for DIR, if there is one")
+    disk.add_argument(
+        "--activations",
+        choices=("auto", "memory", "disk"),
+        default="auto",
+        help="where calibration activations lie while streaming; auto: in memory if they fit (default: auto)",
+    )
     masks = parser.add_argument_group("first masks")
     masks.add_argument(
         "--producer", default="wanda", metavar="NAME", help="what makes the first masks (default: wanda)"
@@ -141,12 +161,48 @@ def run(args: argparse.Namespace) -> int:
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
-    check_output(args.output, args.overwrite, [reference.path])
-    sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
-    result = sparsifier.sparsify(config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet)
+    check_output(args.output, args.overwrite, [reference.path], args.resume)
+    streaming = streamed(args, config, reference)
+    if args.dry_run and streaming is not None:
+        sys.stdout.write(streaming.preview(config, args.output, args.activations))
+        return 0
+    sparsifier: Any = streaming
+    if sparsifier is None:
+        sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
+    how = {"resume": args.resume, "activations": args.activations} if streaming else {}
+    result = sparsifier.sparsify(config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet, **how)
     if not args.quiet:
         sys.stdout.write(summary(result.as_report(), args.output))
     return 0
+
+
+def streamed(
+    args: argparse.Namespace, config: BarberConfig, reference: "ModelReference"
+) -> "StreamingSparsifier | None":
+    """What prunes from disk to disk; None for a model that is loaded whole.
+
+    Raises:
+        BarberError: something was asked for that needs streaming, and the model does not allow it.
+    """
+    from ..loading import load_tokenizer
+    from ..streaming import StreamingSparsifier
+
+    reason: str | None = "--stream never"
+    if args.stream != "never" and reference.gguf_file:
+        reason = "a GGUF file must be loaded whole"
+    elif args.stream != "never":
+        found = StreamingSparsifier(reference, None, config.dtype)
+        if found.whole is None:
+            found.tokenizer = load_tokenizer(reference)
+            return found
+        reason = found.whole
+    asked = {
+        "--stream always": args.stream == "always", "--resume": args.resume,
+        "--dry-run": args.dry_run, "--activations disk": args.activations == "disk",
+    }  # fmt: skip
+    for flag in (flag for flag, given in asked.items() if given):
+        raise BarberError(f"{flag} needs streaming, which is not to be had for {args.model}: {reason}")
+    return None
 
 
 def summary(report: dict[str, Any], output: str) -> str:

@@ -1,0 +1,134 @@
+"""Peak anonymous memory of a run from disk to disk, for a depth and for twice that depth.
+
+    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--work DIR]
+
+A LLaMA of random bf16 parameters is written to the disk in place, a layer at a time (24 layers of the default width
+are about 1.5B parameters), then pruned by `wanda + barber` (output granularity, ratio 0.1, one round) over 4 x 256
+tokens in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32,
+the activations, and 600 MB for Python and torch themselves.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimum_barber.artifacts import write_json
+from optimum_barber.inspection import skeleton
+from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
+from optimum_barber.shards import Entry, TensorFile
+
+MB = 10**6
+VOCABULARY = 32000
+RUN = """
+import sys, torch
+from optimum_barber import BarberConfig
+from optimum_barber.loading import resolve_model
+from optimum_barber.streaming import StreamingSparsifier
+model, output, samples, length, place = sys.argv[1:]
+windows = torch.randint(0, 32000, (int(samples), int(length)), generator=torch.Generator().manual_seed(0))
+config = BarberConfig(sparsity=0.5, rebuild={"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1})
+streaming = StreamingSparsifier(resolve_model(model))
+streaming.sparsify(config, windows, save_dir=output, quiet=True, activations=place)
+"""
+
+
+def write_model(directory: Path, layers: int, hidden: int) -> Any:
+    """A LLaMA-shaped checkpoint of random bf16 parameters, a shard a layer; its configuration."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, num_key_value_heads=max(hidden // 256, 1), vocab_size=VOCABULARY,
+        dtype=torch.bfloat16, architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
+    )  # fmt: skip
+    directory.mkdir(parents=True)
+    config.save_pretrained(directory)
+    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    homes = {name: name.split(".")[2] if ".layers." in name else "rest" for name in shapes}
+    generator = torch.Generator().manual_seed(0)
+    where = {}
+    for home in dict.fromkeys(homes.values()):
+        file = f"model-{home}.safetensors"
+        names = [name for name in shapes if homes[name] == home]
+        shard = TensorFile(directory / file, {n: Entry(torch.bfloat16, shapes[n]) for n in names}, {"format": "pt"})
+        for name in names:
+            ones = len(shapes[name]) == 1
+            shard.write(name, torch.ones(shapes[name]) if ones else drawn(shapes[name], generator))
+            where[name] = file
+        shard.close()
+    write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
+    return config
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Normal bf16 values with standard deviation 0.02."""
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+
+def peak_of(command: list[str]) -> tuple[int, float]:
+    """The largest RssAnon of a process in bytes, sampled every 5 ms, and its seconds."""
+    started, highest = time.perf_counter(), 0
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+            highest = max(highest, next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0))
+        except OSError:
+            pass
+        time.sleep(0.005)
+    if process.returncode:
+        raise SystemExit(f"the run failed with status {process.returncode}")
+    return 1024 * highest, time.perf_counter() - started
+
+
+def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
+    """One depth, one line; the peak in bytes."""
+    from optimum_barber.architectures import architecture_of, decoder_stack
+
+    config = write_model(work / "model", layers, args.hidden_size)
+    model = skeleton(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    architecture = architecture_of(model)
+    stack = decoder_stack(model, architecture)[1]
+    needs = needs_of(stack, architecture, args.hidden_size, args.samples, args.sequence_length, 2 * parameters)
+    embedding = 4 * VOCABULARY * args.hidden_size
+    activations = ACTIVATION_COPIES * args.samples * needs.sample
+    bound = embedding + 4 * needs.layer + activations + 600 * MB
+    shape = [str(args.samples), str(args.sequence_length), args.activations]
+    command = [sys.executable, "-c", RUN, str(work / "model"), str(work / "out"), *shape]
+    peak, seconds = peak_of(command)
+    sys.stdout.write(
+        f"{layers:>3} layers, {parameters / 1e9:.2f}B parameters: peak RssAnon {peak / MB:,.0f} MB; bound "
+        f"{bound / MB:,.0f} MB = embedding {embedding / MB:,.0f} + 4 layers {4 * needs.layer / MB:,.0f} + activations "
+        f"{activations / MB:,.0f} + 600; predicted {needs.memory / MB:,.0f} MB; {seconds:.1f} s\n"
+    )
+    sys.stdout.flush()
+    shutil.rmtree(work)
+    return peak
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden-size", type=int, default=2304)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--activations", choices=("memory", "disk"), default="memory")
+    parser.add_argument("--work", type=Path, help="where models are written (default: a temporary directory)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        peaks = [measure(Path(folder) / str(depth), depth, args) for depth in (args.layers, 2 * args.layers)]
+    sys.stdout.write(f"twice the depth: {100 * (peaks[1] / peaks[0] - 1):+.1f} %\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""From disk to disk: a checkpoint is pruned one decoder layer at a time, and a stopped run goes on where it was."""
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+from typing_extensions import Self
+
+from .artifacts import MaskFile, write_json
+from .calibration import TokenWindows, windows_for
+from .checkpoint import pointer, save_record, software
+from .config import BarberConfig
+from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
+from .errors import BarberError, UnfinishedError
+from .loading import ModelReference, load_tokenizer, resolve_model
+from .output import STATE_DIRECTORY, check_output, partial_of, staged, unfinished
+from .pipeline import BlockReport, Plan
+from .planning import choose_device, make_plan
+from .preflight import GIB, Needs, check_fit, free_device_memory, free_disk, free_memory, needs_of, placed
+from .progress import OutputShards, Progress
+from .pruned import carry_structure
+from .shards import Entry
+from .sparsifier import BarberSparsifier, Callback, SparsifyResult
+from .verify import verify_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class StreamingSparsifier(BarberSparsifier):
+    """Prunes a checkpoint from disk to disk, the same bits as in memory; a decoder layer is resident at a time.
+
+    Args:
+        reference: a local directory or hub snapshot of safetensors files.
+        tokenizer: as in `BarberSparsifier`.
+        dtype: of the result; auto keeps the checkpoint's.
+
+    Attributes:
+        whole: why the model can only be pruned as a whole in memory; None where it can be streamed.
+
+    Raises:
+        BarberError: the files are damaged.
+    """
+
+    reference: ModelReference
+
+    def __init__(self, reference: ModelReference, tokenizer: Any = None, dtype: str = "auto") -> None:
+        self.weights = DiskWeights.of(reference)
+        super().__init__(skeleton(reference, self.weights, dtype), tokenizer, reference)
+        self.whole = why_whole(self.model, self.weights)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
+        """Open a hub id, a directory or `installed:PACKAGE`, without reading a weight."""
+        reference = resolve_model(str(model))
+        if reference.gguf_file:
+            raise BarberError(f"model {str(model)!r} is a GGUF file, which must be loaded whole")
+        found = cls(reference, None, dtype)
+        found.tokenizer = load_tokenizer(reference)
+        return found
+
+    def sparsify(
+        self,
+        config: BarberConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        save_dir: str | Path | None = None,
+        overwrite: bool = False,
+        callbacks: Sequence[Callback] = (),
+        quiet: bool = False,
+        *,
+        resume: bool = False,
+        activations: str = "auto",
+    ) -> SparsifyResult:
+        """Prune the checkpoint into `save_dir`; each decoder layer is durable there as soon as it is done.
+
+        Args:
+            config: everything that decides the masks.
+            calibration: as in `BarberSparsifier.sparsify`.
+            save_dir: where the checkpoint goes; made in `save_dir.partial`, renamed at the end.
+            overwrite: whether `save_dir` may hold something already, or a stopped run be thrown away.
+            callbacks: called with each block's report.
+            quiet: no progress bar.
+            resume: go on with a stopped run of the same settings, if there is one.
+            activations: where calibration activations lie: memory, disk, or auto.
+
+        Raises:
+            BarberError: bad input, or what the machine has not; nothing was written.
+            UnfinishedError: the disk is full; what is done is kept.
+        """
+        if save_dir is None:
+            raise BarberError("streaming writes as it goes: save_dir is missing")
+        output = check_output(save_dir, overwrite, self.inputs(config), resume)
+        source, plan, windows = self.plan(config, calibration)
+        needs = self.needs(config, plan, windows, activations, output)
+        settings = self._settings(config, source, windows)
+        with staged(output, resume) as partial, self._progress(partial, settings) as progress:
+            source.progress = progress
+            plan.scratch = progress.directory if needs.place == "disk" else None
+            earlier = [BlockReport(**report) for report in progress.reports]
+            told: list[Callback] = [lambda report: progress.reports.append(asdict(report)), *callbacks]
+            _, reports = self._prune(config, source, plan, windows, told, quiet, earlier)
+            for name in source.others():
+                progress.shards.write(name, self.weights.tensor(name))
+            result = self._result(config, source, plan, windows, progress.masks(), reports)
+            self._save(partial, config, result)
+            progress.discard()
+        result.masks = MaskFile(output / result.sparsity_config.masks)
+        return result
+
+    def plan(
+        self, config: BarberConfig, calibration: Sequence[str] | Tensor | TokenWindows | None = None
+    ) -> tuple[DiskSource, Plan, TokenWindows]:
+        """Everything checked that can be checked before work; every weight is read once."""
+        if self.whole:
+            raise BarberError(f"model {self.reference.name!r} cannot be streamed: {self.whole}")
+        self._cast(config.dtype)
+        source = DiskSource(self.model, self.weights, choose_device(config.device))
+        plan = make_plan(config, source)
+        return source, plan, windows_for(self.model, self.tokenizer, config, calibration)
+
+    def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
+        """What a run would take, as a page; everything is checked as it would be, nothing is written.
+
+        Raises:
+            BarberError: bad input, or what the machine has not.
+        """
+        output = Path(save_dir).expanduser().resolve()
+        _, plan, windows = self.plan(config)
+        needs = self.needs(config, plan, windows, activations, output)
+        samples, length = windows.tokens.shape
+        memory, disk = free_memory(), free_disk(output)
+        lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]
+        lines.append(f"free          {(memory or 0) / GIB:.2f} GiB of memory, {disk / GIB:.2f} GiB of disk: it fits")
+        return "\n".join(lines) + "\n"
+
+    def needs(self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path) -> Needs:
+        """What the run takes, with activations where they fit.
+
+        Raises:
+            BarberError: it does not fit on this machine.
+        """
+        samples, length = windows.tokens.shape
+        device = choose_device(config.device)
+        memory, left = free_memory(), free_disk(output) + held(partial_of(output))
+        found = replace(
+            self.estimate(samples, length, "gram" in plan.producer.needs),
+            batch_size=config.batch_size, device=device.type != "cpu",
+        )  # fmt: skip
+        found = placed(found, activations, memory)
+        check_fit(found, memory, free_device_memory(device), left)
+        return found
+
+    def estimate(self, samples: int, length: int, gram: bool = False) -> Needs:
+        """What a run over so many windows of so many tokens takes."""
+        source = DiskSource(self.model, self.weights, choose_device("cpu"))
+        hidden = self.model.config.get_text_config().hidden_size
+        size = sum(entry.bytes for entry in self._entries().values())
+        return needs_of(source.stack, source.architecture, hidden, samples, length, size, gram)
+
+    @contextmanager
+    def _progress(self, partial: Path, settings: Mapping[str, Any]) -> Iterator[Progress]:
+        """What was done and will be; what can be resumed stays when the machine fails, and goes when the input does."""
+        files = {name: path.name for name, path in self.weights.files.items()}
+        metadata = {file: header.metadata for file, header in self.weights.headers.items()}
+        state = partial / STATE_DIRECTORY
+        with alone(state), full_disk(partial):
+            progress = Progress(state, settings)  # may refuse, and then no file has been touched
+            try:
+                with OutputShards(partial, files, self._entries(), metadata) as progress.shards:
+                    yield progress
+            except BarberError:  # no resumed run would fare better
+                progress.discard()
+                raise
+
+    def _settings(self, config: BarberConfig, source: DiskSource, windows: TokenWindows) -> dict[str, Any]:
+        """Everything that decides the result, by the name that a refusal will say."""
+        given = config.model_dump(exclude={"batch_size", "rebuild"})
+        return {
+            **given, **config.rebuild.model_dump(), **software(),
+            "device": source.device.type, "calibration tokens": windows.fingerprint,
+            **{f"input {path}": stamp(path) for path in self.inputs(config)},
+        }  # fmt: skip
+
+    def _save(self, partial: Path, config: BarberConfig, result: SparsifyResult) -> None:
+        """Everything beside the shards; then the whole checkpoint is checked against its record.
+
+        Raises:
+            BarberError: what was written does not hold the masks.
+        """
+        model, record = self.model, result.sparsity_config
+        model.config.sparsity_config = pointer(record)
+        model.config.dtype = record.base_model["dtype"]
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(partial)
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
+        if self.weights.index is not None:
+            size = sum(entry.bytes for entry in self._entries().values())
+            metadata = {**self.weights.index.get("metadata", {}), "total_size": size}
+            write_json(partial / INDEX_NAME, {**self.weights.index, "metadata": metadata})
+        save_record(partial, self.tokenizer, config, record, result.masks, result.as_report())
+        carry_structure(self.reference.directory, partial, {"name": "prune", "producer": config.producer_name})
+        for fault in verify_checkpoint(partial).faults:
+            raise BarberError(f"the masks do not hold: {fault}; nothing was written")
+
+    def _entries(self) -> dict[str, Entry]:
+        """Dtype and shape of every tensor that is written; tensors that the model does not know stay as they are."""
+        stored = {name: header for header in self.weights.headers.values() for name in header.entries}
+        state = self.model.state_dict()
+        return {
+            name: Entry(state[name].dtype, tuple(state[name].shape)) if name in state else stored[name].entries[name]
+            for name in self.weights.files
+        }
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Inside, no other run works in this directory.
+
+    Raises:
+        BarberError: another one does.
+    """
+    state.mkdir(exist_ok=True)
+    lock = FileLock(state / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BarberError(f"{state.parent} is being written by another run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def full_disk(partial: Path) -> Iterator[None]:
+    """A disk without room is told in one line, and any failure that left something to resume is told of.
+
+    Raises:
+        UnfinishedError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        rest = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
+        raise UnfinishedError(f"no space is left for {partial}; {rest}") from None
+    except BaseException:
+        if unfinished(partial):
+            logger.warning("what is done lies in %s: go on with --resume", partial)
+        raise
+
+
+def stamp(path: Path) -> list[Any]:
+    """Names, sizes and times of a file, or of the files of a directory: reading them would take minutes."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def held(directory: Path) -> int:
+    """Bytes that the files of a directory take on the disk; 0 where there is none."""
+    return sum(512 * path.stat().st_blocks for path in directory.rglob("*") if path.is_file())

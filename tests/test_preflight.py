@@ -1,0 +1,105 @@
+"""What a run takes is known before it starts, and a machine that has too little says so with what would fit."""
+
+from dataclasses import replace
+
+import pytest
+
+from optimum_barber.architectures import architecture_of, decoder_stack
+from optimum_barber.cli import main
+from optimum_barber.errors import BarberError
+from optimum_barber.preflight import GIB, INTERPRETER, Needs, check_fit, free_memory, needs_of, placed
+
+from .conftest import tiny_model
+
+NEEDS = Needs(layer=2 * GIB, gram=0, sample=GIB, within=0, samples=4, checkpoint=10 * GIB)
+
+
+def test_the_arithmetic_by_hand():
+    model = tiny_model()
+    architecture = architecture_of(model)
+    needs = needs_of(decoder_stack(model, architecture)[1], architecture, 32, 8, 16, 1000, gram=True)
+    layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    assert needs.layer == 4 * layer
+    assert needs.gram == 4 * (32**2 + 48**2)
+    assert needs.sample == 4 * 16 * 32
+    assert needs.within == 4 * 16 * (48 + 48 + 32)
+    assert needs.checkpoint == 1000 + 2 * 2 * (layer - 64) // 8
+    assert needs.memory == INTERPRETER + 4 * needs.layer + needs.gram + 3 * needs.within + 5 * 8 * needs.sample
+    assert replace(needs, place="disk").memory == needs.memory - 5 * 8 * needs.sample
+    assert replace(needs, place="disk").disk == needs.disk + 5 * 8 * needs.sample
+
+
+def test_on_a_device_the_activations_of_a_batch_lie_there():
+    on = replace(NEEDS, device=True)
+    assert NEEDS.device_memory == 0
+    assert on.device_memory == (4 * 2 + 5 * 4) * GIB
+    assert replace(on, batch_size=1).device_memory == (4 * 2 + 5) * GIB
+    assert on.memory == INTERPRETER + 2 * GIB
+    assert replace(on, batch_size=1).memory == INTERPRETER + (2 + 5 * 4) * GIB
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "message"),
+    [
+        (28, 99, "memory: the run takes 28.34 GiB, 28.00 GiB are left; --activations disk would fit"),
+        (28, 20, "--samples 2 would fit"),
+        (5, 99, "memory: .* no setting would fit"),
+        (None, 17, "disk: the run takes 18.00 GiB, 17.00 GiB are left; --samples 2 would fit"),
+        (99, 1, "disk: .* no setting would fit"),
+    ],
+)
+def test_too_little_is_told_with_what_would_fit(memory, disk, message):
+    with pytest.raises(BarberError, match=message):
+        check_fit(NEEDS, memory and memory * GIB, None, disk * GIB)
+
+
+def test_too_little_device_memory():
+    on = replace(NEEDS, device=True)
+    with pytest.raises(BarberError, match="device memory: .* --batch-size 1 would fit"):
+        check_fit(on, 99 * GIB, 20 * GIB, 99 * GIB)
+    check_fit(on, 99 * GIB, 28 * GIB, 99 * GIB)
+
+
+def test_activations_go_to_the_disk_where_memory_is_short():
+    assert placed(NEEDS, "auto", 20 * GIB).place == "disk"
+    assert placed(NEEDS, "auto", 30 * GIB).place == placed(NEEDS, "auto", None).place == "memory"
+    assert placed(NEEDS, "memory", 20 * GIB).place == "memory"
+    with pytest.raises(BarberError, match="activations 'tape' is not legal: auto, memory, disk"):
+        placed(NEEDS, "tape", None)
+
+
+def test_free_memory_is_a_number_or_nothing():
+    found = free_memory()
+    assert found is None or found > 0
+
+
+QUICK = ["--sparsity", "0.5", "--calibration", "pydoc", "--samples", "4", "--sequence-length", "16", "--quiet"]
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(model_dir, tmp_path, capsys):
+    command = ["prune", str(model_dir), "-o", str(tmp_path / "out"), *QUICK, "--dry-run"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "4 windows of 16 tokens of pydoc" in said and "it fits" in said and "activations in memory" in said
+    assert main([*command, "--activations", "disk"]) == 0
+    assert "activations in disk" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_fit_does_not_start(model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("optimum_barber.streaming.free_disk", lambda _: 1000)
+    assert main(["prune", str(model_dir), "-o", str(tmp_path / "out"), *QUICK]) == 2
+    assert "disk: the run takes" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--dry-run"], ["--activations", "disk"]])
+def test_what_needs_streaming_is_refused_without_it(model_dir, tmp_path, capsys, flags):
+    assert main(["prune", str(model_dir), "-o", str(tmp_path / "out"), *QUICK, "--stream", "never", *flags]) == 2
+    assert f"{' '.join(flags)} needs streaming, which is not to be had for" in capsys.readouterr().err
+
+
+def test_inspect_predicts_streaming(model_dir, capsys):
+    assert main(["inspect", str(model_dir), "--samples", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "streaming     0.34 GiB of memory in all" in said and "\ndisk          " in said

@@ -1,0 +1,276 @@
+"""From disk to disk: the same bits as in memory, a layer at a time, resumed after any stop."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.disk import DiskSource
+from optimum_barber.errors import BarberError, UnfinishedError
+from optimum_barber.loading import resolve_model
+from optimum_barber.output import partial_of, unfinished
+from optimum_barber.progress import OutputShards, Progress
+from optimum_barber.streaming import StreamingSparsifier
+
+from .conftest import tiny_model, tiny_windows
+
+QUICK = BarberConfig(sparsity=0.5, rebuild={"rounds": 2})
+
+
+def stored(tmp_path, family="llama", dtype=torch.float32, shard="50GB", **changes):
+    """A tiny checkpoint and what streams it."""
+    directory = tmp_path / "model"
+    tiny_model(family, **changes).to(dtype).save_pretrained(directory, max_shard_size=shard)
+    return StreamingSparsifier(resolve_model(str(directory)))
+
+
+def in_memory(tmp_path, config=QUICK, **how):
+    reference = resolve_model(str(tmp_path / "model"))
+    model = AutoModelForCausalLM.from_pretrained(reference.directory)
+    return BarberSparsifier(model, None, reference).sparsify(
+        config, tiny_windows(6), save_dir=tmp_path / "memory", quiet=True, **how
+    )
+
+
+def stream(streaming, output, config=QUICK, **how):
+    return streaming.sparsify(config, tiny_windows(6), save_dir=output, quiet=True, **how)
+
+
+def tensors(directory):
+    """All weights of a checkpoint."""
+    return {n: t for path in sorted(directory.glob("model*.safetensors")) for n, t in load_file(path).items()}
+
+
+def files(directory):
+    """All files, without what a clock writes."""
+    found = {path.name: path.read_bytes() for path in directory.iterdir()}
+    report = json.loads(found.pop("report.json"))
+    for part in (report, *report["blocks"]):
+        part.pop("seconds"), part.pop("peak_memory")
+    return found, report
+
+
+CASES = [
+    ("llama", torch.float32, "50GB", {}),
+    ("llama-bias-untied", torch.bfloat16, "12KB", {}),
+    ("llama", torch.float16, "12KB", {"tie_word_embeddings": True}),
+    ("opt", torch.bfloat16, "12KB", {}),
+    ("gemma2", torch.bfloat16, "50GB", {}),
+    ("phi3", torch.float32, "20KB", {}),
+]
+
+
+@pytest.mark.parametrize(("family", "dtype", "shard", "changes"), CASES, ids=str)
+def test_the_same_bits_as_in_memory(tmp_path, family, dtype, shard, changes):
+    streaming = stored(tmp_path, family, dtype, shard, **changes)
+    expected = in_memory(tmp_path)
+    for place in ("memory", "disk"):
+        result = stream(streaming, tmp_path / "disk", activations=place, overwrite=True)
+        assert {n: m.sha256 for n, m in result.masks.items()} == {n: m.sha256 for n, m in expected.masks.items()}
+        assert result.sparsity_config == expected.sparsity_config
+        ours, theirs = tensors(tmp_path / "disk"), tensors(tmp_path / "memory")
+        assert ours.keys() == theirs.keys()
+        assert all(ours[n].dtype == theirs[n].dtype == dtype and torch.equal(ours[n], theirs[n]) for n in ours)
+    names = {path.name for path in (tmp_path / "disk").iterdir()}
+    assert {path.name for path in (tmp_path / "model").iterdir()} <= names
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "disk").dtype == dtype
+
+
+def test_one_file_is_the_same_to_the_byte(tmp_path):
+    streaming = stored(tmp_path, dtype=torch.bfloat16)
+    in_memory(tmp_path)
+    stream(streaming, tmp_path / "disk")
+    assert files(tmp_path / "disk") == files(tmp_path / "memory")
+    assert not partial_of(tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize("producer", ["sparsegpt", "magnitude"])
+def test_another_dtype_and_changed_weights(tmp_path, producer):
+    streaming = stored(tmp_path)
+    config = BarberConfig(producer=producer, pattern="2:4", dtype="bfloat16", ignore=["*.1.mlp.*"])
+    in_memory(tmp_path, config)
+    stream(streaming, tmp_path / "disk", config)
+    ours, theirs = tensors(tmp_path / "disk"), tensors(tmp_path / "memory")
+    assert all(ours[n].dtype == torch.bfloat16 and torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+def test_tensors_that_the_model_does_not_know_and_the_source_stay_as_they_are(tmp_path):
+    from safetensors.torch import save_file
+
+    stored(tmp_path)
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({**load_file(path), "extra": torch.arange(5)}, path, {"format": "pt"})
+    before = path.read_bytes()
+    stream(StreamingSparsifier(resolve_model(str(tmp_path / "model"))), tmp_path / "disk")
+    assert torch.equal(tensors(tmp_path / "disk")["extra"], torch.arange(5))
+    assert path.read_bytes() == before
+
+
+def test_only_one_layer_ever_has_weights(tmp_path):
+    streaming = stored(tmp_path, num_hidden_layers=4)
+    source = DiskSource(streaming.model, streaming.weights, torch.device("cpu"))
+    for hidden in source.begin(tiny_windows(2)):
+        assert hidden.dtype == torch.float32
+    for layer in source.layers():
+        held = [n for n, p in source.model.named_parameters() if not p.is_meta]
+        assert held and all(name.startswith(layer.name + ".") for name in held)
+    assert all(p.is_meta for p in source.model.parameters())
+
+
+class Stop(BaseException):
+    """As a kill would: nobody catches it."""
+
+
+def stopped(streaming, output, after, config=QUICK, error=Stop, **how):
+    """A run that ends after so many blocks."""
+    left = [after]
+
+    def count(_):
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+
+    with pytest.raises(error):
+        stream(streaming, output, config, callbacks=[count], **how)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_a_stopped_run_goes_on_to_the_same_files(tmp_path, after, place):
+    streaming = stored(tmp_path, dtype=torch.bfloat16, shard="12KB", num_hidden_layers=3)
+    stream(streaming, tmp_path / "whole")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "before").touch()
+    stopped(streaming, output, after, overwrite=True, activations=place)
+    assert [path.name for path in output.iterdir()] == ["before"]
+    assert unfinished(partial_of(output)) == (after > 2)
+    stream(streaming, output, replace_batch(QUICK), overwrite=True, resume=True, activations=place)
+    found, report = files(output)
+    expected, expected_report = files(tmp_path / "whole")
+    assert report == expected_report
+    assert {n: c for n, c in found.items() if n != "barber_config.json"} == {
+        n: c for n, c in expected.items() if n != "barber_config.json"
+    }
+    assert not partial_of(output).exists()
+
+
+def replace_batch(config):
+    """The same settings with another batch size, which changes no result."""
+    return config.model_copy(update={"batch_size": 2})
+
+
+def test_a_stopped_run_is_neither_lost_nor_taken_up_unasked(tmp_path):
+    streaming = stored(tmp_path)
+    stopped(streaming, tmp_path / "out", 3)
+    shard, changed = tmp_path / "out.partial" / "model.safetensors", BarberConfig(sparsity=0.5, dtype="bfloat16")
+    before = shard.read_bytes()
+    with pytest.raises(BarberError, match="dtype was auto, is bfloat16"):
+        stream(StreamingSparsifier(streaming.reference), tmp_path / "out", changed, resume=True)
+    assert shard.read_bytes() == before
+    with pytest.raises(BarberError, match="an unfinished run lies in .*out.partial: --resume goes on with it"):
+        stream(streaming, tmp_path / "out")
+    with pytest.raises(BarberError, match=r"resume is not possible with other settings: sparsity was 0.5, is 0.6$"):
+        stream(streaming, tmp_path / "out", BarberConfig(sparsity=0.6, rebuild={"rounds": 2}), resume=True)
+    with pytest.raises(BarberError, match="rounds was 2, is 3$"):
+        stream(streaming, tmp_path / "out", BarberConfig(sparsity=0.5, rebuild={"rounds": 3}), resume=True)
+    with pytest.raises(BarberError, match="calibration tokens was"):
+        streaming.sparsify(QUICK, tiny_windows(6, seed=1), save_dir=tmp_path / "out", quiet=True, resume=True)
+    os.utime(tmp_path / "model" / "model.safetensors", ns=(0, 0))
+    with pytest.raises(BarberError, match="input .*model was"):
+        stream(streaming, tmp_path / "out", resume=True)
+    assert unfinished(partial_of(tmp_path / "out"))
+    stream(streaming, tmp_path / "out", overwrite=True)
+    assert not partial_of(tmp_path / "out").exists()
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    streaming = stored(tmp_path)
+    stopped(streaming, tmp_path / "out", 3)
+    hidden = next((tmp_path / "out.partial" / ".resume").glob("hidden*"))
+    hidden.write_bytes(hidden.read_bytes()[:-4])
+    with pytest.raises(BarberError, match=r"resume is not possible: hidden-00001.safetensors is truncated"):
+        stream(streaming, tmp_path / "out", resume=True)
+
+
+def test_bad_input_in_a_later_layer_leaves_nothing(tmp_path):
+    streaming = stored(tmp_path)
+    stopped(streaming, tmp_path / "out", 3, error=BarberError)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("where", [Progress, OutputShards])
+def test_a_full_disk_keeps_the_layers_before(tmp_path, monkeypatch, where):
+    streaming = stored(tmp_path, num_hidden_layers=3)
+    stream(streaming, tmp_path / "whole")
+    name = "keep" if where is Progress else "write"
+    calls, method = [0], getattr(where, name)
+
+    def full(self, *args):
+        calls[0] += 1
+        if calls[0] > (1 if where is Progress else 12):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return method(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, full)
+        with pytest.raises(UnfinishedError, match="no space is left for .*out.partial; make room and go on"):
+            stream(streaming, tmp_path / "out")
+    stream(streaming, tmp_path / "out", resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UnfinishedError, match="nothing was kept"):
+        stream(stored(tmp_path), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KILLER = """
+import os, random, signal, sys, time
+from optimum_barber.cli import main
+import optimum_barber.sparsifier, optimum_barber.streaming, transformers  # once, before any fork
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+def begun(output):
+    child = os.fork()
+    if child == 0:
+        os._exit(main([*sys.argv[3:], "-o", output]))
+    return child
+
+started = time.monotonic()
+assert os.waitpid(begun(sys.argv[1]), 0)[1] == 0
+whole, moments, kills = time.monotonic() - started, random.Random(0), 0
+while kills < 10:
+    child = begun(sys.argv[2])
+    time.sleep(moments.uniform(0.2, 0.9) * whole)
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0 or os.path.exists(sys.argv[2]):
+        break
+    kills += 1
+    print(os.path.exists(sys.argv[2] + ".partial/.resume/state.json"))
+else:
+    assert os.waitpid(begun(sys.argv[2]), 0)[1] == 0
+"""
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenizer):
+    stored(tmp_path, num_hidden_layers=8)
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags = ["--calibration", "pydoc", "--samples", "8", "--sequence-length", "32", "--resume", "--quiet"]
+    command = ["prune", str(tmp_path / "model"), "--sparsity", "0.5", *flags]
+    killer = [sys.executable, "-c", KILLER, str(tmp_path / "whole"), str(tmp_path / "out"), *command]
+    done = subprocess.run(killer, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert "True" in done.stdout.decode()
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
