@@ -42,7 +42,7 @@ def main() -> int:
     dense = perplexity(model, windows).perplexity
     rows, reports = [("dense", "", dense, 0.0, 0)], {}
     for producer in ("magnitude", "wanda"):
-        for method in ("none", "barber"):
+        for method in ("none", "barber+swaps"):
             model.load_state_dict(weights)
             config = BarberConfig(
                 producer=producer, sparsity=0.5, rebuild=method, calibration=["pydoc"],
@@ -55,7 +55,7 @@ def main() -> int:
             reports[producer, method] = result.as_report()
             found = perplexity(model, windows).perplexity
             rows.append((producer, method, found, seconds, reports[producer, method]["swaps"]))
-    finish(args.output, rows, reports["wanda", "barber"]["blocks"], dense, windows)
+    finish(args.output, rows, reports["wanda", "barber+swaps"]["blocks"], dense, windows)
     return 0
 
 
@@ -65,13 +65,13 @@ def finish(output, rows, blocks, dense, windows) -> None:  # type: ignore[no-unt
     protocol = (
         f"SmolLM2-135M at 50 %, pydoc (evaluation part), {count} of {windows.available} windows of {length} tokens"
     )
-    lines = [protocol, f"{'producer':<12}{'rebuild':<10}{'perplexity':>12}{'seconds':>10}{'swaps':>12}"]
-    lines += [f"{p:<12}{m:<10}{x:>12.2f}{s:>10.1f}{n:>12,}" for p, m, x, s, n in rows]
+    lines = [protocol, f"{'producer':<12}{'rebuild':<14}{'perplexity':>12}{'seconds':>10}{'swaps':>12}"]
+    lines += [f"{p:<12}{m:<14}{x:>12.2f}{s:>10.1f}{n:>12,}" for p, m, x, s, n in rows]
     (output / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     keys = ("producer", "rebuild", "perplexity", "seconds", "swaps")
     (output / "results.json").write_text(json.dumps([dict(zip(keys, r, strict=True)) for r in rows], indent=2) + "\n")
     found = {(producer, method): value for producer, method, value, *_ in rows}
-    bars = {p: {"without": found[p, "none"], "with": found[p, "barber"]} for p in ("magnitude", "wanda")}
+    bars = {p: {"without": found[p, "none"], "with": found[p, "barber+swaps"]} for p in ("magnitude", "wanda")}
     picture(output / "demo.png", bars, dense, blocks, f"{protocol}; right: Wanda's blocks")
     sys.stdout.write("\n" + "\n".join(lines) + f"\n\npicture: {output / 'demo.png'}\n")
 

@@ -91,15 +91,19 @@ def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
 
 def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
     """The checkpoint pruned by `config`, from the cache where exactly this was done before."""
-    makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
-    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
-    key = cache_key(reference, config, config.device, BarberSparsifier(None).inputs(config), makers)
 
     def make(directory: Path) -> None:
         sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
         sparsifier.sparsify(config, None if _reads_text(config) else torch.zeros(1, 1).long(), save_dir=directory)
 
-    return cached(key, SPARSITY_NAME, make)
+    return cached(pruning_key(reference, config, config.device), SPARSITY_NAME, make)
+
+
+def pruning_key(reference: ModelReference, config: BarberConfig, device: str) -> str:
+    """Fingerprint of all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
+    makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
+    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
+    return cache_key(reference, config, device, BarberSparsifier(None).inputs(config), makers)
 
 
 def _reads_text(config: BarberConfig) -> bool:

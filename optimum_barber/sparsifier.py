@@ -95,15 +95,16 @@ class BarberSparsifier(PretrainedTool):
             result = self._result(config, source, plan, windows, masks, reports)
             check_masks(self.model, result.masks, plan)
             if partial is not None:
-                shard = self.reference.shard_bytes if self.reference else None
-                record, report = result.sparsity_config, result.as_report()
-                save_checkpoint(
-                    partial, self.model, self.tokenizer, config, record, result.masks, report, shard_bytes=shard
-                )
-                if self.reference:
-                    step = {"name": "prune", "producer": config.producer_name}
-                    carry_structure(self.reference.directory, partial, step)
+                self._save(partial, config, result)
         return result
+
+    def _save(self, directory: Path, config: BarberConfig, result: SparsifyResult) -> None:
+        shard = self.reference.shard_bytes if self.reference else None
+        record, report = result.sparsity_config, result.as_report()
+        save_checkpoint(directory, self.model, self.tokenizer, config, record, result.masks, report, shard_bytes=shard)
+        if self.reference:
+            step = {"name": "prune", "producer": config.producer_name}
+            carry_structure(self.reference.directory, directory, step)
 
     @staticmethod
     def stream(model: str | Path) -> "StreamingSparsifier":

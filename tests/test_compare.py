@@ -73,7 +73,7 @@ def test_a_label_stands_for_settings_and_arguments():
 def test_a_cell_is_what_prune_and_eval_give(done, model_dir, tmp_path):
     name, measured = "wanda_barber-rounds=1_2-4", tmp_path / "eval.json"
     pruned = tmp_path / "out"
-    flags = ["--pattern", "2:4", "--rounds", "1", *FLAGS[:6], "--quiet", "-o", str(pruned)]
+    flags = ["--pattern", "2:4", "--rebuild", "barber", "--rounds", "1", *FLAGS[:6], "--quiet", "-o", str(pruned)]
     assert main(["prune", str(model_dir), *flags]) == 0
     command = ["eval", str(pruned), "--perplexity", "pydoc", "--sequence-length", "16", "--windows", "4", "--quiet"]
     assert main([*command, "--json", str(measured)]) == 0

@@ -146,7 +146,7 @@ def test_a_run_prunes_and_its_results_say_how(harness, model_dir, tasks, cache):
     record, told = read_record(checkpoint), written["config"]["sparsity"]
     assert told["mask_fingerprint"] == record.fingerprint
     assert (told["pattern"], told["sparsity"], told["base_model"]) == ("unstructured", record.sparsity, str(model_dir))
-    assert (told["producer"]["name"], told["rebuild"]["method"]) == ("wanda", "barber")
+    assert (told["producer"]["name"], told["rebuild"]["method"]) == ("wanda", "barber+swaps")
     assert written["configs"]["questions"]["metadata"]["source"] == tasks[0].removeprefix("choice:")
     plain = harness("hf", f"pretrained={checkpoint}", tasks)  # the later of two `pretrained` counts
     finished = harness("barber", f"pretrained={checkpoint}", tasks)

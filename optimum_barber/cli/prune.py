@@ -42,20 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what the run takes, do nothing")
-    disk = parser.add_argument_group("from disk to disk")
-    disk.add_argument(
-        "--stream",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="hold one decoder layer in memory at a time; auto: wherever the files allow it (default: auto)",
-    )
-    disk.add_argument("--resume", action="store_true", help="go on with a stopped run for DIR, if there is one")
-    disk.add_argument(
-        "--activations",
-        choices=("auto", "memory", "disk"),
-        default="auto",
-        help="where calibration activations lie while streaming; auto: in memory if they fit (default: auto)",
-    )
+    _add_streaming(parser)
     masks = parser.add_argument_group("first masks")
     masks.add_argument(
         "--producer", default="wanda", metavar="NAME", help="what makes the first masks (default: wanda)"
@@ -83,6 +70,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
     )
     _add_fields(text, BarberConfig, HAND_MADE)
+
+
+def _add_streaming(parser: argparse.ArgumentParser) -> None:
+    """Flags of a run from disk to disk."""
+    disk = parser.add_argument_group("from disk to disk")
+    disk.add_argument(
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="hold one decoder layer in memory at a time; auto: wherever the files allow it (default: auto)",
+    )
+    disk.add_argument("--resume", action="store_true", help="go on with a stopped run for DIR, if there is one")
+    disk.add_argument(
+        "--activations",
+        choices=("auto", "memory", "disk"),
+        default="auto",
+        help="where calibration activations lie while streaming; auto: in memory if they fit (default: auto)",
+    )
 
 
 def _add_fields(group: Any, model: type[BaseModel], leave: Container[str] = (), prefix: str = "") -> None:

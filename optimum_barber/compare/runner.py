@@ -141,7 +141,7 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
     Raises:
         CompareError: every fault.
     """
-    from optimum_barber.integrations.lm_eval_settings import cache_key
+    from optimum_barber.integrations.lm_eval_settings import pruning_key
 
     from ..planning import choose_device
     from ..recipe.fingerprint import digest, of_model, of_path
@@ -158,7 +158,7 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
         base.dtype, [of_path(name) for name in files],
     ])  # fmt: skip
     device = str(choose_device(base.device))
-    keys = {c.name: cache_key(reference, c.config.model_copy(update={"device": device})) for c in cells}
+    keys = {c.name: pruning_key(reference, c.config, device) for c in cells}
     prints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, measured])}
     prints |= {name: digest([key, measured]) for name, key in keys.items()}
     return ComparePlan(reference, output, settings, base, cells, prints)

@@ -21,7 +21,7 @@ def curve_picture(
         title: above the picture.
     """
     plot = pyplot()
-    figure, axes = plot.subplot(figsize=(6.5, 4.5), layout="constrained")
+    figure, axes = plot.subplots(figsize=(6.5, 4.5), layout="constrained")
     for index, (label, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), label=label, **_look(index))
     axes.axhline(dense, color=LIGHT[6], linestyle="--", linewidth=1, label=f"dense {dense:.1f}")
@@ -43,7 +43,7 @@ def error_picture(path: Path, reports: Mapping[str, Mapping[str, Any]], title: s
         title: above the picture.
     """
     plot = pyplot()
-    figure, panels = plot.subplot(1, 3, figsize=(13, 4), sharex=True, layout="constrained")
+    figure, panels = plot.subplots(1, 3, figsize=(13, 4), sharex=True, layout="constrained")
     for index, (label, report) in enumerate(reports.items()):
         blocks = [[b["error"] for b in report["blocks"] if b["block"].endswith(kind)] for kind in ("attention", "mlp")]
         for axes, errors in zip(panels, [*blocks, report["layer_errors"]], strict=True):
