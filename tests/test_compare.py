@@ -73,7 +73,7 @@ def test_a_label_stands_for_settings_and_arguments():
 def test_a_cell_is_what_prune_and_eval_give(done, model_dir, tmp_path):
     name, measured = "wanda_barber-rounds=1_2-4", tmp_path / "eval.json"
     pruned = tmp_path / "out"
-    flags = ["--pattern", "2:4", "--rounds", "1", *FLAGS[:6], "--quiet", "-o", str(pruned)]
+    flags = ["--pattern", "2:4", "--rebuild", "barber", "--rounds", "1", *FLAGS[:6], "--quiet", "-o", str(pruned)]
     assert main(["prune", str(model_dir), *flags]) == 0
     command = ["eval", str(pruned), "--perplexity", "pydoc", "--sequence-length", "16", "--windows", "4", "--quiet"]
     assert main([*command, "--json", str(measured)]) == 0
@@ -225,6 +225,18 @@ def test_tasks_are_measured_for_every_cell(model_dir, tmp_path):
     assert "mean accuracy" in (done.output / "compare.md").read_text(encoding="utf-8")
     page = (done.output / "report.html").read_text(encoding="utf-8")
     assert f'<data value="{found["first"]["acc_stderr"]!r}">' in page
+
+
+def test_chains_and_reconstructions_are_passed_on(model_dir, tmp_path):
+    done = compare(str(model_dir), tmp_path / "out", quiet=True, producers=["wanda"], rebuilds=["none", "barber+swaps"],
+                   patterns=["2:4"], vary={"reconstruct": ["none", "least-squares"]}, **SHARED)  # fmt: skip
+    assert len(done.cells) == 4
+    name = "wanda_barber+swaps_2-4_reconstruct=least-squares"
+    assert done.cells[name]["config"]["reconstruct"]["method"] == "least-squares"
+    page = html(page_of(done.output))
+    assert "Block error at 2:4, relative" in page and "Block error at 2:4, absolute" in page
+    cell = html(page_of(done.output / "cells" / f"{name}.json"))
+    assert "attention, rebuilt" in cell and "Pair values, attention 1" in cell
 
 
 def test_a_numeric_axis_becomes_a_chart(model_dir, tmp_path):

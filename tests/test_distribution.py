@@ -47,7 +47,9 @@ def test_bins_and_cut_are_those_of_loops(values, swapped):
 @pytest.mark.parametrize(("pattern", "granularity"), [(None, "block"), (None, "output"), ("2:4", "output")])
 def test_a_round_records_what_it_measured_and_chose(pattern, granularity):
     config = BarberConfig(
-        sparsity=None if pattern else 0.5, pattern=pattern, rebuild={"rounds": 2, "granularity": granularity}
+        sparsity=None if pattern else 0.5,
+        pattern=pattern,
+        rebuild={"method": "barber", "rounds": 2, "granularity": granularity},
     )
     result = BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), quiet=True)
     rounds = [record for report in result.reports for record in report.rounds]
@@ -62,7 +64,9 @@ def test_a_round_records_what_it_measured_and_chose(pattern, granularity):
 
 
 def test_a_given_ratio_records_the_pairs_that_were_ranked():
-    config = BarberConfig(sparsity=0.5, rebuild={"rebuild_ratio": 0.25, "rounds": 1, "granularity": "block"})
+    config = BarberConfig(
+        sparsity=0.5, rebuild={"method": "barber", "rebuild_ratio": 0.25, "rounds": 1, "granularity": "block"}
+    )
     reports = BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), quiet=True).reports
     for record in (report.rounds[0] for report in reports):
         assert record["candidates"] == []
