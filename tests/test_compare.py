@@ -227,6 +227,18 @@ def test_tasks_are_measured_for_every_cell(model_dir, tmp_path):
     assert f'<data value="{found["first"]["acc_stderr"]!r}">' in page
 
 
+def test_chains_and_reconstructions_are_passed_on(model_dir, tmp_path):
+    done = compare(str(model_dir), tmp_path / "out", quiet=True, producers=["wanda"], rebuilds=["none", "barber+swaps"],
+                   patterns=["2:4"], vary={"reconstruct": ["none", "least-squares"]}, **SHARED)  # fmt: skip
+    assert len(done.cells) == 4
+    name = "wanda_barber+swaps_2-4_reconstruct=least-squares"
+    assert done.cells[name]["config"]["reconstruct"]["method"] == "least-squares"
+    page = html(page_of(done.output))
+    assert "Block error at 2:4, relative" in page and "Block error at 2:4, absolute" in page
+    cell = html(page_of(done.output / "cells" / f"{name}.json"))
+    assert "attention, rebuilt" in cell and "Pair values, attention 1" in cell
+
+
 def test_a_numeric_axis_becomes_a_chart(model_dir, tmp_path):
     done = compare(str(model_dir), tmp_path / "out", quiet=True, producers=["wanda"], rebuilds=["none", "barber"],
                    sparsities=[0.4, 0.6], rebuild_args={"rounds": 1}, vary={"rebuild_ratio": [0.01, 0.1]},

@@ -64,7 +64,9 @@ def test_a_round_records_what_it_measured_and_chose(pattern, granularity):
 
 
 def test_a_given_ratio_records_the_pairs_that_were_ranked():
-    config = BarberConfig(sparsity=0.5, rebuild={"rebuild_ratio": 0.25, "rounds": 1, "granularity": "block"})
+    config = BarberConfig(
+        sparsity=0.5, rebuild={"method": "barber", "rebuild_ratio": 0.25, "rounds": 1, "granularity": "block"}
+    )
     reports = BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), quiet=True).reports
     for record in (report.rounds[0] for report in reports):
         assert record["candidates"] == []

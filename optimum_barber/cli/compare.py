@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..compare.settings import AXES, CompareSettings
-from ..config import BarberConfig
+from ..config import BarberConfig, ReconstructConfig
 from .options import number, pairs, whole
-from .prune import HAND_MADE, field_help, field_kind
+from .prune import HAND_MADE, RECONSTRUCT, add_fields, field_help
 
 HELP = "Compare mask methods on one calibration set and one evaluation: table, CSV and HTML page."
 EPILOG = f"""\
@@ -20,7 +20,7 @@ Exit status 1 where a cell failed half-way.
 axes of --vary: {", ".join(AXES)}
 
 examples:
-  optimum-barber compare MODEL --producers magnitude wanda --rebuilds none barber --patterns unstructured 2:4 \\
+  optimum-barber compare MODEL --producers magnitude wanda --rebuilds none barber+swaps --patterns unstructured 2:4 \\
       --sparsities 0.5 0.6 --calibration c4 --evaluation wikitext2 --samples 16 --sequence-length 512 -o DIR
   optimum-barber compare MODEL --producers wanda --rebuilds barber --sparsities 0.5 --rebuild-arg rounds=1 \\
       --vary granularity=block,layer,output,input --vary rebuild_ratio=0.001,0.01,0.1 --calibration text.txt \\
@@ -55,12 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--calibration", action="append", default=[], metavar="TEXT",
                       help="text or .jsonl file, c4, wikitext2, ptb or pydoc; repeatable (default: c4)")  # fmt: skip
     text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
-    for name, field in BarberConfig.model_fields.items():
-        if name not in HAND_MADE:
-            text.add_argument(
-                "--" + name.replace("_", "-"), default=argparse.SUPPRESS, type=field_kind(field),
-                metavar="N" if field_kind(field) is whole else "X", help=field_help(field),
-            )  # fmt: skip
+    add_fields(text, BarberConfig, HAND_MADE)
+    add_fields(text, ReconstructConfig, prefix=RECONSTRUCT)
 
 
 def _help(name: str) -> str:
@@ -74,7 +70,8 @@ def settings_from(args: argparse.Namespace) -> dict[str, Any]:
     shared = {name: given[name] for name in BarberConfig.model_fields if name in given}
     vary = {name: values.split(",") for name, values in pairs("vary", args.vary, "rounds=1,2,4").items()}
     arguments = pairs("rebuild-arg", args.rebuild_arg, "rounds=2")
-    return {**shared, **own, "vary": vary, "rebuild_args": arguments}
+    reconstruct = {n: given[RECONSTRUCT + n] for n in ReconstructConfig.model_fields if RECONSTRUCT + n in given}
+    return {**shared, **own, "reconstruct": reconstruct, "vary": vary, "rebuild_args": arguments}
 
 
 def run(args: argparse.Namespace) -> int:

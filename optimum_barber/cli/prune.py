@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rebuild = parser.add_argument_group(
         "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
     )
-    _add_fields(rebuild, RebuildConfig)
+    add_fields(rebuild, RebuildConfig)
     reconstruct = parser.add_argument_group("reconstruction", "new values for the kept weights, the masks fixed")
-    _add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
+    add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
     text = parser.add_argument_group("calibration and machine")
     text.add_argument(
         "--calibration",
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
     )
-    _add_fields(text, BarberConfig, HAND_MADE)
+    add_fields(text, BarberConfig, HAND_MADE)
 
 
 def _add_streaming(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def _add_streaming(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_fields(group: Any, model: type[BaseModel], leave: Container[str] = (), prefix: str = "") -> None:
+def add_fields(group: Any, model: type[BaseModel], leave: Container[str] = (), prefix: str = "") -> None:
     """A flag for every field; what is not given on the command line stays out of the namespace."""
     for name, field in model.model_fields.items():
         if name not in leave:

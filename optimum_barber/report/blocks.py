@@ -9,8 +9,8 @@ Block = Mapping[str, Any]
 MEBIBYTE = 2**20
 LAYER = "decoder layer"
 FIGURES = (
-    "error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "forward_passes", "gradient_passes",
-    "seconds", "peak_memory",
+    "error_before", "error_rebuilt", "error_after", "pairs", "swaps", "rows", "rows_without_swap",
+    "forward_passes", "gradient_passes", "seconds", "peak_memory",
 )  # fmt: skip
 
 
@@ -52,12 +52,16 @@ def by_layer(
 
 def errors(blocks: Sequence[Block]) -> Lines:
     """The block error before and after, by layer."""
+    reconstructed = any(block.get("reconstructions") for block in blocks)
+    states = ("before", "rebuilt", "after") if reconstructed else ("before", "after")
     series = [
-        Series(f"{kind}, {state}", list(map(layer_of, of)), [block[f"error_{state}"] for block in of])
+        Series(f"{kind}, {state}", list(map(layer_of, of)), [block.get(f"error_{state}") for block in of])
         for kind, of in kinds(blocks).items()
-        for state in ("before", "after")
+        for state in states
     ]
     note = "At the producer's masks, and at the masks that were kept."
+    if reconstructed:
+        note = "At the producer's masks, at the rebuilt masks, and with the new values of the kept weights."
     return Lines("Block error before and after", note, LAYER, "block error E, log scale", series, log_y=True)
 
 
@@ -76,9 +80,8 @@ def shown(blocks: Sequence[Block], key: str) -> list[tuple[Block, Mapping[str, A
 
 
 def first_round(block: Block) -> Mapping[str, Any]:
-    """The record of the first round; empty where there was none."""
-    rounds = block.get("rounds") or [{}]
-    return rounds[0]
+    """The record of the first round that took a ratio; empty where none did."""
+    return next((record for record in block.get("rounds") or () if "ratio" in record), {})
 
 
 def short(block: Block) -> str:

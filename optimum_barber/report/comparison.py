@@ -94,17 +94,18 @@ def all_runs(cells: Sequence[Cell], dense: Mapping[str, Any]) -> Table:
     axes = axes_of(cells)
     measures = list(dict.fromkeys(name for cell in (dense, *cells) for name in accuracies(cell)))
     columns = [
-        *axes, "perplexity", *measures, "error before", "error after", "swaps", "seconds", "peak MiB", "note",
+        *axes, "perplexity", *measures, "error", "error before", "error after", "swaps", "seconds", "peak MiB",
+        "note",
     ]  # fmt: skip
     rows: list[list[Value]] = [
         ["dense", *[None] * (len(axes) - 1), dense["perplexity"]["perplexity"],
-         *map(accuracies(dense).get, measures), *[None] * 6]
+         *map(accuracies(dense).get, measures), *[None] * 7]
     ]  # fmt: skip
     for cell in cells:
         report, failed = cell.get("report", {}), cell.get("error")
         rows.append([
             *map(cell["labels"].get, axes), None if failed else cell["perplexity"]["perplexity"],
-            *map(accuracies(cell).get, measures), report.get("error_before"), report.get("error_after"),
+            *map(accuracies(cell).get, measures), error_of(cell), report.get("error_before"), report.get("error_after"),
             report.get("swaps"), cell.get("seconds"), None if failed else cell["peak_memory"] / MEBIBYTE, failed,
         ])  # fmt: skip
     return Table("All runs", columns, rows)
@@ -177,7 +178,9 @@ def tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[Any]:
 def layer_errors(cells: Sequence[Cell]) -> list[Any]:
     """Error after the run by layer, both blocks added, of the first cells of each density."""
     found: list[Any] = []
-    for name, group in groups(cells).items():
+    kinds = dict.fromkeys(map(error_of, cells))
+    parted = [(kind, *item) for kind in kinds for item in groups([c for c in cells if error_of(c) == kind]).items()]
+    for kind, name, group in parted:
         series = []
         for cell in group[: len(LIGHT)]:
             sums: dict[float, float] = {}
@@ -185,9 +188,15 @@ def layer_errors(cells: Sequence[Cell]) -> list[Any]:
                 sums[layer_of(block)] = sums.get(layer_of(block), 0.0) + block["error_after"]
             series.append(Series(label(cell), list(sums), list(sums.values())))
         note = "Attention and MLP added." + (f" The first {len(LIGHT)} runs." if len(group) > len(LIGHT) else "")
-        found.append(Lines(f"Block error at {name}", note, "decoder layer", "block error E, log scale", series,
+        title = f"Block error at {name}" + (f", {kind}" if len(kinds) > 1 else "")
+        found.append(Lines(title, note, "decoder layer", "block error E, log scale", series,
                            log_y=True))  # fmt: skip
     return found or ["Not measured: no run has ended well."]
+
+
+def error_of(cell: Cell) -> str:
+    """What the block error of a cell is: errors of different kinds cannot be compared."""
+    return str(cell["config"]["rebuild"].get("error", "absolute"))
 
 
 def cost(cells: Sequence[Cell]) -> list[Any]:
