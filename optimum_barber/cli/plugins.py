@@ -6,7 +6,7 @@ from typing import Any
 
 from ..registry import Offer, PluginError, Registry
 
-HELP = "List producers, rebuilders, scorers, architectures and texts: where they come from, and what is broken."
+HELP = "List producers, rebuilders, reconstructions, scorers, architectures and texts: from where, and what is broken."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +19,14 @@ def run(args: argparse.Namespace) -> int:
     from ..calibration import TEXTS
     from ..producers import PRODUCERS
     from ..rebuilders import REBUILDERS
+    from ..reconstructions import RECONSTRUCTIONS
     from ..structured.scorers import SCORERS
 
     tables = {
         registry.kind: [
             (offer.name, offer.package, offer.version, *state(registry, offer)) for offer in registry.offers()
         ]
-        for registry in (PRODUCERS, REBUILDERS, SCORERS, ARCHITECTURES, TEXTS)
+        for registry in (PRODUCERS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS)
     }
     widths = [max(len(row[column]) for rows in tables.values() for row in rows) for column in range(4)]
     for kind, rows in tables.items():
