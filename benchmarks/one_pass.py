@@ -27,7 +27,7 @@ from optimum_barber.rebuilders import chain_of
 from optimum_barber.source import ModelSource
 
 SETTINGS = {
-    "output, ratio 0.1": {"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+    "output, ratio 0.1": {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
     "default": {},
 }
 

@@ -20,7 +20,10 @@ REBUILDS = {
     "published": {**PUBLISHED, "rebuild_ratio": 0.1},
     "published-output": {**PUBLISHED, "granularity": "output", "rebuild_ratio": 0.01},
     "published-layer": {**PUBLISHED, "granularity": "layer", "rebuild_ratio": 0.01},
-    "output": {"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+    "output": {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+    "barber": {"method": "barber"},
+    "swaps": {"method": "swaps"},
+    "dsnot": {"method": "dsnot"},
     "default": {},
 }
 PRODUCERS = {
@@ -31,7 +34,8 @@ PRODUCERS = {
 }
 ROWS = [
     "magnitude none", "magnitude published", "magnitude default",
-    "wanda none", "wanda published", "wanda published-output", "wanda output", "wanda default",
+    "wanda none", "wanda published", "wanda published-output", "wanda output", "wanda dsnot", "wanda swaps",
+    "wanda barber", "wanda default",
     "sparsegpt none", "sparsegpt default", "sparsegpt-mask none", "sparsegpt-mask published-layer",
     "sparsegpt-mask default",
     "wanda none 2:4", "wanda published 2:4", "wanda default 2:4", "magnitude none 2:4", "magnitude default 2:4",
