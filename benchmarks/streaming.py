@@ -33,7 +33,8 @@ from optimum_barber.loading import resolve_model
 from optimum_barber.streaming import StreamingSparsifier
 model, output, samples, length, place = sys.argv[1:]
 windows = torch.randint(0, 32000, (int(samples), int(length)), generator=torch.Generator().manual_seed(0))
-config = BarberConfig(sparsity=0.5, rebuild={"granularity": "output", "rebuild_ratio": 0.1, "rounds": 1})
+rebuild = {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1}
+config = BarberConfig(sparsity=0.5, rebuild=rebuild)
 streaming = StreamingSparsifier(resolve_model(model))
 streaming.sparsify(config, windows, save_dir=output, quiet=True, activations=place)
 """
