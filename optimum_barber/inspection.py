@@ -65,7 +65,7 @@ def estimate(
     prunable = sum(m.weight.numel() for layer in stack for b in blocks for m in linears_of(layer, b).values())
     dtype = getattr(config, "dtype", None) or torch.float32
     hidden = getattr(config.get_text_config(), "hidden_size", 0)
-    needs = needs_of(stack, architecture, hidden, samples, length, parameters(model) * dtype.itemsize)
+    needs = needs_of(stack, architecture, hidden, samples, length, parameters(model) * dtype.itemsize, grams=1)
     flops = 2 * prunable * samples * length
     return [
         f"prunable      {prunable:,} weights ({dict(Counter(type(m).__name__ for m in stack))})".replace("'", ""),

@@ -56,7 +56,7 @@ class BlockReport:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     reconstructions: list[dict[str, Any]] = field(default_factory=list)
     forward_passes: float = 0.0
-    gradient_passes: int = 0
+    gradient_passes: float = 0.0
     seconds: float = 0.0
     peak_memory: int = 0
 
@@ -150,17 +150,19 @@ def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: lis
     linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
     trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern)
     if plan.relative_error:
-        trial.token_weights = stream_weights(hidden, [*outputs, trial.targets])
+        trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
     return trial
 
 
-def stream_weights(hidden: Activations, outputs: Sequence[Activations]) -> Activations:
+def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[Activations]) -> Activations:
     """1 / mean square of the residual stream behind a block, for every token, (1, tokens, 1) a sample.
 
     Under these weights the block error is relative to what the next norm divides by, and the few tokens with massive
-    activations no longer decide it.
+    activations no longer decide it. The layer itself adds the outputs to the stream, those of later blocks as zeros;
+    where it norms them first (Gemma 2), the error is still of what goes into that norm.
     """
-    streams = (sum(parts) for parts in zip(hidden, *outputs, strict=True))
+    rest = len(layer.blocks) - len(outputs)
+    streams = (layer.output(h, [*o, *[torch.zeros_like(h)] * rest]) for h, *o in zip(hidden, *outputs, strict=True))
     return hidden.like(1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams)
 
 

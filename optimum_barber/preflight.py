@@ -14,6 +14,7 @@ from .errors import BarberError
 GIB = 2**30
 INTERPRETER = 350 * 2**20  # Python, torch and transformers themselves, as measured
 LAYER_COPIES = 4  # weights, squared gradients, one sample's gradient, ranking
+TRAINED_COPIES = 8  # dense and trained weights, their gradients, Adam's two moments, the best so far and its successor
 ACTIVATION_COPIES = 5  # hidden states, block inputs, targets, outputs, candidate outputs
 DURABLE_COPIES = 2  # what entered a layer stays until what leaves it is on the disk
 SAMPLE_COPIES = 3  # a Linear's output, its gradient, and the function between them
@@ -26,7 +27,7 @@ class Needs:
 
     Attributes:
         layer: the largest decoder layer in the working dtype.
-        gram: the largest Gram matrices that one block's producer needs at once.
+        gram: the largest Gram matrices of one block that are there at once.
         sample: one copy of one calibration window's hidden states.
         within: the outputs of one block's Linears for one window.
         samples: how many windows there are.
@@ -34,6 +35,7 @@ class Needs:
         place: of the activations: memory or disk.
         batch_size: samples on the device at once; None for all.
         device: whether layers are worked on elsewhere than in the host's memory.
+        copies: of the layer, while it is worked on.
     """
 
     layer: int
@@ -45,11 +47,12 @@ class Needs:
     place: str = "memory"
     batch_size: int | None = None
     device: bool = False
+    copies: int = LAYER_COPIES
 
     @property
     def work(self) -> int:
         """What one layer takes where it is worked on, without the activations that wait."""
-        return LAYER_COPIES * self.layer + self.gram + SAMPLE_COPIES * self.within
+        return self.copies * self.layer + self.gram + SAMPLE_COPIES * self.within
 
     @property
     def waiting(self) -> int:
@@ -88,7 +91,7 @@ class Needs:
 
 def needs_of(
     stack: nn.ModuleList, architecture: Architecture, hidden_size: int, samples: int, length: int,
-    checkpoint: int, gram: bool = False,
+    checkpoint: int, grams: int = 0,
 ) -> Needs:  # fmt: skip
     """What it takes to prune a stack of decoder layers, which may be without weights.
 
@@ -99,13 +102,13 @@ def needs_of(
         samples: calibration windows.
         length: tokens a window.
         checkpoint: bytes of the weights as they are written.
-        gram: whether the producer needs Gram matrices.
+        grams: how many copies of a block's Gram matrices are there at once.
     """
     blocks = [list(linears_of(layer, m).values()) for layer in stack for m in architecture.blocks.values()]
     prunable = sum(linear.weight.numel() for linears in blocks for linear in linears)
     return Needs(
         layer=4 * max(sum(p.numel() for p in layer.parameters()) for layer in stack),
-        gram=4 * max(sum(w * w for w in {linear.in_features for linear in ls}) for ls in blocks) if gram else 0,
+        gram=4 * grams * max(sum(w * w for w in {linear.in_features for linear in ls}) for ls in blocks),
         sample=4 * length * hidden_size,
         within=4 * length * max(sum(linear.out_features for linear in linears) for linears in blocks),
         samples=samples,

@@ -22,7 +22,18 @@ from .loading import ModelReference, load_tokenizer, resolve_model
 from .output import STATE_DIRECTORY, check_output, partial_of, staged, unfinished
 from .pipeline import BlockReport, Plan
 from .planning import choose_device, make_plan
-from .preflight import GIB, Needs, check_fit, free_device_memory, free_disk, free_memory, needs_of, placed
+from .preflight import (
+    GIB,
+    LAYER_COPIES,
+    TRAINED_COPIES,
+    Needs,
+    check_fit,
+    free_device_memory,
+    free_disk,
+    free_memory,
+    needs_of,
+    placed,
+)
 from .progress import OutputShards, Progress
 from .pruned import carry_structure
 from .shards import Entry
@@ -148,19 +159,20 @@ class StreamingSparsifier(BarberSparsifier):
         device = choose_device(config.device)
         memory, left = free_memory(), free_disk(output) + held(partial_of(output))
         found = replace(
-            self.estimate(samples, length, "gram" in plan.producer.needs),
+            self.estimate(samples, length, gram_copies(config, plan)),
             batch_size=config.batch_size, device=device.type != "cpu",
+            copies=TRAINED_COPIES if "gradient" in config.reconstruct.chain else LAYER_COPIES,
         )  # fmt: skip
         found = placed(found, activations, memory)
         check_fit(found, memory, free_device_memory(device), left)
         return found
 
-    def estimate(self, samples: int, length: int, gram: bool = False) -> Needs:
+    def estimate(self, samples: int, length: int, grams: int = 0) -> Needs:
         """What a run over so many windows of so many tokens takes."""
         source = DiskSource(self.model, self.weights, choose_device("cpu"))
         hidden = self.model.config.get_text_config().hidden_size
         size = sum(entry.bytes for entry in self._entries().values())
-        return needs_of(source.stack, source.architecture, hidden, samples, length, size, gram)
+        return needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
 
     @contextmanager
     def _progress(self, partial: Path, settings: Mapping[str, Any]) -> Iterator[Progress]:
@@ -266,3 +278,11 @@ def stamp(path: Path) -> list[Any]:
 def held(directory: Path) -> int:
     """Bytes that the files of a directory take on the disk; 0 where there is none."""
     return sum(512 * path.stat().st_blocks for path in directory.rglob("*") if path.is_file())
+
+
+def gram_copies(config: BarberConfig, plan: Plan) -> int:
+    """How many copies of a block's Gram matrices a run holds at once: the producer's, and those of what follows."""
+    exchanging = "swaps" in config.rebuild.chain
+    solving = exchanging or "least-squares" in config.reconstruct.chain
+    reordered = exchanging and plan.pattern.semi_structured
+    return int("gram" in plan.producer.needs) + int(solving) + int(reordered)

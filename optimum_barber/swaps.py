@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .selection import lowest
 
-TOGETHER = 2**17  # weights worked on at once: what an exchange touches stays in the cache
+TOGETHER = 2**17  # weights worked on at once on the CPU: what an exchange touches stays in the cache
+TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
 PAIRS = 2**24  # examined at once where every pair of a row is
 
 
@@ -39,8 +40,10 @@ def exchange(
     """
     if group is not None:  # the same place of all M-groups side by side, so that pairs are formed along long rows
         order = torch.arange(values.shape[1], device=values.device).view(-1, group).t().reshape(-1)
-        values, keep, correlation, gram = (t[:, order] for t in (values, keep, correlation, gram[order]))
-    rows = max(TOGETHER // values.shape[1], 1)
+        values, keep, correlation = values[:, order], keep[:, order], correlation[:, order]
+        gram = gram[order[:, None], order]
+    together = TOGETHER if values.device.type == "cpu" else TOGETHER_ON_DEVICE // (group or 1)
+    rows = max(together // values.shape[1], 1)
     chunks = zip(values.split(rows), keep.split(rows), correlation.split(rows), strict=True)
     rebuilt = torch.cat([_Rows(v, m, gram, c, group).run(most) for v, m, c in chunks])
     return rebuilt if group is None else rebuilt[:, order.argsort()]
@@ -78,9 +81,10 @@ class _Rows:
         better = change < 0
         self.correlation.addcmul_(self.gram.index_select(0, prune), (lost * better)[:, None])
         self.correlation.addcmul_(self.gram.index_select(0, grow), (grown * better)[:, None], value=-1)
-        self._turn(self.each[better], prune[better], False)
-        self._turn(self.each[better], grow[better], True)
-        return bool(better.any())
+        rows = better.nonzero().flatten()
+        self._turn(rows, prune[rows], False)
+        self._turn(rows, grow[rows], True)
+        return len(rows) > 0
 
     def _turn(self, rows: Tensor, columns: Tensor, kept: bool) -> None:
         self.keep[rows, columns] = kept

@@ -59,7 +59,7 @@ class Trial:
     token_weights: Activations | None = None
     updated: dict[str, Tensor] = field(default_factory=dict)
     forward_passes: float = 0.0
-    gradient_passes: int = 0
+    gradient_passes: float = 0.0
     _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
     _latest: _Measured | None = None
 

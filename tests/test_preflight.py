@@ -17,7 +17,7 @@ NEEDS = Needs(layer=2 * GIB, gram=0, sample=GIB, within=0, samples=4, checkpoint
 def test_the_arithmetic_by_hand():
     model = tiny_model()
     architecture = architecture_of(model)
-    needs = needs_of(decoder_stack(model, architecture)[1], architecture, 32, 8, 16, 1000, gram=True)
+    needs = needs_of(decoder_stack(model, architecture)[1], architecture, 32, 8, 16, 1000, grams=1)
     layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
     assert needs.layer == 4 * layer
     assert needs.gram == 4 * (32**2 + 48**2)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.activations import Activations
 from optimum_barber.errors import BarberError
+from optimum_barber.pipeline import stream_weights
 from optimum_barber.quadratic import closing_linear
 from optimum_barber.reconstructions import RECONSTRUCTIONS
+from optimum_barber.source import ModelSource
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
 from .test_trial import trial  # noqa: F401
@@ -83,3 +86,39 @@ def test_an_unknown_reconstruction_names_the_nearest():
 def test_a_broken_chain_is_refused():
     with pytest.raises(ValueError, match="joined by"):
         BarberConfig(sparsity=0.5, reconstruct="gradient+")
+
+
+def test_adam_gains_the_same_whatever_the_scale_of_the_error(trial):  # noqa: F811
+    config = BarberConfig(sparsity=0.5, reconstruct={"method": "gradient", "learning_rate": 1e-2})
+    left = []
+    for scale in (1.0, 1e-9):
+        trial.updated, trial._errors = {}, []
+        trial.token_weights = Activations([torch.full((1, x.shape[1], 1), scale, dtype=x.dtype) for x in trial.inputs])
+        before = trial.error(trial.masks)
+        assert RECONSTRUCTIONS["gradient"](trial, config.reconstruct)["accepted"]
+        left.append(trial.error(trial.masks) / before)
+    assert left[1] == pytest.approx(left[0], rel=1e-3)
+
+
+def test_always_takes_the_last_masks_of_swaps():
+    model = tiny_model("llama")
+    config = BarberConfig(sparsity=0.5, rebuild={"method": "swaps", "accept": "always"})
+    result = BarberSparsifier(model).sparsify(config, tiny_windows(samples=2, length=4), quiet=True)
+    assert all(record["accepted"] for block in result.reports for record in block.rounds)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_relative_errors_weigh_by_the_stream_behind_the_block(family):
+    source = ModelSource(tiny_model(family))
+    hidden = Activations(source.begin(tiny_windows(samples=2, length=8)))
+    layer = next(iter(source.layers()))
+    outputs = []
+    for block in layer.blocks:
+        inputs = [layer.input_of(block, h, list(b)) for h, *b in zip(hidden, *outputs, strict=True)]
+        outputs.append(Activations([block(x) for x in inputs]))
+    streams = [layer.output(h, list(b)) for h, *b in zip(hidden, *outputs, strict=True)]
+    for weights, stream in zip(stream_weights(layer, hidden, outputs), streams, strict=True):
+        for token in range(stream.shape[1]):
+            power = sum(float(v) ** 2 for v in stream[0, token]) / stream.shape[2]
+            assert float(weights[0, token, 0]) == pytest.approx(1 / power, rel=1e-4)

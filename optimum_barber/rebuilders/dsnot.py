@@ -7,6 +7,7 @@ from ..trial import Trial
 from . import REBUILDERS, Outcome
 
 CYCLES = 50  # as published
+LEAST_VARIANCE = 1e-6  # of the mean square: below, a float32 difference of the two says nothing
 NEEDS = frozenset({"input_norm", "input_sum"})
 
 
@@ -20,7 +21,8 @@ def dsnot(trial: Trial, config: RebuildConfig) -> Outcome:
     for name, seen in recorder.result().items():
         assert seen.input_sum is not None and seen.input_norm is not None
         mean = seen.input_sum / seen.tokens
-        variance = (seen.input_norm.square() / seen.tokens - mean.square()).clamp(min=0)
+        power = seen.input_norm.square() / seen.tokens
+        variance = (power - mean.square()).maximum(LEAST_VARIANCE * power)
         candidate[name] = grow_and_prune(
             trial.values(name), trial.masks[name], mean, variance, seen.input_norm, CYCLES, group
         )

@@ -15,7 +15,7 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     """First all Linears but the one that closes the block, each by its own output's error; then that one.
 
     The closing Linear sees what the others' new masks give it and exchanges by the block error itself. Of the masks
-    before, between and after, those with the lowest block error are returned.
+    before, between and after, those with the lowest block error are returned (`accept: always`: the last).
     """
     closing = closing_linear(trial)
     steps, rounds = [trial.masks], list[dict[str, Any]]()
@@ -24,7 +24,7 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
             steps.append(_exchanged(trial, steps[-1], names, config.swaps))
             rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": list(names)})
     errors = [trial.error(masks) for masks in steps]
-    best = errors.index(min(errors))
+    best = len(steps) - 1 if config.accept == "always" else errors.index(min(errors))
     for index, record in enumerate(rounds, start=1):
         record["accepted"] = index <= best
     return Outcome(steps[best], rounds)

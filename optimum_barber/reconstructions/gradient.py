@@ -17,42 +17,38 @@ def gradient(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     """One sample a step, in order; the values with the lowest held-out error are offered, and taken if E falls.
 
     The held-out error is looked at after every pass over the other samples; a pass that does not lower it is the last.
+    Errors are taken in units of the first held-out error, so that the step does not depend on their scale.
     """
-    samples = list(trial.samples())
-    held_out = samples[::HELD_OUT]
-    learned = [sample for index, sample in enumerate(samples) if index % HELD_OUT] or samples
     with trial.trainable(trial.masks) as weights:
-        best, lowest, passes = _copies(weights), _mean_error(trial, held_out), 0
+        best, lowest, passes = _copies(weights), _held_out_error(trial), 0
+        unit = lowest or 1.0
         optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate)
-        for _ in range(config.passes):
-            for sample in learned:
-                _step(trial, weights, optimizer, sample)
+        while passes < config.passes:
+            _pass(trial, weights, optimizer, unit)
             passes += 1
-            error = _mean_error(trial, held_out)
+            error = _held_out_error(trial)
             if not error < lowest:
                 break
             best, lowest = _copies(weights), error
     return {"passes": passes, "accepted": trial.adopt(best)}
 
 
-def _step(
-    trial: Trial,
-    weights: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    sample: tuple[Tensor, Tensor, Tensor | None],
-) -> None:
-    """One step on one sample; pruned weights have no gradient and so stay exactly zero."""
-    x, target, token_weights = sample
-    error = error_of(trial.forward(x), target, token_weights)
-    gradients = torch.autograd.grad(error, list(weights.values()))
-    for (name, weight), slope in zip(weights.items(), gradients, strict=True):
-        weight.grad = slope.mul_(trial.masks[name])
-    optimizer.step()
+def _pass(trial: Trial, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, unit: float) -> None:
+    """One step on each sample that is not held out; pruned weights have no gradient and so stay exactly zero."""
+    for index, (x, target, token_weights) in enumerate(trial.samples()):
+        if index % HELD_OUT or len(trial.inputs) == 1:
+            error = error_of(trial.forward(x), target, token_weights) / unit
+            gradients = torch.autograd.grad(error, list(weights.values()))
+            for (name, weight), slope in zip(weights.items(), gradients, strict=True):
+                weight.grad = slope.mul_(trial.masks[name])
+            optimizer.step()
+            trial.gradient_passes += 1 / len(trial.inputs)
 
 
 @torch.no_grad()
-def _mean_error(trial: Trial, samples: list[tuple[Tensor, Tensor, Tensor | None]]) -> float:
-    errors = [float(error_of(trial.forward(x), target, weights)) for x, target, weights in samples]
+def _held_out_error(trial: Trial) -> float:
+    errors = [float(error_of(trial.forward(x), y, weights)) for x, y, weights in trial.samples(stride=HELD_OUT)]
+    trial.forward_passes += len(errors) / len(trial.inputs)
     return sum(errors) / len(errors)
 
 

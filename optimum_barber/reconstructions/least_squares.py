@@ -15,12 +15,12 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     closing = closing_linear(trial)
     others = [name for name in trial.linears if name != closing]
     accepted = []
-    for names in (others, [closing] if closing else []):
+    for names in filter(None, (others, [closing] if closing else [])):
         solved = {}
-        for name, quadratic in quadratics(trial, trial.masks, names).items() if names else ():
+        for name, quadratic in quadratics(trial, trial.masks, names).items():
             values = trial.values(name)
             solved[name] = solve(
                 values, trial.masks[name], quadratic.gram, quadratic.correlation, config.iterations, config.damping
             )
-        accepted.append(bool(solved) and trial.adopt(solved))
+        accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
