@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
 }
-WITH_SWAPS: dict[str, Any] = {"rounds": 2, "error": "relative"}  # defaults where swaps have their part of the work
+WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where swaps have their part of the work
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
@@ -86,7 +86,7 @@ class RebuildConfig(BaseModel):
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
         "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
     )
-    rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 2 with swaps)")
+    rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
