@@ -111,6 +111,7 @@ def _bars(axes: Any, chart: Bars) -> None:
     axes.bar_label(drawn, labels, fontsize=8, padding=2)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xscale("log" if chart.log else "linear")
+    axes.xaxis.set_minor_formatter("")  # the labels between powers of ten would lie over each other
     axes.set_xlabel(chart.unit + (", log scale" if chart.log else ""))
     axes.margins(x=0.15)
     if chart.reference:
