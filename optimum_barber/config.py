@@ -88,6 +88,9 @@ class RebuildConfig(BaseModel):
     )
     rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
+    shrinkage: float = Field(
+        0.3, ge=0, le=1, description="of the Gram matrix of 'swaps' to its diagonal: calibration tokens are few"
+    )
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
