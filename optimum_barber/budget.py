@@ -62,7 +62,7 @@ def quotas(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str
     asked = math.floor(Fraction(str(target)) * total)
     given = sum((Fraction(shares[block]) * sum(linears.values()) for block, linears in sizes.items()), Fraction())
     if abs(given / total - Fraction(target)) > TOLERANCE:
-        raise BarberError(f"the shares come to sparsity {float(given / total):.4f}, expected {target:g}")
+        raise BarberError(f"the allocation's shares come to sparsity {float(given / total):.4f}, expected {target:g}")
     shift = (asked - given) / total
     due = {n: (Fraction(shares[block]) + shift) * w for block, linears in sizes.items() for n, w in linears.items()}
     counts = {name: math.floor(exact) for name, exact in due.items()}

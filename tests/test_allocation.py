@@ -272,7 +272,7 @@ def offered():
     ("give", "message"),
     [
         (lambda blocks: {}, "gives no share of each of the 4 blocks"),
-        (lambda blocks: dict.fromkeys(blocks, 0.6), "the shares come to sparsity 0.6000, expected 0.5"),
+        (lambda blocks: dict.fromkeys(blocks, 0.6), "the allocation's shares come to sparsity 0.6000, expected 0.5"),
         (lambda blocks: dict.fromkeys(blocks, float("nan")), "gives model.layers.0.attention the sparsity nan"),
         (lambda blocks: dict.fromkeys(blocks, 1.0), "gives model.layers.0.attention the sparsity 1, outside of"),
     ],

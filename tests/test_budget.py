@@ -49,7 +49,7 @@ def test_counts_are_exact_together_and_less_than_a_weight_off_each(case):
 def test_the_largest_fractions_have_the_rest():
     sizes = {"a": {"a.x": 9, "a.y": 7}, "b": {"b.x": 4}}
     assert quotas({"a": 0.5, "b": 0.5}, sizes, 0.5) == {"a.x": 5, "a.y": 3, "b.x": 2}
-    with pytest.raises(BarberError, match=r"the shares come to sparsity 0.5400, expected 0.5$"):
+    with pytest.raises(BarberError, match=r"the allocation's shares come to sparsity 0.5400, expected 0.5$"):
         quotas({"a": 0.5, "b": 0.7}, sizes, 0.5)
 
 

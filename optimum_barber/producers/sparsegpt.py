@@ -69,7 +69,7 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
 
 
 def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern, count: int) -> Tensor:
-    """Prune `count` weights, or N:M, of a block of columns in place; its scaled errors, (out, columns), for the next."""
+    """Prune `count` weights, or N:M, of a block of columns in place; scaled errors, (out, columns), for the next."""
     diagonal = factor.diagonal()
     if not pattern.semi_structured:
         scores = (weight / diagonal).square_()
