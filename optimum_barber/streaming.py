@@ -109,14 +109,15 @@ class StreamingSparsifier(BarberSparsifier):
         needs = self.needs(config, plan, windows, activations, output)
         settings = self._settings(config, source, windows)
         with staged(output, resume) as partial, self._progress(partial, settings) as progress:
-            source.progress = progress
             plan.scratch = progress.directory if needs.place == "disk" else None
+            shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
+            source.progress = progress
             earlier = [BlockReport(**report) for report in progress.reports]
             told: list[Callback] = [lambda report: progress.reports.append(asdict(report)), *callbacks]
             _, reports = self._prune(config, source, plan, windows, told, quiet, earlier)
             for name in source.others():
                 progress.shards.write(name, self.weights.tensor(name))
-            result = self._result(config, source, plan, windows, progress.masks(), reports)
+            result = self._result(config, source, plan, windows, progress.masks(), reports, shares)
             self._save(partial, config, result)
             progress.discard()
         result.masks = MaskFile(output / result.sparsity_config.masks)
