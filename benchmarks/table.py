@@ -69,21 +69,30 @@ def main() -> int:
     emit(f"dense {dense:.2f}; calibration fingerprint {calibration.fingerprint[:12]}")
     emit("| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n" + "| --- " * 7 + "|")
     for row in args.rows:
-        producer, rebuild, *rest = row.split()
-        name, arguments = PRODUCERS[producer]
-        further = dict(word.split("=") for word in rest if "=" in word)
-        pattern = {"pattern": word for word in rest if ":" in word} or {"sparsity": args.sparsity}
-        config = BarberConfig(producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], **pattern, **further)  # type: ignore[arg-type]
+        config, cells = config_of(row, args.sparsity)
         model.load_state_dict(weights)
         started = time.perf_counter()
         report = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True).as_report()
         seconds = time.perf_counter() - started
         found = perplexity(model, evaluation, quiet=True).perplexity
         emit(
-            f"| {producer} | {' '.join([rebuild, *further.values()])} | {next(iter(pattern.values()))} | {found:.2f} | {report['swaps']:,} | "
+            f"| {' | '.join(cells)} | {found:.2f} | {report['swaps']:,} | "
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} |"
         )
     return 0
+
+
+def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
+    """What a row means, and its cells: producer, rebuild with further settings, pattern."""
+    producer, rebuild, *rest = row.split()
+    name, arguments = PRODUCERS[producer]
+    further = dict(word.split("=") for word in rest if "=" in word)
+    pattern = next((word for word in rest if ":" in word), None)
+    config = BarberConfig(
+        producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], pattern=pattern,
+        sparsity=None if pattern else sparsity, **further,
+    )  # fmt: skip
+    return config, [producer, " ".join([rebuild, *further.values()]), pattern or f"{sparsity:g}"]
 
 
 def emit(line: str) -> None:
