@@ -69,7 +69,7 @@ def needed_flops(source: ModelSource, windows: torch.Tensor, name: str, found: M
     """FLOP of the passes and Gram matrices that the run's reports tell of."""
     config = config_of(name)
     tokens = Tokens(*windows.shape, source.model.config.hidden_size)
-    shapes = shapes_of(source.stack, source.path, source.architecture, [])
+    shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden)
     swaps = config.rebuild.chain.count("swaps")
     return total(
         shape.forward(tokens) * (1 + report.forward_passes)

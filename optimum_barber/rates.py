@@ -60,7 +60,7 @@ def predict(
     return_freed_buffers()  # as a run does, which pays for it
     text = getattr(source.model, "config").get_text_config()  # noqa: B009
     tokens = Tokens(*windows, text.hidden_size)
-    shapes = shapes_of(source.stack, source.path, source.architecture, config.ignore)
+    shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden, config.ignore)
     found = stages(shapes, tokens, config, plan.producer.needs, checkpoint)
     machine = Machine(
         layer=shapes[: len(shapes) // len(source)],

@@ -121,7 +121,7 @@ class BlockShape:
         return Work(
             forward=2 * tokens.count * weights_of(everything),
             attention=4 * tokens.count * tokens.length * self.scores,
-            pointwise=tokens.count * (sum(out for out, _ in everything) + 4 * tokens.hidden),
+            pointwise=2 * tokens.count * (sum(out for out, _ in everything) + 4 * tokens.hidden),
         )
 
     def masked(self, tokens: Tokens) -> Work:
@@ -153,26 +153,31 @@ def weights_of(linears: Iterable[tuple[int, int]]) -> int:
     return sum(out * width for out, width in linears)
 
 
-def shapes_of(stack: nn.ModuleList, path: str, architecture: Architecture, ignore: Sequence[str]) -> list[BlockShape]:
+def shapes_of(
+    stack: nn.ModuleList, path: str, architecture: Architecture, hidden: int, ignore: Sequence[str] = ()
+) -> list[BlockShape]:
     """Every block of a stack of decoder layers, which may be without weights.
 
     Args:
         stack: the layers.
         path: of the stack.
         architecture: their blocks.
+        hidden: width of the hidden states; the last Linear that gives it closes its block.
         ignore: globs of Linears that stay dense.
     """
     found = []
     for index, layer in enumerate(stack):
         for block, members in architecture.blocks.items():
             linears = linears_of(layer, members)
-            left = {n for n in linears if any(fnmatchcase(f"{path}.{index}.{n}", glob) for glob in ignore)}
-            shapes = {n: (linear.out_features, linear.in_features) for n, linear in linears.items()}
+            closing = [name for name, linear in linears.items() if linear.out_features == hidden][-1:]
+            ordered = [*(name for name in linears if name not in closing), *closing]
+            left = {n for n in ordered if any(fnmatchcase(f"{path}.{index}.{n}", glob) for glob in ignore)}
+            shapes = {name: (linears[name].out_features, linears[name].in_features) for name in ordered}
             found.append(
                 BlockShape(
                     linears=tuple(shape for n, shape in shapes.items() if n not in left),
                     dense=tuple(shape for n, shape in shapes.items() if n in left),
-                    scores=list(shapes.values())[-1][1] if block == "attention" else 0,
+                    scores=shapes[ordered[-1]][1] if block == "attention" else 0,
                 )
             )
     return found

@@ -51,7 +51,7 @@ def counted(source, plan, windows):
 
 def foreseen(source, config, plan, tokens=TOKENS):
     """FLOP of a run by the formulas; eager attention keeps its scores, so that its gradients take 2 passes, not 2.5."""
-    shapes = shapes_of(source.stack, source.path, source.architecture, config.ignore)
+    shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden, config.ignore)
     work = total(stages(shapes, tokens, config, plan.producer.needs, 0).values())
     return replace(work, attention_backward=work.attention_backward * 2 / 2.5).flops
 
@@ -84,7 +84,7 @@ def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
 def test_gram_matrices_of_a_producer_are_counted():
     source, config, _ = made_of("llama", rebuild="none", producer="sparsegpt")
     gram = 2 * TOKENS.count * 2 * (32**2 + 32**2 + 32**2 + 48**2)
-    found = stages(shapes_of(source.stack, source.path, source.architecture, []), TOKENS, config, ["gram"], 0)
+    found = stages(shapes_of(source.stack, source.path, source.architecture, 32), TOKENS, config, ["gram"], 0)
     assert found["dense pass, statistics"].gram == gram
     assert found["producer"].factored == pytest.approx(2 * 4 / 3 * (6 * 32**3 + 48**3))
 
