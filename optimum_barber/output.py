@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .errors import BarberError
 
 PARTIAL_MARK = ".optimum_barber_partial"
 STATE_DIRECTORY = ".resume"  # within the partial directory: what a run needs to go on where it was stopped
 STATE_NAME = "state.json"
+LOCK_NAME = ".lock"
 
 
 def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], resume: bool = False) -> Path:
@@ -51,6 +54,29 @@ def partial_of(output: Path) -> Path:
 def unfinished(partial: Path) -> bool:
     """Whether a run that can be resumed lies in a partial directory."""
     return (partial / STATE_DIRECTORY / STATE_NAME).is_file()
+
+
+@contextmanager
+def alone(output: Path, within: str = "") -> Iterator[None]:
+    """Inside, no other run works on this output.
+
+    Args:
+        output: a directory.
+        within: folder of it that holds the lock, made if need be.
+
+    Raises:
+        BarberError: another run does.
+    """
+    (output / within).mkdir(exist_ok=True)
+    lock = FileLock(output / within / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BarberError(f"output {output} is being written by another run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 from typing_extensions import Self
 
@@ -19,7 +18,7 @@ from .config import BarberConfig
 from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
 from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
-from .output import STATE_DIRECTORY, check_output, partial_of, staged, unfinished
+from .output import STATE_DIRECTORY, alone, check_output, partial_of, staged, unfinished
 from .pipeline import BlockReport, Plan
 from .planning import choose_device, make_plan
 from .preflight import (
@@ -183,7 +182,7 @@ class StreamingSparsifier(BarberSparsifier):
         files = {name: path.name for name, path in self.weights.files.items()}
         metadata = {file: header.metadata for file, header in self.weights.headers.items()}
         state = partial / STATE_DIRECTORY
-        with alone(state), full_disk(partial):
+        with alone(partial, STATE_DIRECTORY), full_disk(partial):
             progress = Progress(state, settings)  # may refuse, and then no file has been touched
             try:
                 with OutputShards(partial, files, self._entries(), metadata) as progress.shards:
@@ -231,25 +230,6 @@ class StreamingSparsifier(BarberSparsifier):
             name: Entry(state[name].dtype, tuple(state[name].shape)) if name in state else stored[name].entries[name]
             for name in self.weights.files
         }
-
-
-@contextmanager
-def alone(state: Path) -> Iterator[None]:
-    """Inside, no other run works in this directory.
-
-    Raises:
-        BarberError: another one does.
-    """
-    state.mkdir(exist_ok=True)
-    lock = FileLock(state / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BarberError(f"{state.parent} is being written by another run") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

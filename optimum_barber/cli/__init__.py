@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pydantic import ValidationError
@@ -65,7 +66,10 @@ def execute(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
     hush_transformers(quiet)
     try:
-        return int(args.run(args) or 0)
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+            return int(args.run(args) or 0)
     except ValidationError as error:
         return fail(one_line(error))
     except BarberError as error:
@@ -89,6 +93,7 @@ def hush_transformers(quiet: bool) -> None:
     """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the default of bars that no call can switch off
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
