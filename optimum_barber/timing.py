@@ -44,12 +44,19 @@ def _block(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: froze
     for kinds, chain in ((REBUILD, config.rebuild.chain), (RECONSTRUCT, config.reconstruct.chain)):
         for index, link in enumerate(chain, start=1):
             parts = dict(kinds[link](shape, tokens, config)) if link in kinds else {link: None}
-            if config.rebuild.accept == "always" and kinds is REBUILD and index < len(chain):
-                parts.pop(f"{link}: last masks", None)  # taken unseen, and measured by the next on its way
+            if kinds is REBUILD and _measured_by_the_next(config, index):
+                parts.pop(f"{link}: last masks", None)
             for name, work in parts.items():
                 before = found.get(name, Work())
                 found[name] = None if work is None or before is None else before + work
     return found
+
+
+def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
+    """Whether the first pass of what follows the index-th rebuilder, from 1, is also the measurement of its masks."""
+    chain = config.rebuild.chain
+    foreseen = chain[-2:] == ["barber", "swaps"] and index == len(chain) - 1
+    return index < len(chain) and (config.rebuild.accept == "always" or foreseen)
 
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:

@@ -68,6 +68,7 @@ ONE = {"method": "barber", "rebuild_ratio": 0.5, "rounds": 1, "accept": "always"
         ("qwen3", {"rebuild": {**ONE, "rounds": 3, "granularity": "output"}}),
         ("opt", {"rebuild": {"preset": "published-code"}}),
         ("phi3", {"rebuild": {**ONE, "method": "barber+swaps", "swaps": 3}}),
+        ("llama", {"rebuild": {**ONE, "method": "barber+swaps", "rebuild_ratio": 0.2, "accept": "if-better"}}),
         ("gemma", {"rebuild": {"method": "swaps", "accept": "always"}, "pattern": "2:4"}),
         ("mistral", {"rebuild": {"method": "dsnot", "accept": "always"}}),
         ("qwen2", {"rebuild": {"method": "dsnot+swaps", "accept": "always", "error": "absolute"}}),
@@ -87,6 +88,20 @@ def test_gram_matrices_of_a_producer_are_counted():
     found = stages(shapes_of(source.stack, source.path, source.architecture, 32), TOKENS, config, ["gram"], 0)
     assert found["dense pass, statistics"].gram == gram
     assert found["producer"].factored == pytest.approx(2 * 4 / 3 * (6 * 32**3 + 48**3))
+
+
+def test_masks_that_the_next_rebuilder_measures_are_not_measured_twice(monkeypatch):
+    reports, masks = {}, {}
+    for seen in (True, False):
+        source, _, plan = made_of("llama", rebuild={**ONE, "method": "barber+swaps", "accept": "if-better"})
+        reports[seen] = []
+        if not seen:
+            monkeypatch.setattr("optimum_barber.rebuilders.barber.foresee", lambda trial, masks: None)
+        masks[seen] = prune(source, tiny_windows(), plan, reports[seen].append)
+    assert {n: m.sha256 for n, m in masks[True].items()} == {n: m.sha256 for n, m in masks[False].items()}
+    for one, two in zip(*reports.values(), strict=True):
+        assert (one.error_after, one.rounds) == (two.error_after, two.rounds)
+        assert one.forward_passes == two.forward_passes - 1 or not one.rounds[0]["accepted"]
 
 
 def test_one_pass_by_hand():
