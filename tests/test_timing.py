@@ -49,7 +49,7 @@ def counted(source, plan, windows):
     return counter.get_total_flops()
 
 
-def foreseen(source, config, plan, tokens=TOKENS):
+def foreseen(source, config, plan, tokens):
     """FLOP of a run by the formulas; eager attention keeps its scores, so that its gradients take 2 passes, not 2.5."""
     shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden, config.ignore)
     work = total(stages(shapes, tokens, config, plan.producer.needs, 0).values())
@@ -78,8 +78,8 @@ ONE = {"method": "barber", "rebuild_ratio": 0.5, "rounds": 1, "accept": "always"
 )
 def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
     source, config, plan = made_of(family, **settings)
-    predicted = foreseen(source, config, plan)
-    assert counted(source, plan, tiny_windows()) == predicted > 0
+    predicted = foreseen(source, config, plan, replace(TOKENS, samples=2))
+    assert counted(source, plan, tiny_windows(samples=2)) == predicted > 0
 
 
 def test_gram_matrices_of_a_producer_are_counted():
@@ -175,7 +175,7 @@ def test_a_prediction_names_every_stage(tmp_path):
     found = predict(source, plan, config, (4, 16), 10**6, tmp_path / "not" / "there")
     assert list(found) == [
         "dense pass, statistics", "producer", "barber: gradients", "barber: ranking", "barber: search",
-        "barber: last masks", "swaps: Gram matrices", "swaps: exchanges", "swaps: last masks", "check, write, verify",
+        "swaps: Gram matrices", "swaps: exchanges", "swaps: last masks", "check, write, verify",
     ]  # fmt: skip
     assert all(seconds > 0 for seconds in found.values())
     assert list(Path(tmp_path).iterdir()) == []
