@@ -22,9 +22,8 @@ from optimum_barber.calibration import calibration_windows
 from optimum_barber.config import BarberConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers
-from optimum_barber.pipeline import BlockReport, Plan, prune
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.rebuilders import chain_of
+from optimum_barber.pipeline import BlockReport, prune
+from optimum_barber.planning import make_plan
 from optimum_barber.source import ModelSource
 
 SETTINGS = {
@@ -102,17 +101,9 @@ def config_of(name: str) -> BarberConfig:
     return BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
 
 
-def plan_of(config: BarberConfig) -> Plan:
-    """What `prune` is given for it."""
-    return Plan(
-        PRODUCERS["wanda"], config.sparsity_pattern(), rebuilders=chain_of(config.rebuild),
-        relative_error=config.rebuild.error == "relative",
-    )  # fmt: skip
-
-
 def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:
     """Prune the model in place."""
-    plan, reports = plan_of(config_of(name)), list[BlockReport]()
+    plan, reports = make_plan(config_of(name), ModelSource(model)), list[BlockReport]()
     gc.collect()
     loaded, started = resident(), time.perf_counter()
     with peak() as highest:

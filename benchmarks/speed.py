@@ -25,12 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_barber import pipeline
 from optimum_barber.memory import return_freed_buffers
+from optimum_barber.planning import make_plan
 from optimum_barber.rates import predict
 from optimum_barber.source import ModelSource
 from optimum_barber.trial import Trial
 from optimum_barber.work import Tokens, shapes_of, total
 
-from .one_pass import SETTINGS, Measured, arguments, config_of, measure, opened, plain_seconds, plan_of
+from .one_pass import SETTINGS, Measured, arguments, config_of, measure, opened, plain_seconds
 
 SIDE = 3072  # of the large product
 COLUMNS = (
@@ -103,7 +104,7 @@ def timed_passes() -> Iterator[list[float]]:
 def predicted(source: ModelSource, windows: torch.Tensor, name: str) -> float:
     """Seconds, without what only a run from disk to disk does."""
     config = config_of(name)
-    stages = predict(source, plan_of(config), config, tuple(windows.shape), 0, Path())
+    stages = predict(source, make_plan(config, source), config, tuple(windows.shape), 0, Path())
     return sum(seconds or 0.0 for stage, seconds in stages.items() if "write" not in stage)
 
 
