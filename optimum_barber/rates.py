@@ -122,13 +122,13 @@ class Machine:
         """FLOP a second of causal attention, counted as if nothing were masked."""
         heads = self._heads()
         flops = 4 * heads[0].numel() * self.tokens.length
-        return self._rate(flops, lambda: functional.scaled_dot_product_attention(*heads, is_causal=True))
+        return self._rate(flops, lambda: _attended(heads))
 
     def attention_backward(self) -> float:
         """FLOP a second of its gradients."""
         heads = [x.requires_grad_() for x in self._heads()]
         with torch.enable_grad():
-            output = functional.scaled_dot_product_attention(*heads, is_causal=True)
+            output = _attended(heads)
         slope, flops = torch.ones_like(output), 10 * output.numel() * self.tokens.length
         return self._rate(flops, lambda: torch.autograd.grad(output, heads, slope, retain_graph=True))
 
@@ -266,3 +266,8 @@ class Machine:
     @cached_property
     def _keep(self) -> Tensor:
         return keep_highest(self._weight.abs(), self.pattern)
+
+
+def _attended(heads: list[Tensor]) -> Tensor:
+    query, key, value = heads
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
