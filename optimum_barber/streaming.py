@@ -35,8 +35,10 @@ from .preflight import (
 )
 from .progress import OutputShards, Progress
 from .pruned import carry_structure
+from .rates import predict
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
+from .timing import table
 from .verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -141,12 +143,13 @@ class StreamingSparsifier(BarberSparsifier):
             BarberError: bad input, or what the machine has not.
         """
         output = Path(save_dir).expanduser().resolve()
-        _, plan, windows = self.plan(config)
+        source, plan, windows = self.plan(config)
         needs = self.needs(config, plan, windows, activations, output)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)
         lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]
         lines.append(f"free          {(memory or 0) / GIB:.2f} GiB of memory, {disk / GIB:.2f} GiB of disk: it fits")
+        lines += table(predict(source, plan, config, (samples, length), needs.checkpoint, output))
         return "\n".join(lines) + "\n"
 
     def needs(self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path) -> Needs:

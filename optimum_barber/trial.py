@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class Trial:
         updated: weights that a producer changed on purpose, used where its own mask keeps them.
         forward_passes: forward passes over all samples, in units of the whole set.
         gradient_passes: forward and backward passes over all samples.
+        notes: what one rebuilder leaves for the next, so that no pass is made twice.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -60,6 +62,7 @@ class Trial:
     updated: dict[str, Tensor] = field(default_factory=dict)
     forward_passes: float = 0.0
     gradient_passes: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
     _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
     _latest: _Measured | None = None
 
