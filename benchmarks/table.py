@@ -4,10 +4,11 @@
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
 Prints one Markdown row as each run ends. A row is a producer and a rebuild, then a pattern and further settings as
-KEY=VALUE, such as 'wanda default allocation=measured reconstruct=least-squares'.
+KEY=VALUE, such as 'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares'.
 """
 
 import argparse
+import json
 import sys
 import time
 
@@ -86,13 +87,14 @@ def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
     """What a row means, and its cells: producer, rebuild with further settings, pattern."""
     producer, rebuild, *rest = row.split()
     name, arguments = PRODUCERS[producer]
-    further = dict(word.split("=") for word in rest if "=" in word)
+    pairs = [word.split("=") for word in rest if "=" in word]
+    further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
     pattern = next((word for word in rest if ":" in word), None)
     config = BarberConfig(
         producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], pattern=pattern,
         sparsity=None if pattern else sparsity, **further,
     )  # fmt: skip
-    return config, [producer, " ".join([rebuild, *further.values()]), pattern or f"{sparsity:g}"]
+    return config, [producer, " ".join([rebuild, *map(str, further.values())]), pattern or f"{sparsity:g}"]
 
 
 def emit(line: str) -> None:
