@@ -147,7 +147,9 @@ class ReconstructConfig(BaseModel):
 
     method: str = Field("none", description="reconstructions, chained with '+': least-squares, gradient; or 'none'")
     iterations: int = Field(15, ge=1, description="of conjugate gradients, for least-squares")
-    damping: float = Field(0.01, ge=0, description="for least-squares, in units of the Gram matrix's mean diagonal")
+    shrinkage: float = Field(
+        0.2, ge=0, le=1, description="of the Gram matrix to its diagonal, for least-squares: calibration tokens are few"
+    )
     passes: int = Field(4, ge=1, description="over the calibration samples at most, for gradient")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, for gradient")
 

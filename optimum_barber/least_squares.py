@@ -3,19 +3,17 @@
 A row of weights v under the keep mask m has the error e(d) = sum over tokens of (t - ((v + d) * m) x)^2. With the Gram
 matrix G and the correlation c of the residual at v (see `swaps`), its minimum over the kept weights solves
 
-    (G_mm + damping * mean(diag G) * I) d_m = c_m.
+    G_mm d_m = c_m.
 
-All rows go through the same iterations together: one product with G each. Without damping every iteration lowers every
-row's error; with it the step stays small where the inputs say little, as few calibration tokens do.
+All rows go through the same iterations together: one product with G each. Every iteration lowers every
+row's error. What few calibration tokens only seem to say is kept out by shrinking G beforehand (see `quadratics`).
 """
 
 import torch
 from torch import Tensor
 
 
-def solve(
-    values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, iterations: int, damping: float = 0.01
-) -> Tensor:
+def solve(values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, iterations: int) -> Tensor:
     """The values after some iterations towards the least-squares solution; pruned positions keep theirs.
 
     Args:
@@ -24,17 +22,15 @@ def solve(
         gram: G, (width, width), of the dtype of `values`.
         correlation: c, (rows, width), of the residual at v * m with the input.
         iterations: of preconditioned conjugate gradients, >= 0.
-        damping: >= 0, in units of the mean of G's diagonal.
     """
     kept = keep.to(values.dtype)
-    damp = damping * gram.diagonal().mean()
-    scale = kept / (gram.diagonal() + damp).clamp(min=torch.finfo(values.dtype).tiny)
+    scale = kept / gram.diagonal().clamp(min=torch.finfo(values.dtype).tiny)
     step = torch.zeros_like(values)
     residual = correlation * kept
     direction = scale * residual
     power = _dots(residual, direction)
     for _ in range(iterations):
-        image = (direction @ gram).addcmul_(direction, damp).mul_(kept)
+        image = (direction @ gram).mul_(kept)
         length = _ratio(power, _dots(direction, image))
         step.addcmul_(length, direction)
         residual.addcmul_(length, image, value=-1)

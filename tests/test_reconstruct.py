@@ -62,7 +62,7 @@ def test_two_reconstructions_are_bit_identical(method):
 
 def test_reconstruction_of_a_single_linear_solves_its_normal_equations(trial):  # noqa: F811
     masks = trial.masks
-    config = BarberConfig(sparsity=0.5, reconstruct={"method": "least-squares", "iterations": 50, "damping": 0.0})
+    config = BarberConfig(sparsity=0.5, reconstruct={"method": "least-squares", "iterations": 50, "shrinkage": 0.0})
     before = trial.error(masks)
     RECONSTRUCTIONS["least-squares"](trial, config.reconstruct)
     assert trial.error(masks) < before

@@ -17,10 +17,8 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     accepted = []
     for names in filter(None, (others, [closing] if closing else [])):
         solved = {}
-        for name, quadratic in quadratics(trial, trial.masks, names).items():
-            values = trial.values(name)
-            solved[name] = solve(
-                values, trial.masks[name], quadratic.gram, quadratic.correlation, config.iterations, config.damping
-            )
+        for name, found in quadratics(trial, trial.masks, names, config.shrinkage).items():
+            keep = trial.masks[name]
+            solved[name] = solve(trial.values(name), keep, found.gram, found.correlation, config.iterations)
         accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
