@@ -89,7 +89,7 @@ def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
     name, arguments = PRODUCERS[producer]
     pairs = [word.split("=") for word in rest if "=" in word]
     further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
-    pattern = next((word for word in rest if ":" in word), None)
+    pattern = next((word for word in rest if "=" not in word), None)
     config = BarberConfig(
         producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], pattern=pattern,
         sparsity=None if pattern else sparsity, **further,
