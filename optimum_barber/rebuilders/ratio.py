@@ -59,7 +59,7 @@ def _search(
     The first round climbs from the share of outliers among the pair values, up first; later ones from the
     ratio before, down only, since the ratio falls from round to round.
     """
-    stride = max(min(SHARE, len(trial.inputs) // 2), 1)
+    stride = max(min(SHARE, trial.inputs.total // 2), 1)
     factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
 
     def measure(ratio: float) -> float:

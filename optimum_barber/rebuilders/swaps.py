@@ -34,8 +34,12 @@ def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], most: int) -> M
     """The masks after up to `most` exchanges in every row of the named Linears."""
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
-    for name, quadratic in quadratics(trial, masks, names).items():
-        candidate[name] = exchange(trial.values(name), masks[name], quadratic.gram, quadratic.correlation, most, group)
+    for name, found in quadratics(trial, masks, names).items():
+        values, keep = trial.values(name), masks[name]
+        candidate[name] = trial.ranks.spread(
+            lambda rows, v=values, m=keep, q=found: exchange(v[rows], m[rows], q.gram, q.correlation[rows], most, group),
+            keep,
+        )
     return candidate
 
 

@@ -17,10 +17,13 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     accepted = []
     for names in filter(None, (others, [closing] if closing else [])):
         solved = {}
-        for name, quadratic in quadratics(trial, trial.masks, names).items():
-            values = trial.values(name)
-            solved[name] = solve(
-                values, trial.masks[name], quadratic.gram, quadratic.correlation, config.iterations, config.damping
+        for name, found in quadratics(trial, trial.masks, names).items():
+            values, keep = trial.values(name), trial.masks[name]
+            solved[name] = trial.ranks.spread(
+                lambda rows, v=values, m=keep, q=found: solve(
+                    v[rows], m[rows], q.gram, q.correlation[rows], config.iterations, config.damping
+                ),
+                values,
             )
         accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
