@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,19 +41,13 @@ class RankGroup(Ranks):
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._wire = torch.device("cpu")  # where tensors lie when they are sent
         self._tensors = self._group
-        place = self._placed(device)
-        hosts = self.gather([place[0]])
-        gpus = set(zip(hosts, self.gather([place[1]]), strict=True))
-        self.local = hosts.count(place[0])
-        if device.type == "cuda" and len(gpus) == self.count:
-            torch.cuda.set_device(device)
-            self._wire, self._tensors = device, dist.new_group(backend="nccl", timeout=STUCK)
-
-    @staticmethod
-    def _placed(device: torch.device) -> tuple[float, float]:
-        """A number for this machine, and the GPU's on it; -1 for none."""
-        current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-        return float(zlib.crc32(socket.gethostname().encode())), -1.0 if device.type != "cuda" else float(current or 0)
+        hosts = self.gather([zlib.crc32(socket.gethostname().encode())])
+        self.local = hosts.count(hosts[self.index])
+        if device.type == "cuda":
+            gpu = torch.cuda.current_device() if device.index is None else device.index
+            if len({*zip(hosts, self.gather([gpu]), strict=True)}) == self.count:
+                torch.cuda.set_device(gpu)
+                self._wire, self._tensors = device, dist.new_group(backend="nccl", timeout=STUCK)
 
     def share(self, total: int, index: int | None = None) -> Share:
         """The samples of this rank (or that of another index), out of `total`.
@@ -174,8 +169,8 @@ def lost(index: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LostRankError(f"rank {index} has lost another one, which has ended or is stuck ({reason})") from None
+        reason = re.sub(r"\[\S+:\d+\] ", "", " ".join(str(error).split()))[:200]  # without lines of somebody's source
+        raise LostRankError(f"rank {index} has lost another one, which has ended or is stuck: {reason}") from None
 
 
 @contextmanager
@@ -207,5 +202,8 @@ def own_gpu() -> torch.device:
         return torch.device("cuda")
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
-        raise BarberError(f"device 'auto' has {there} GPUs for more processes: start {there} a machine, or on the CPU")
+        raise BarberError(
+            f"device 'auto' finds no GPU for process {number} of this machine, which has {there}: "
+            f"start {there} processes, or give cpu"
+        )
     return torch.device("cuda", number)

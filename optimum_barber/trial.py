@@ -36,8 +36,8 @@ class Trial:
     its own and sums run in the order of the samples. Errors are remembered by the mask dictionaries that were asked
     about, which must not be changed afterwards.
 
-    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all of them, the same on
-    every rank, and what is measured anywhere are the first rank's masks: so all decide alike.
+    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all, the same on every
+    rank, and what is measured anywhere are the first rank's masks: so all decide alike.
 
     Attributes:
         forward: the block, from one sample's input to its output.

@@ -43,7 +43,7 @@ def start(count, work, *arguments, seconds=60, **named):
 
 def _rank(rank, count, store, work, arguments):
     torch.set_num_threads(1)
-    sys.stderr = open(Path(store).parent / f"stderr-{rank}", "w")  # noqa: SIM115 until the process ends
+    sys.stderr = open(Path(store).parent / f"stderr-{rank}", "w")
     if work.func is command:
         sys.exit(work(rank, count, *arguments))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)

@@ -16,7 +16,7 @@ from optimum_barber.calibration import TokenWindows
 from optimum_barber.errors import BarberError
 from optimum_barber.evaluate import perplexity
 from optimum_barber.output import partial_of
-from optimum_barber.planning import make_plan
+from optimum_barber.planning import choose_device, make_plan
 from optimum_barber.preflight import ACTIVATION_COPIES, Needs
 from optimum_barber.rank_group import RankGroup, all_ranks
 from optimum_barber.ranks import ALONE, Ranks, Share, share_of
@@ -51,7 +51,9 @@ def talk(rank, directory, count):
             assert group.sum(mine) is mine and torch.equal(mine, expected)
         assert group.gather([rank + 0.1] * rank) == [r + 0.1 for r in range(count) for _ in range(r)]
         keep = torch.rand(6, 4, generator=torch.Generator().manual_seed(rank)).t() > 0.5
-        assert torch.equal(group.broadcast(keep), torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).t() > 0.5)
+        assert torch.equal(
+            group.broadcast(keep), torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).t() > 0.5
+        )
         for rows in (1, 7):
             whole = torch.arange(rows * 3).reshape(rows, 3)
             for like in (whole.float(), whole % 2 == 0):
@@ -229,6 +231,18 @@ def test_what_each_of_several_ranks_takes():
     assert alone.memory - shared.memory == ACTIVATION_COPIES * 2 * 7
     assert alone.disk == shared.disk
     assert "for each of 2 ranks" in shared.lines()[0]
+
+
+def test_the_gpu_of_a_process_is_that_of_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(BarberError, match="no GPU for process 2 of this machine, which has 2: start 2 processes"):
+        choose_device("auto")
 
 
 def run_command(tmp_path, *arguments, count=2):

@@ -37,7 +37,9 @@ def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], most: int) -> M
     for name, found in quadratics(trial, masks, names).items():
         values, keep = trial.values(name), masks[name]
         candidate[name] = trial.ranks.spread(
-            lambda rows, v=values, m=keep, q=found: exchange(v[rows], m[rows], q.gram, q.correlation[rows], most, group),
+            lambda rows, v=values, m=keep, q=found: exchange(
+                v[rows], m[rows], q.gram, q.correlation[rows], most, group
+            ),
             keep,
         )
     return candidate
