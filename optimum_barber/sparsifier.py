@@ -21,7 +21,7 @@ from .pipeline import BlockReport, Plan, prune
 from .planning import check_ranks, choose_device, make_plan
 from .pruned import carry_structure
 from .rank_group import all_ranks
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 from .source import ModelSource
 
 if TYPE_CHECKING:
@@ -89,18 +89,12 @@ class BarberSparsifier(PretrainedTool):
             ranks: `ranks.ALONE` to work alone though a process group is initialised.
 
         Raises:
-            LostRankError: another rank has ended.
             BarberError: bad input; nothing was written. No weight has changed either, unless it is a producer
                 that fails half-way.
         """
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
-        device = choose_device(config.device)
-        with all_ranks(device, ranks) as together:
-            self._cast(config.dtype)
-            source = ModelSource(self.model, device)
-            plan = make_plan(config, source, together)
-            windows = windows_for(self.model, self.tokenizer, config, calibration)
-            check_ranks(together, config, windows)
+        with all_ranks(choose_device(config.device), ranks) as together:
+            source, plan, windows = self.plan(config, calibration, together)
             with staged(output) if output is not None and together.first else nullcontext() as partial:
                 masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
                 result = self._result(config, source, plan, windows, masks, reports)
@@ -109,6 +103,23 @@ class BarberSparsifier(PretrainedTool):
                     self._save(partial, config, result)
             together.wait()
         return result
+
+    def plan(
+        self,
+        config: BarberConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        ranks: Ranks = ALONE,
+    ) -> tuple[ModelSource, Plan, TokenWindows]:
+        """Everything checked that can be checked before work, on all ranks."""
+        self._cast(config.dtype)
+        source = self._source(choose_device(config.device))
+        plan = make_plan(config, source, ranks)
+        windows = windows_for(self.model, self.tokenizer, config, calibration)
+        check_ranks(ranks, config, windows)
+        return source, plan, windows
+
+    def _source(self, device: torch.device) -> ModelSource:
+        return ModelSource(self.model, device)
 
     def _save(self, directory: Path, config: BarberConfig, result: SparsifyResult) -> None:
         shard = self.reference.shard_bytes if self.reference else None

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from .artifacts import MaskFile, read_record, write_json
-from .calibration import TokenWindows, windows_for
+from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
 from .config import BarberConfig
 from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
@@ -18,7 +19,7 @@ from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
 from .output import STATE_DIRECTORY, alone, check_output, full_disk, partial_of, shown, staged
 from .pipeline import BlockReport, Plan
-from .planning import check_ranks, choose_device, make_plan
+from .planning import choose_device
 from .preflight import (
     GIB,
     LAYER_COPIES,
@@ -34,7 +35,7 @@ from .preflight import (
 from .progress import Follower, OutputShards, Progress
 from .pruned import carry_structure
 from .rank_group import all_ranks
-from .ranks import ALONE, Ranks
+from .ranks import Ranks
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
 from .verify import verify_checkpoint
@@ -85,9 +86,7 @@ class StreamingSparsifier(BarberSparsifier):
         resume: bool = False,
         activations: str = "auto",
     ) -> SparsifyResult:
-        """Prune the checkpoint into `save_dir`; each decoder layer is durable there as soon as it is done.
-
-        All ranks of an initialised process group must call this alike, and see the same files.
+        """Prune the checkpoint into `save_dir`, seen by all ranks; each layer is durable there as soon as it is done.
 
         Args:
             config: everything that decides the masks.
@@ -110,8 +109,8 @@ class StreamingSparsifier(BarberSparsifier):
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
             needs = self.needs(config, plan, windows, activations, output)
+            assert isinstance(source, DiskSource)
             settings = self._settings(config, source, windows)
-            check_ranks(together, config, windows)
             with self._progress(output, resume, settings, together) as progress:
                 source.progress = progress
                 plan.scratch = progress.directory if needs.place == "disk" else None
@@ -124,19 +123,11 @@ class StreamingSparsifier(BarberSparsifier):
         record = read_record(shown(output))
         return SparsifyResult(MaskFile(output / record.masks), record, reports)
 
-    def plan(
-        self,
-        config: BarberConfig,
-        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
-        ranks: Ranks = ALONE,
-    ) -> tuple[DiskSource, Plan, TokenWindows]:
-        """Everything checked that can be checked before work; every weight is read once."""
+    def _source(self, device: torch.device) -> DiskSource:
+        """The checkpoint; refused where it must be loaded whole."""
         if self.whole:
             raise BarberError(f"model {self.reference.name!r} cannot be streamed: {self.whole}")
-        self._cast(config.dtype)
-        source = DiskSource(self.model, self.weights, choose_device(config.device))
-        plan = make_plan(config, source, ranks)
-        return source, plan, windows_for(self.model, self.tokenizer, config, calibration)
+        return DiskSource(self.model, self.weights, device)
 
     def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
         """What a run would take, as a page; everything is checked as it would be, nothing is written.
@@ -148,7 +139,6 @@ class StreamingSparsifier(BarberSparsifier):
         with all_ranks(choose_device(config.device)) as together:
             _, plan, windows = self.plan(config, ranks=together)
             needs = self.needs(config, plan, windows, activations, output)
-            check_ranks(together, config, windows)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)
         lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]

@@ -21,7 +21,7 @@ class Voice:
     def say(self, text: str, error: BaseException | None = None) -> None:
         """Print the lines of a failure."""
         for line in text.splitlines() or [""]:
-            print(f"optimum-barber: {' '.join(line.split())}", file=sys.stderr)
+            sys.stderr.write(f"optimum-barber: {' '.join(line.split())}\n")
 
 
 class SharedVoice(Voice):
@@ -83,11 +83,12 @@ def joined() -> Iterator[Voice]:
         yield Voice()
         return
     from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, count = next(rendezvous("env://"))
-    voice = SharedVoice(dist.PrefixStore("voice", store))
-    dist.init_process_group("gloo", store=dist.PrefixStore("ranks", store), rank=rank, world_size=count)
+    voice = SharedVoice(PrefixStore("voice", store))
+    dist.init_process_group("gloo", store=PrefixStore("ranks", store), rank=rank, world_size=count)
     try:
         with ExitStack() as stack:
             if not first():
