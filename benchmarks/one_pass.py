@@ -21,9 +21,8 @@ from optimum_barber.calibration import calibration_windows
 from optimum_barber.config import BarberConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers
-from optimum_barber.pipeline import BlockReport, Plan, prune
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.rebuilders import chain_of
+from optimum_barber.pipeline import BlockReport, prune
+from optimum_barber.planning import make_plan
 from optimum_barber.source import ModelSource
 
 SETTINGS = {
@@ -86,7 +85,7 @@ def random_llama(layers: int) -> nn.Module:
 def measure(name: str, model: nn.Module, windows: torch.Tensor, plain: float) -> None:
     """One run, one line."""
     config = BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
-    plan = Plan(PRODUCERS["wanda"], config.sparsity_pattern(), rebuilders=chain_of(config.rebuild))
+    plan = make_plan(config, ModelSource(model))
     reports: list[BlockReport] = []
     gc.collect()
     loaded, started = resident(), time.perf_counter()

@@ -102,26 +102,30 @@ def evaluate_tasks(
     """
     check_installed()
     from lm_eval import evaluate
-    from lm_eval.models.huggingface import HFLM
     from transformers import set_seed
+
+    set_seed(seed)
+    with TemporaryDirectory() as folder, _hushed() if quiet else nullcontext():
+        loaded = _load_tasks(offline_tasks(tasks, Path(folder)), seed)
+        lm = _language_model(model, tokenizer, batch_size, device, dtype)
+        found: Any = evaluate(lm, loaded, limit=limit, log_samples=False)
+    rows = {name: counted["effective"] for name, counted in found["n-samples"].items()}
+    results = {name: {**_metrics(metrics), "rows": rows.get(name)} for name, metrics in found["results"].items()}
+    return {"results": results, "sparsity": getattr(lm, "sparsity", None), "structure": getattr(lm, "structure", None)}
+
+
+def _language_model(model: Any, tokenizer: Any, batch_size: int, device: str, dtype: str) -> Any:
+    """lm-eval's view of a model in memory, or of one that is loaded by its name."""
+    from lm_eval.models.huggingface import HFLM
 
     from optimum_barber.integrations.lm_eval_model import SparseLM
     from optimum_barber.planning import choose_device
 
-    set_seed(seed)
     chosen = choose_device(device)
     dtype = "float32" if dtype == "auto" and chosen.type == "cpu" else dtype
-    with TemporaryDirectory() as folder, _hushed() if quiet else nullcontext():
-        loaded = _load_tasks(offline_tasks(tasks, Path(folder)), seed)
-        lm: Any
-        if isinstance(model, str | Path):
-            lm = SparseLM(model, device=str(chosen), dtype=dtype, batch_size=batch_size)
-        else:
-            lm = HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
-        found: Any = evaluate(lm, loaded, limit=limit, log_samples=False)
-    rows = {name: found["n-samples"][name]["effective"] for name in found["n-samples"]}
-    results = {name: {**_metrics(metrics), "rows": rows.get(name)} for name, metrics in found["results"].items()}
-    return {"results": results, "sparsity": getattr(lm, "sparsity", None), "structure": getattr(lm, "structure", None)}
+    if isinstance(model, str | Path):
+        return SparseLM(model, device=str(chosen), dtype=dtype, batch_size=batch_size)
+    return HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
 def check_tasks(tasks: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 PARTIAL_MARK = ".optimum_barber_partial"
 STATE_DIRECTORY = ".resume"  # within the partial directory: what a run needs to go on where it was stopped
 STATE_NAME = "state.json"
+LOCK_NAME = ".lock"
 
 
 def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], resume: bool = False) -> Path:
@@ -57,6 +58,29 @@ def partial_of(output: Path) -> Path:
 def unfinished(partial: Path) -> bool:
     """Whether a run that can be resumed lies in a partial directory."""
     return (partial / STATE_DIRECTORY / STATE_NAME).is_file()
+
+
+@contextmanager
+def alone(output: Path, within: str = "") -> Iterator[None]:
+    """Inside, no other run works on this output.
+
+    Args:
+        output: a directory.
+        within: folder of it that holds the lock, made if need be.
+
+    Raises:
+        BarberError: another run does.
+    """
+    (output / within).mkdir(exist_ok=True)
+    lock = FileLock(output / within / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BarberError(f"output {output} is being written by another run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -132,25 +156,6 @@ def shown(directory: Path, seconds: int = 60) -> Path:
             return directory
         time.sleep(1)
     raise BarberError(f"output {directory} cannot be seen by every rank: give one on a file system that they share")
-
-
-@contextmanager
-def alone(state: Path) -> Iterator[None]:
-    """Inside, no other run works in this directory.
-
-    Raises:
-        BarberError: another one does.
-    """
-    state.mkdir(exist_ok=True)
-    lock = FileLock(state / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BarberError(f"{state.parent} is being written by another run") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -181,7 +181,7 @@ class StreamingSparsifier(BarberSparsifier):
             return
         files = {name: path.name for name, path in self.weights.files.items()}
         metadata = {file: header.metadata for file, header in self.weights.headers.items()}
-        with staged(output, resume) as partial, alone(state), full_disk(partial):
+        with staged(output, resume) as partial, alone(partial, STATE_DIRECTORY), full_disk(partial):
             progress = Progress(state, settings, ranks)  # may refuse, and then no file has been touched
             try:
                 with OutputShards(partial, files, self._entries(), metadata) as progress.shards:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -82,7 +83,10 @@ def run_one(args: argparse.Namespace, voice: Voice) -> int:
     try:
         if several() and args.command not in (*SHARED, *OWN):
             raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
-        return int(args.run(args) or 0)
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+            return int(args.run(args) or 0)
     except ValidationError as error:
         return fail(one_line(error), voice)
     except BarberError as error:
@@ -106,6 +110,7 @@ def hush_transformers(quiet: bool) -> None:
     """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the default of bars that no call can switch off
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 

@@ -11,7 +11,7 @@ from ..checkpoint import software
 from ..config import BarberConfig
 from ..errors import BarberError, unknown_name
 from ..loading import ModelReference, resolve_model
-from ..output import check_output
+from ..output import alone, check_output
 from .cells import Cell, cells_of
 from .settings import CompareSettings
 
@@ -85,7 +85,6 @@ def run(
     model: str, output: Path, settings: CompareSettings, base: BarberConfig, quiet: bool, tell: Teller
 ) -> Comparison:
     """See `compare`."""
-    from ..recipe.directory import alone
     from .bench import Bench
 
     plan, bench = plan_of(model, output, settings, base), None

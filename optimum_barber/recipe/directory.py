@@ -1,20 +1,17 @@
 """The directory of a run: one run at a time in it, a record of the run, a record of every stage."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..artifacts import write_json
 from ..errors import BarberError
+from ..output import LOCK_NAME
 
 RUN_NAME = "run.json"
 STAGE_NAME = "stage.json"
-LOCK = ".lock"
 
 
 def check_output(name: str, record: str = RUN_NAME, what: str = "run of a recipe") -> Path:
@@ -30,7 +27,7 @@ def check_output(name: str, record: str = RUN_NAME, what: str = "run of a recipe
     """
     output = Path(name).expanduser().resolve()
     held = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if (output.exists() and not output.is_dir()) or (held - {LOCK} and record not in held):
+    if (output.exists() and not output.is_dir()) or (held - {LOCK_NAME} and record not in held):
         raise BarberError(f"output {name} holds something that is no {what}")
     return output
 
@@ -47,24 +44,6 @@ def open_output(name: str, record: str = RUN_NAME, what: str = "run of a recipe"
     except OSError as error:
         raise BarberError(f"output {name} cannot be written: {error.strerror}") from None
     return output
-
-
-@contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Inside, no other run works in the output.
-
-    Raises:
-        BarberError: another one does.
-    """
-    lock = FileLock(output / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BarberError(f"output {output} is being written by another run") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_stage(directory: Path) -> dict[str, Any]:

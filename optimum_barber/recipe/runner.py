@@ -11,11 +11,11 @@ from typing import Any
 from ..artifacts import SPARSITY_NAME, write_json
 from ..checkpoint import software
 from ..errors import FailedCheckError
-from ..output import staged
+from ..output import alone, staged
 from ..structured.record import STRUCTURE_NAME
 from ..verify import verify_product
 from . import fingerprint
-from .directory import STAGE_NAME, alone, now, open_output, read_stage, write_run
+from .directory import STAGE_NAME, now, open_output, read_stage, write_run
 from .schema import Recipe
 from .shipped import find_recipe
 from .stage import MODEL, Stage, Work

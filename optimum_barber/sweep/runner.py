@@ -12,8 +12,9 @@ from ..checkpoint import software
 from ..evaluate import perplexity
 from ..latency import latency, macs_per_token, size_of
 from ..loading import ModelReference, load_config, resolve_model
+from ..output import alone
 from ..planning import choose_device
-from ..recipe.directory import alone, check_output, open_output, put_json
+from ..recipe.directory import check_output, open_output, put_json
 from ..source import working_copy
 from ..structured.cut import cut_model
 from ..structured.plan import Cut, plan_cut
