@@ -3,7 +3,8 @@
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
-Prints one Markdown row as each run ends.
+Prints one Markdown row as each run ends. A row is a producer and a rebuild, then a pattern and further settings as
+KEY=VALUE, such as 'wanda default allocation=measured reconstruct=least-squares'.
 """
 
 import argparse
@@ -68,22 +69,30 @@ def main() -> int:
     emit(f"dense {dense:.2f}; calibration fingerprint {calibration.fingerprint[:12]}")
     emit("| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n" + "| --- " * 7 + "|")
     for row in args.rows:
-        producer, rebuild, *pattern = row.split()
-        name, arguments = PRODUCERS[producer]
-        config = BarberConfig(
-            producer=name, producer_args=arguments, pattern=pattern[0] if pattern else None,
-            sparsity=None if pattern else args.sparsity, rebuild=REBUILDS[rebuild],
-        )  # fmt: skip
+        config, cells = config_of(row, args.sparsity)
         model.load_state_dict(weights)
         started = time.perf_counter()
         report = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True).as_report()
         seconds = time.perf_counter() - started
         found = perplexity(model, evaluation, quiet=True).perplexity
         emit(
-            f"| {producer} | {rebuild} | {' '.join(pattern) or args.sparsity} | {found:.2f} | {report['swaps']:,} | "
+            f"| {' | '.join(cells)} | {found:.2f} | {report['swaps']:,} | "
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} |"
         )
     return 0
+
+
+def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
+    """What a row means, and its cells: producer, rebuild with further settings, pattern."""
+    producer, rebuild, *rest = row.split()
+    name, arguments = PRODUCERS[producer]
+    further = dict(word.split("=") for word in rest if "=" in word)
+    pattern = next((word for word in rest if ":" in word), None)
+    config = BarberConfig(
+        producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], pattern=pattern,
+        sparsity=None if pattern else sparsity, **further,
+    )  # fmt: skip
+    return config, [producer, " ".join([rebuild, *further.values()]), pattern or f"{sparsity:g}"]
 
 
 def emit(line: str) -> None:

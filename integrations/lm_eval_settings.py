@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from optimum_barber.allocations import as_allocation
 from optimum_barber.artifacts import SPARSITY_NAME, SparsityConfig
-from optimum_barber.config import BarberConfig, RebuildConfig, one_line
+from optimum_barber.config import UNIFORM, BarberConfig, RebuildConfig, one_line
 from optimum_barber.errors import BarberError, unknown_name
 from optimum_barber.integrations.lm_eval_cache import cache_key, cached, device_at_hand, items
 from optimum_barber.integrations.lm_eval_shrink import CUTTING, shrink_config, shrunk_checkpoint
@@ -104,13 +105,14 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
 def pruning_key(reference: ModelReference, config: BarberConfig, device: str) -> str:
     """Fingerprint of all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
     makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
+    makers.append(as_allocation(config.allocation).function)
     makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
     return cache_key(reference, config, device, BarberSparsifier(None).inputs(config), makers)
 
 
 def _reads_text(config: BarberConfig) -> bool:
     """Whether calibration text has any say, or was asked for."""
-    measured = config.rebuild.chain or config.reconstruct.chain
+    measured = config.rebuild.chain or config.reconstruct.chain or config.allocation != UNIFORM
     return bool(config.calibration or measured or as_producer(config.producer).needs)
 
 

@@ -53,6 +53,11 @@ class SparsityConfig(BaseModel):
     reconstruct: dict[str, Any] | None = Field(
         None, description="settings of the reconstruction; null where weights stay"
     )
+    allocation: dict[str, Any] | None = Field(
+        None,
+        description="name and arguments, sparsity of each block, weights that each module had pruned before the "
+        "rebuild; null where all have the target",
+    )
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
     base_model: dict[str, Any] = Field(description="name, model_type and dtype of the dense model")
     software: dict[str, str] = Field(description="versions")

@@ -15,8 +15,9 @@ from .artifacts import (
     write_json,
     write_masks,
 )
+from .budget import Shares
 from .calibration import TokenWindows
-from .config import BarberConfig
+from .config import UNIFORM, BarberConfig
 from .errors import BarberError
 from .masks import PackedMask, holds_pattern
 from .pipeline import Plan
@@ -33,6 +34,7 @@ def describe(
     windows: TokenWindows,
     masks: Mapping[str, PackedMask],
     base_model: str | None,
+    shares: Shares,
 ) -> SparsityConfig:
     """The record of a run, for `sparsity_config.json`."""
     modules = {name: _module(mask) for name, mask in masks.items()}
@@ -46,6 +48,7 @@ def describe(
         producer={"name": config.producer_name, "arguments": {k: str(v) for k, v in plan.arguments.items()}},
         rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
         reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
+        allocation=_allocation(config, plan, masks, shares) if config.allocation != UNIFORM else None,
         calibration={
             "source": windows.source,
             "split": windows.split,
@@ -61,6 +64,16 @@ def describe(
         },
         software=software(),
     )
+
+
+def _allocation(config: BarberConfig, plan: Plan, masks: Mapping[str, PackedMask], shares: Shares) -> dict[str, Any]:
+    """How the sparsity was shared out over blocks and Linears, before weights moved within blocks."""
+    return {
+        "name": config.allocation,
+        "arguments": {name: str(value) for name, value in config.allocation_args.items()},
+        "sparsity": shares.sparsity,
+        "pruned": {name: plan.pattern_of(name).pruned(mask.weights) for name, mask in masks.items()},
+    }
 
 
 def _module(mask: PackedMask) -> ModuleSparsity:

@@ -28,6 +28,7 @@ GRANULARITIES = ("auto", "block", "layer", "input", "output")
 PAIRINGS = ("group", "row")
 ERRORS = ("absolute", "relative")
 ACCEPTANCE = ("if-better", "always")
+UNIFORM = "uniform"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -88,6 +89,9 @@ class RebuildConfig(BaseModel):
     )
     rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
+    shrinkage: float = Field(
+        0.3, ge=0, le=1, description="of the Gram matrix of 'swaps' to its diagonal: calibration tokens are few"
+    )
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
@@ -187,6 +191,8 @@ class BarberConfig(BaseModel):
     pattern: str | None = Field(
         None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
     )
+    allocation: str = Field(UNIFORM, description="how the sparsity is shared out over the blocks")
+    allocation_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the allocation")
     rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
     reconstruct: ReconstructConfig = Field(
         ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
@@ -223,11 +229,15 @@ class BarberConfig(BaseModel):
         return self._producer_name(self.producer)
 
     def sparsity_pattern(self) -> SparsityPattern:
-        """The pattern that `pattern` and `sparsity` mean together; N:M at input granularity is refused."""
+        """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""
         return self.checked(SparsityPattern.parse(self.pattern, self.sparsity))
 
     def checked(self, pattern: SparsityPattern) -> SparsityPattern:
-        """`pattern`, if the rebuild can work under it."""
+        """`pattern`, if the allocation and the rebuild can work under it."""
+        if pattern.semi_structured and self.allocation != UNIFORM:
+            raise BarberError(
+                f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"
+            )
         if pattern.semi_structured and self.rebuild.chain and self.rebuild.granularity == "input":
             raise BarberError(f"granularity 'input' makes no sense with pattern {pattern}: use output, layer or block")
         return pattern

@@ -49,7 +49,7 @@ def keep_highest(scores: Tensor, pattern: SparsityPattern, scope: str = "row") -
 
     Args:
         scores: (out, in), the importance of each weight.
-        pattern: how many are pruned: floor(ratio * n) a group, or M - N of every M.
+        pattern: how many are pruned: floor(ratio * n) a group or, in the first groups, one more; or M - N of every M.
         scope: "row" or "layer", what an unstructured pattern compares within.
 
     Returns:
@@ -60,7 +60,9 @@ def keep_highest(scores: Tensor, pattern: SparsityPattern, scope: str = "row") -
         pruned = rank_in_group(grouped) < pattern.group - pattern.keep
     else:
         grouped = scores.reshape(1, -1) if scope == "layer" else scores
-        pruned = select_lowest(grouped, pattern.pruned(grouped.shape[1]))
+        count, more = pattern.pruned_of(*grouped.shape)
+        parts = [(grouped[:more], count + 1), (grouped[more:], count)] if more else [(grouped, count)]
+        pruned = torch.cat([select_lowest(part, lowest) for part, lowest in parts])
     return ~pruned.reshape(scores.shape)
 
 

@@ -15,11 +15,14 @@ class SparsityPattern:
         sparsity: share of weights pruned, in (0, 1).
         keep: N of N:M, the weights kept in every group; 0 for an unstructured pattern.
         group: M of N:M, consecutive weights along the input dimension; 0 for an unstructured pattern.
+        whole: whether floor(ratio * n) is pruned of a Linear as a whole, so that its rows may differ by one, and not
+            of every comparison group.
     """
 
     sparsity: float
     keep: int = 0
     group: int = 0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
@@ -42,6 +45,13 @@ class SparsityPattern:
             raise BarberError(f"sparsity {sparsity} contradicts pattern {pattern}, which implies {implied:g}")
         return cls(implied, keep, group)
 
+    @classmethod
+    def of_count(cls, count: int, weights: int) -> "SparsityPattern":
+        """The unstructured pattern that prunes exactly `count` of the `weights` of a Linear."""
+        return cls(
+            (count + 0.5) / weights, whole=True
+        )  # in the middle of the ratios with that floor: no rounding hurts
+
     @property
     def semi_structured(self) -> bool:
         """Whether this is an N:M pattern."""
@@ -55,6 +65,14 @@ class SparsityPattern:
         if self.semi_structured:
             return count * (self.group - self.keep) // self.group
         return int(Fraction(str(self.sparsity)) * count)  # as written: 0.7 * 10 is 6.999... in binary
+
+    def pruned_of(self, groups: int, size: int) -> tuple[int, int]:
+        """Of a Linear of `groups` comparison groups of `size` weights: how many of each, how many groups one more."""
+        return divmod(self.pruned(groups * size), groups) if self.whole else (self.pruned(size), 0)
+
+    def pruned_between(self, start: int, end: int) -> int:
+        """How many of the weights from `start` to `end` of a Linear, where they are one of its comparison groups."""
+        return self.pruned(end) - self.pruned(start) if self.whole else self.pruned(end - start)
 
     def check_width(self, name: str, width: int) -> None:
         """Refuse the Linear `name` if its input width is not a multiple of M."""

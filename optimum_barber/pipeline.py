@@ -79,6 +79,7 @@ class Plan:
         exact: whether the producer must meet the pattern's sparsity.
         relative_error: whether the error of a token counts relative to the size of its residual stream.
         ranks: that share the samples; all of them prune the same layers.
+        patterns: of blocks and Linears by name, where they have a share of the budget of their own.
     """
 
     producer: Producer
@@ -93,6 +94,11 @@ class Plan:
     exact: bool = True
     relative_error: bool = False
     ranks: Ranks = ALONE
+    patterns: Mapping[str, SparsityPattern] = field(default_factory=dict)
+
+    def pattern_of(self, name: str) -> SparsityPattern:
+        """What the masks of a block, or the first mask of a Linear, must look like."""
+        return self.patterns.get(name, self.pattern)
 
 
 BlockCallback = Callable[[BlockReport], None]
@@ -152,7 +158,7 @@ def prune_block(
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
     """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
     linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
-    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern, plan.ranks)
+    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name), plan.ranks)
     if plan.relative_error:
         trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
     return trial
@@ -203,7 +209,7 @@ def produce(trial: Trial, plan: Plan) -> Masks:
     """The producer's masks, checked; weights that it changed go into `trial.updated`."""
     masks: Masks = {}
     for name in trial.linears:
-        linear = LinearInput(name, trial.weight(name), plan.pattern, trial.statistics[name], plan.seed)
+        linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed)
         made = ask(plan.producer, linear, plan.arguments, plan.exact)
         masks[name] = made.keep
         if made.weight is not None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from .allocations import as_allocation
 from .architectures import linears_of
+from .budget import Sizes
 from .calibration import TokenWindows
-from .config import BarberConfig
+from .config import UNIFORM, BarberConfig
 from .errors import BarberError
 from .patterns import SparsityPattern
 from .pipeline import Plan
@@ -36,6 +38,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
         )
     producer = as_producer(config.producer)
     arguments = parse_arguments(producer, config.producer_name, config.producer_args)
+    check_allocation(config, producer)
     rebuilders = chain_of(config.rebuild)
     shapes = linear_shapes(source)
     targets = {name: shapes[name] for name in target_names(shapes, config.ignore)}
@@ -72,14 +75,38 @@ def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> No
         ranks.agree({**settings, "calibration tokens": windows.fingerprint})
 
 
+def check_allocation(config: BarberConfig, producer: Producer) -> None:
+    """Refuse allocations that nobody knows, arguments that they do not take, and masks that are there already."""
+    parse_arguments(as_allocation(config.allocation), config.allocation, config.allocation_args, "allocation")
+    if producer.brings_pattern is not None and config.allocation != UNIFORM:
+        whose = f"producer {config.producer_name!r} brings its masks"
+        raise BarberError(f"allocation {config.allocation!r} has nothing to share out: {whose}")
+
+
+def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:
+    """Shape (out, in) of every Linear by full name, for every block by name."""
+    return {
+        f"{source.path}.{index}.{block}": {
+            f"{source.path}.{index}.{name}": (linear.out_features, linear.in_features)
+            for name, linear in linears_of(layer, members).items()
+        }
+        for index, layer in enumerate(source.stack)
+        for block, members in source.architecture.blocks.items()
+    }
+
+
 def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
     """Shape (out, in) of every Linear of every block, by full name."""
-    return {
-        f"{source.path}.{index}.{name}": (linear.out_features, linear.in_features)
-        for index, layer in enumerate(source.stack)
-        for members in source.architecture.blocks.values()
-        for name, linear in linears_of(layer, members).items()
+    return {name: shape for linears in block_shapes(source).values() for name, shape in linears.items()}
+
+
+def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:
+    """Weights of every Linear that is to be pruned, for every block that has any."""
+    sizes = {
+        block: {n: out * width for n, (out, width) in shapes.items() if not any(fnmatchcase(n, g) for g in ignore)}
+        for block, shapes in block_shapes(source).items()
     }
+    return {block: linears for block, linears in sizes.items() if linears}
 
 
 def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:

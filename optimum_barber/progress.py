@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .activations import Activations
 from .artifacts import MaskFile, write_masks
+from .budget import Shares
 from .errors import BarberError
 from .masks import PackedMask
 from .output import STATE_NAME
@@ -35,6 +37,7 @@ class Progress:
         shards: the output's files, in which finished weights are written.
         layers: how many are done.
         reports: of the blocks so far.
+        shares: of the blocks, once they are known.
 
     Raises:
         BarberError: the state that lies there is of other settings, or damaged.
@@ -48,6 +51,7 @@ class Progress:
         self.settings = json.loads(json.dumps(settings, default=str))
         self.layers = 0
         self.reports: list[dict[str, Any]] = []
+        self.shares: Shares | None = None
         if (directory / STATE_NAME).exists():
             self._take_up(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
 
@@ -60,6 +64,7 @@ class Progress:
         if differences:
             raise BarberError(f"resume is not possible with other settings: {'; '.join(differences)}")
         self.layers, self.reports = state["layers"], state["reports"]
+        self.shares = Shares(**state["shares"]) if state.get("shares") else None
         for path in [*map(self._masks, range(self.layers)), self._hidden(self.layers)]:
             try:
                 read_header(path)
@@ -93,7 +98,8 @@ class Progress:
             self.shards.write(name, weight)
         self.shards.sync()
         sync_directory(self.directory)
-        state = {"settings": self.settings, "layers": self.layers + 1, "reports": self.reports}
+        shares = asdict(self.shares) if self.shares else None
+        state = {"settings": self.settings, "layers": self.layers + 1, "reports": self.reports, "shares": shares}
         write_durably(self.directory / STATE_NAME, json.dumps(state))
         self._hidden(self.layers).unlink(missing_ok=True)
         self.layers += 1

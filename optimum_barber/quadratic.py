@@ -28,17 +28,30 @@ class Quadratic:
 
 
 @torch.no_grad()
-def quadratics(trial: Trial, masks: Masks, names: Sequence[str]) -> dict[str, Quadratic]:
+def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0) -> dict[str, Quadratic]:
     """The quadratic of each named Linear while the block wears `masks`; E(masks) is measured on the way.
 
     The target of the closing Linear is the block's; that of any other its dense weights on the input that it gets.
+    Correlations between inputs that few calibration tokens show are partly chance. With the shrinkage rho
+
+        G' = (1 - rho) G + rho diag(G),    C' = (1 - rho) C + rho (W - V) diag(G),
+
+    as if a share rho of the tokens had uncorrelated inputs of the same size, and dense outputs as targets.
+
+    Args:
+        trial: the block.
+        masks: that it wears.
+        names: of the Linears.
+        shrinkage: rho, in [0, 1].
     """
     sums = _Sums(names)
     with _calls(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
     for tensor in sums.tensors():
         trial.ranks.sum(tensor)
-    return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums)) for name in names}
+    for gram in {id(gram): gram for gram in sums.gram.values()}.values():
+        _shrink(gram, shrinkage)
+    return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
 
 
 def closing_linear(trial: Trial) -> str | None:
@@ -87,10 +100,16 @@ def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor)
     sums[name] = sums[name].addmm_(left.t(), right) if name in sums else left.t() @ right
 
 
-def _correlation(trial: Trial, masks: Masks, name: str, sums: _Sums) -> Tensor:
-    if name in sums.correlation:
-        return sums.correlation[name]
-    return (trial.weight(name) - trial.weight(name, masks[name])) @ sums.gram[name]
+def _shrink(gram: Tensor, shrinkage: float) -> None:
+    diagonal = gram.diagonal().clone()
+    gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
+
+
+def _correlation(trial: Trial, masks: Masks, name: str, sums: _Sums, shrinkage: float) -> Tensor:
+    gram, missing = sums.gram[name], trial.weight(name) - trial.weight(name, masks[name])
+    if name not in sums.correlation:
+        return missing @ gram
+    return sums.correlation[name].mul_(1 - shrinkage).addcmul_(missing, gram.diagonal(), value=shrinkage)
 
 
 def _same(made: Tensor, output: Tensor) -> bool:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .allocations import Budget, as_allocation, share_out
 from .artifacts import SparsityConfig
+from .budget import Shares, patterns_of
 from .calibration import TokenWindows, is_there, windows_for
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
@@ -18,7 +20,8 @@ from .loading import PretrainedTool
 from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
-from .planning import check_ranks, choose_device, make_plan
+from .planning import check_ranks, choose_device, make_plan, prunable
+from .producers import parse_arguments
 from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import ALONE, Ranks
@@ -38,11 +41,13 @@ class SparsifyResult:
         masks: keep mask of each pruned Linear, packed; `.unpack()` gives the bool tensor.
         sparsity_config: the record that goes into `sparsity_config.json`.
         reports: one a block, in the order of computation.
+        shares: how the sparsity was shared out over the blocks.
     """
 
     masks: Mapping[str, PackedMask]
     sparsity_config: SparsityConfig
     reports: list[BlockReport] = field(default_factory=list)
+    shares: Shares | None = None
 
     def as_report(self) -> dict[str, Any]:
         """The content of `report.json`: totals, and every block."""
@@ -52,7 +57,9 @@ class SparsifyResult:
             for key in ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
         }
         peak = max((report.peak_memory for report in self.reports), default=0)
-        return {"sparsity": self.sparsity_config.sparsity, **totals, "peak_memory": peak, "blocks": blocks}
+        allocation = asdict(self.shares) if self.shares and self.sparsity_config.allocation else None
+        sparsity = self.sparsity_config.sparsity
+        return {"sparsity": sparsity, **totals, "peak_memory": peak, "allocation": allocation, "blocks": blocks}
 
 
 class BarberSparsifier(PretrainedTool):
@@ -96,8 +103,9 @@ class BarberSparsifier(PretrainedTool):
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
             with staged(output) if output is not None and together.first else nullcontext() as partial:
+                shares = self._share_out(config, source, plan, windows, quiet)
                 masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
-                result = self._result(config, source, plan, windows, masks, reports)
+                result = self._result(config, source, plan, windows, masks, reports, shares)
                 check_masks(self.model, result.masks, plan)
                 if partial is not None:
                     self._save(partial, config, result)
@@ -147,6 +155,28 @@ class BarberSparsifier(PretrainedTool):
         for parameter in self.model.parameters() if dtype != "auto" else ():
             parameter.data = parameter.data.to(getattr(torch, dtype))
 
+    def _share_out(
+        self,
+        config: BarberConfig,
+        source: ModelSource,
+        plan: Plan,
+        windows: TokenWindows,
+        quiet: bool,
+        known: Shares | None = None,
+    ) -> Shares:
+        """The blocks' shares of the sparsity, those `known` if there are any; the plan has them from now on."""
+        sizes, target = prunable(source, config.ignore), plan.pattern.sparsity
+        if known is None:
+            weights = {block: sum(linears.values()) for block, linears in sizes.items()}
+            budget = Budget(target, weights, source, windows.tokens, plan, quiet or not plan.ranks.first)
+            chosen = as_allocation(config.allocation)
+            arguments = parse_arguments(chosen, config.allocation, config.allocation_args, "allocation")
+            known = share_out(config.allocation, budget, arguments)
+            agreed = plan.ranks.broadcast(torch.tensor(list(known.sparsity.values()), dtype=torch.float64))
+            known.sparsity = dict(zip(known.sparsity, agreed.tolist(), strict=True))
+        plan.patterns = patterns_of(known.sparsity, sizes, target)
+        return known
+
     def _prune(
         self,
         config: BarberConfig,
@@ -181,6 +211,7 @@ class BarberSparsifier(PretrainedTool):
         windows: TokenWindows,
         masks: Mapping[str, PackedMask],
         reports: list[BlockReport],
+        shares: Shares,
     ) -> SparsifyResult:
         name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
-        return SparsifyResult(masks, describe(config, plan, source, windows, masks, name), reports)
+        return SparsifyResult(masks, describe(config, plan, source, windows, masks, name, shares), reports, shares)

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .artifacts import MaskFile, read_record, write_json
+from .budget import Shares
 from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
 from .config import BarberConfig
@@ -112,16 +113,17 @@ class StreamingSparsifier(BarberSparsifier):
             assert isinstance(source, DiskSource)
             settings = self._settings(config, source, windows)
             with self._progress(output, resume, settings, together) as progress:
-                source.progress = progress
                 plan.scratch = progress.directory if needs.place == "disk" else None
+                shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
+                source.progress = progress
                 earlier = [BlockReport(**report) for report in progress.reports]
                 told: list[Callback] = [lambda report: progress.reports.append(asdict(report)), *callbacks]
                 _, reports = self._prune(config, source, plan, windows, told, quiet, earlier)
                 if together.first:
-                    self._finish(config, source, plan, windows, progress, reports)
+                    self._finish(config, source, plan, windows, progress, reports, shares)
             together.wait()
         record = read_record(shown(output))
-        return SparsifyResult(MaskFile(output / record.masks), record, reports)
+        return SparsifyResult(MaskFile(output / record.masks), record, reports, shares)
 
     def _source(self, device: torch.device) -> DiskSource:
         """The checkpoint; refused where it must be loaded whole."""
@@ -201,11 +203,12 @@ class StreamingSparsifier(BarberSparsifier):
         windows: TokenWindows,
         progress: Progress,
         reports: list[BlockReport],
+        shares: Shares,
     ) -> None:
         """Write everything that is no decoder layer; the state goes when the checkpoint has been checked."""
         for name in source.others():
             progress.shards.write(name, self.weights.tensor(name))
-        result = self._result(config, source, plan, windows, progress.masks(), reports)
+        result = self._result(config, source, plan, windows, progress.masks(), reports, shares)
         self._save(progress.directory.parent, config, result)
         progress.discard()
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from optimum_barber.activations import Activations
 from optimum_barber.quadratic import closing_linear, quadratics
@@ -36,11 +38,11 @@ def test_gram_and_correlation_are_sums_over_tokens(trial, weighted):  # noqa: F8
             row = x[0, t]
             inner = torch.nn.functional.silu(block.gate(row)) * block.up(row)
             weight = 1.0 if w is None else float(w[0, t, 0])
-            for name, given in (("gate", row), ("up", row), ("down", inner)):
-                gram[name] += weight * torch.outer(given, given)
+            for name, entering in (("gate", row), ("up", row), ("down", inner)):
+                gram[name] += weight * torch.outer(entering, entering)
                 linear, dense = block.get_submodule(name), trial.linears[name]
-                missing = y[0, t] - linear(given) if name == "down" else dense(given) - linear(given)
-                correlation[name] += weight * torch.outer(missing, given)
+                missing = y[0, t] - linear(entering) if name == "down" else dense(entering) - linear(entering)
+                correlation[name] += weight * torch.outer(missing, entering)
     for name, quadratic in found.items():
         assert torch.allclose(quadratic.gram, gram[name])
         assert torch.allclose(quadratic.correlation, correlation[name])
@@ -72,3 +74,20 @@ def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial
     inner = trial.forward
     trial.forward = lambda x: inner(x) * 2
     assert closing_linear(trial) is None
+
+
+@given(shrinkage=st.floats(0, 1), name=st.sampled_from(["gate", "down"]))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@torch.no_grad()
+def test_shrinkage_is_a_share_of_tokens_with_uncorrelated_inputs(trial, shrinkage, name):  # noqa: F811
+    plain, shrunk = (quadratics(trial, trial.masks, [name], share)[name] for share in (0.0, shrinkage))
+    weight, keep = trial.weight(name), trial.masks[name]
+    for i, row in enumerate(plain.gram.tolist()):
+        for j, value in enumerate(row):
+            expected = value if i == j else (1 - shrinkage) * value
+            assert float(shrunk.gram[i, j]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    for r, row in enumerate(plain.correlation.tolist()):
+        for j, value in enumerate(row):
+            missing = 0.0 if keep[r, j] else float(weight[r, j])
+            expected = (1 - shrinkage) * value + shrinkage * missing * float(plain.gram[j, j])
+            assert float(shrunk.correlation[r, j]) == pytest.approx(expected, rel=1e-9, abs=1e-12)

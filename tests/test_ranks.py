@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ WINDOWS = tiny_windows(samples=6, length=32)
 SETTINGS = [
     {"sparsity": 0.5},
     {"producer": "sparsegpt", "pattern": "2:4", "rebuild": {"method": "swaps"}, "reconstruct": "least-squares"},
-    {"producer": "magnitude", "sparsity": 0.6, "rebuild": {"method": "dsnot+barber", "granularity": "output"}},
+    {"producer": "magnitude", "sparsity": 0.6, "allocation": "owl", "rebuild": {"method": "dsnot+barber"}},
 ]
 
 
@@ -71,7 +72,7 @@ def talk(rank, directory, count):
 
 
 def test_the_verbs(tmp_path):
-    statuses, _ = ranks.start(3, talk, tmp_path, 3)
+    statuses = ranks.start(3, talk, tmp_path, 3)
     assert statuses == [0, 0, 0]
     told = ranks.notes(tmp_path)
     assert told[2] == "ranks must be given the same: rank 2 has a 1, rank 0 0"
@@ -118,7 +119,7 @@ def by_count(tmp_path_factory):
             if count == 1:
                 ranks.prune_in_memory(0, directory, settings, WINDOWS)
             else:
-                statuses, _ = ranks.start(count, ranks.prune_in_memory, directory, settings, WINDOWS)
+                statuses = ranks.start(count, ranks.prune_in_memory, directory, settings, WINDOWS)
                 assert statuses == [0] * count
             found[number, count] = directory
     return found
@@ -161,7 +162,7 @@ def test_the_statistics_of_the_first_layer(tmp_path, count):
     for folder in ("one", "several"):
         (tmp_path / folder).mkdir()
     statistics(0, tmp_path / "one")
-    statuses, _ = ranks.start(count, statistics, tmp_path / "several")
+    statuses = ranks.start(count, statistics, tmp_path / "several")
     assert statuses == [0] * count
     several, one = ranks.notes(tmp_path / "several"), ranks.notes(tmp_path / "one")[0]
     assert all(other == several[0] for other in several)
@@ -190,15 +191,15 @@ def files(directory):
 
 def test_a_killed_rank_ends_the_run_and_resume_completes_it(tmp_path, model):
     run = (ranks.stream, tmp_path, model, SETTINGS[0], WINDOWS)
-    assert ranks.start(2, *run, "whole")[0] == [0, 0]
+    assert ranks.start(2, *run, "whole") == [0, 0]
     assert ranks.notes(tmp_path)[0] == ranks.notes(tmp_path)[1]
     assert not partial_of(tmp_path / "whole").exists()
-    statuses, seconds = ranks.start(2, *run, "out", (1, 4))
-    assert statuses == [1, -9] and seconds < 60
+    assert ranks.start(2, *run, "out", (1, 4)) == [1, -9]
+    assert time.monotonic() - float((tmp_path / "killed").read_text()) < 60
     assert "LostRankError: rank 0 has lost another one, which has ended" in ranks.notes(tmp_path)[0]
     assert not (tmp_path / "out").exists() and partial_of(tmp_path / "out").exists()
     shutil.copytree(partial_of(tmp_path / "out"), partial_of(tmp_path / "other"))
-    assert ranks.start(2, *run, "out", resume=True)[0] == [0, 0]
+    assert ranks.start(2, *run, "out", resume=True) == [0, 0]
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     ranks.stream(0, *run[1:], "other", resume=True)
     expected, found = (MaskFile(tmp_path / name / MASKS_NAME) for name in ("whole", "other"))
@@ -207,10 +208,10 @@ def test_a_killed_rank_ends_the_run_and_resume_completes_it(tmp_path, model):
 
 def test_from_disk_to_disk_as_in_memory(tmp_path, model):
     run = (tmp_path, model, SETTINGS[1], WINDOWS, "out")
-    assert ranks.start(3, ranks.stream, *run, activations="disk")[0] == [0, 0, 0]
+    assert ranks.start(3, ranks.stream, *run, activations="disk") == [0, 0, 0]
     streamed = ranks.notes(tmp_path)
     assert all(other == streamed[0] for other in streamed)
-    assert ranks.start(3, ranks.prune_checkpoint, tmp_path, model, SETTINGS[1], WINDOWS)[0] == [0, 0, 0]
+    assert ranks.start(3, ranks.prune_checkpoint, tmp_path, model, SETTINGS[1], WINDOWS) == [0, 0, 0]
     assert ranks.notes(tmp_path) == streamed
 
 
@@ -247,7 +248,7 @@ def test_the_gpu_of_a_process_is_that_of_its_number(monkeypatch):
 
 def run_command(tmp_path, *arguments, count=2):
     """Statuses, and all that was written to standard error and standard output."""
-    statuses, _ = ranks.start(count, ranks.command, ranks.free_port(), tmp_path, [str(a) for a in arguments])
+    statuses = ranks.start(count, ranks.command, ranks.free_port(), tmp_path, [str(a) for a in arguments])
     return statuses, *("".join((tmp_path / f"{n}-{r}").read_text() for r in range(count)) for n in ("stderr", "stdout"))
 
 
@@ -270,7 +271,7 @@ def test_under_torchrun(tmp_path, model_dir, text_file):
     arguments = ["prune", model_dir, "--sparsity", "0.5", "--calibration", text_file, "--samples", "3"]
     command = [*launcher, ranks.free_port(), "-m", "optimum_barber", *arguments, "--sequence-length", "16"]
     done = subprocess.run(
-        [str(a) for a in [*command, "-o", tmp_path / "out"]], capture_output=True, text=True, timeout=120
+        [str(a) for a in [*command, "-o", tmp_path / "out"]], capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1

@@ -16,6 +16,7 @@ TENSORS = [
     "semi_structured",
     "statistics",
     "patterns",
+    "budget",
     "activations",
     "trial",
     "swaps",

@@ -8,7 +8,7 @@ from typing import Any
 from ..compare.settings import AXES, CompareSettings
 from ..config import BarberConfig, ReconstructConfig
 from .options import number, pairs, whole
-from .prune import HAND_MADE, RECONSTRUCT, add_fields, field_help
+from .prune import HAND_MADE, RECONSTRUCT, add_allocation, add_fields, field_help
 
 HELP = "Compare mask methods on one calibration set and one evaluation: table, CSV and HTML page."
 EPILOG = f"""\
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--calibration", action="append", default=[], metavar="TEXT",
                       help="text or .jsonl file, c4, wikitext2, ptb or pydoc; repeatable (default: c4)")  # fmt: skip
     text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
+    add_allocation(text)
     add_fields(text, BarberConfig, HAND_MADE)
     add_fields(text, ReconstructConfig, prefix=RECONSTRUCT)
 
@@ -70,6 +71,7 @@ def settings_from(args: argparse.Namespace) -> dict[str, Any]:
     shared = {name: given[name] for name in BarberConfig.model_fields if name in given}
     vary = {name: values.split(",") for name, values in pairs("vary", args.vary, "rounds=1,2,4").items()}
     arguments = pairs("rebuild-arg", args.rebuild_arg, "rounds=2")
+    shared["allocation_args"] = pairs("allocation-arg", args.allocation_arg, "spread=0.05")
     reconstruct = {n: given[RECONSTRUCT + n] for n in ReconstructConfig.model_fields if RECONSTRUCT + n in given}
     return {**shared, **own, "reconstruct": reconstruct, "vary": vary, "rebuild_args": arguments}
 

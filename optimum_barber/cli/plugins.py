@@ -6,7 +6,7 @@ from typing import Any
 
 from ..registry import Offer, PluginError, Registry
 
-HELP = "List producers, rebuilders, reconstructions, scorers, architectures and texts: from where, and what is broken."
+HELP = "List everything that has a name, from producers to texts: what it takes, from where, and what is broken."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line an offer: name, origin, version, state, and what a producer needs and takes."""
+    from ..allocations import ALLOCATIONS
     from ..architectures import ARCHITECTURES
     from ..calibration import TEXTS
     from ..producers import PRODUCERS
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         registry.kind: [
             (offer.name, offer.package, offer.version, *state(registry, offer)) for offer in registry.offers()
         ]
-        for registry in (PRODUCERS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS)
+        for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS)
     }
     widths = [max(len(row[column]) for rows in tables.values() for row in rows) for column in range(4)]
     for kind, rows in tables.items():
@@ -44,17 +45,18 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
     except PluginError as error:
         own, rest = error.__cause__, str(error).removeprefix(f"{registry.kind} {offer.name!r} of {offer} ")
         return "BROKEN", " ".join((f"{type(own).__name__}: {own}" if own else rest).split())
-    return "ok", needs_and_takes(item) if registry.kind in ("producer", "scorer") else ""
+    return "ok", needs_and_takes(item) if registry.kind in ("producer", "allocation", "scorer") else ""
 
 
 def needs_and_takes(item: Any) -> str:
-    """The statistics that a producer or scorer asks for, and its arguments with their defaults."""
+    """The statistics that a producer or scorer asks for, and arguments with their defaults."""
+    from ..allocations import Allocation
     from ..producers import as_producer
     from ..structured.scorers import Scorer
 
-    producer = item if isinstance(item, Scorer) else as_producer(item)
+    producer = item if isinstance(item, Scorer | Allocation) else as_producer(item)
     takes = [
         n if p.default is p.empty else f"{n}={p.default or repr(p.default)}" for n, p in producer.arguments.items()
     ]
-    parts = (("needs", sorted(producer.needs)), ("takes", takes))
+    parts = (("needs", sorted(getattr(producer, "needs", ()))), ("takes", takes))
     return "; ".join(f"{label} {', '.join(names)}" for label, names in parts if names)

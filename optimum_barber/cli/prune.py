@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import PRESETS, BarberConfig, RebuildConfig, ReconstructConfig
+from ..config import PRESETS, UNIFORM, BarberConfig, RebuildConfig, ReconstructConfig
 from ..errors import BarberError
 from .options import number, pairs, whole
 
@@ -21,18 +21,23 @@ EPILOG = """\
 producers:   magnitude, wanda, sparsegpt, random, existing (--sparse-model), masks (--masks); all of them with
              what they take: optimum-barber plugins
 rebuilders:  barber, swaps, dsnot; chained with +, such as barber+swaps
+allocations: uniform, owl, measured, with what they take: optimum-barber plugins
 
 examples:
   optimum-barber prune MODEL --sparsity 0.5 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
   optimum-barber prune MODEL --producer magnitude --pattern 2:4 --calibration text.txt -o OUT
   optimum-barber prune MODEL --producer sparsegpt --producer-arg damping=0.05 --sparsity 0.6 --rebuild none -o OUT
+  optimum-barber prune MODEL --sparsity 0.6 --allocation measured --allocation-arg spread=0.05 --calibration c4 -o OUT
   optimum-barber prune MODEL --producer existing --sparse-model OTHER_TOOLS_OUTPUT --calibration pydoc -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT --resume     # go on where it was stopped
   torchrun --nproc-per-node 4 -m optimum_barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
 """
 FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}
-HAND_MADE = {"producer", "producer_args", "rebuild", "reconstruct", "calibration", "ignore", "pattern", "sparsity"}
+HAND_MADE = {
+    "producer", "producer_args", "allocation", "allocation_args", "rebuild", "reconstruct", "calibration", "ignore",
+    "pattern", "sparsity",
+}  # fmt: skip
 RECONSTRUCT = "reconstruct_"  # before the fields of ReconstructConfig in the namespace
 
 
@@ -56,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     masks.add_argument("--sparsity", type=number, metavar="S", help=field_help(BarberConfig.model_fields["sparsity"]))
     masks.add_argument("--pattern", metavar="N:M", help=field_help(BarberConfig.model_fields["pattern"]))
     masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
+    add_allocation(masks)
     rebuild = parser.add_argument_group(
         "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
     )
@@ -71,6 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
     )
     add_fields(text, BarberConfig, HAND_MADE)
+
+
+def add_allocation(group: Any) -> None:
+    """Flags of how the sparsity is shared out."""
+    said = field_help(BarberConfig.model_fields["allocation"])
+    group.add_argument("--allocation", default=UNIFORM, metavar="NAME", help=said)
+    group.add_argument(
+        "--allocation-arg", action="append", default=[], metavar="K=V", help="an argument of the allocation"
+    )
 
 
 def _add_streaming(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +149,8 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
     return BarberConfig(
         producer=args.producer,
         producer_args=_producer_arguments(args),
+        allocation=args.allocation,
+        allocation_args=pairs("allocation-arg", args.allocation_arg, "spread=0.05"),
         sparsity=args.sparsity,
         pattern=args.pattern,
         calibration=args.calibration,

@@ -79,6 +79,7 @@ def check_axes(settings: CompareSettings) -> None:
     Raises:
         CompareError: all that are not legal whatever they are combined with.
     """
+    from ..allocations import as_allocation
     from ..producers import as_producer, parse_arguments
     from ..rebuilders import chain_of
 
@@ -90,6 +91,9 @@ def check_axes(settings: CompareSettings) -> None:
     for text in settings.rebuilds:
         with noted(faults):
             chain_of(rebuild_of(text, settings.rebuild_args))
+    for name in settings.vary.get("allocation", []):
+        with noted(faults):
+            as_allocation(name)
     for pattern in settings.patterns:
         with noted(faults):
             SparsityPattern.parse(pattern, 0.5 if pattern == "unstructured" else None)

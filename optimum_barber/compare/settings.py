@@ -8,8 +8,8 @@ from ..config import BarberConfig, RebuildConfig
 from ..errors import BarberError, unknown_name
 
 FIXED = {
-    "producer", "producer_args", "sparsity", "pattern", "rebuild", "calibration", "text_field", "device", "dtype",
-    "ignore",
+    "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "text_field",
+    "device", "dtype", "ignore",
 }  # fmt: skip
 REBUILD_AXES = [name for name in RebuildConfig.model_fields if name != "method"]
 AXES = [*REBUILD_AXES, *(name for name in BarberConfig.model_fields if name not in FIXED)]

@@ -66,8 +66,13 @@ class Producer:
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
         """The keyword-only arguments of the function."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return keyword_only(self.function)
+
+
+def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function, by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 class TakesArguments(Protocol):

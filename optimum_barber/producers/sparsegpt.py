@@ -37,7 +37,8 @@ def sparsegpt(linear: LinearInput, *, damping: float = 0.01, block_size: int = 1
     keep = torch.empty_like(weight, dtype=torch.bool)
     for start in range(0, weight.shape[1], size):
         columns = slice(start, start + size)
-        errors = _prune_columns(weight[:, columns], keep[:, columns], factor[columns, columns], linear.pattern)
+        count = linear.pattern.pruned_between(keep[:, :start].numel(), keep[:, : start + size].numel())
+        errors = _prune_columns(weight[:, columns], keep[:, columns], factor[columns, columns], linear.pattern, count)
         weight[:, start + size :] -= errors @ factor[columns, start + size :]
     return Produced(keep, weight if update else None)
 
@@ -67,12 +68,12 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
     raise BarberError(f"Cholesky fails for {name} up to damping {damping:g}; give a larger damping=")
 
 
-def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern) -> Tensor:
-    """Prune one block of columns in place; the scaled errors, (out, columns), for the columns behind it."""
+def _prune_columns(weight: Tensor, keep: Tensor, factor: Tensor, pattern: SparsityPattern, count: int) -> Tensor:
+    """Prune `count` weights, or N:M, of a block of columns in place; scaled errors, (out, columns), for the next."""
     diagonal = factor.diagonal()
     if not pattern.semi_structured:
         scores = (weight / diagonal).square_()
-        keep.copy_(~select_lowest(scores.reshape(1, -1), pattern.pruned(scores.numel())).reshape(keep.shape))
+        keep.copy_(~select_lowest(scores.reshape(1, -1), count).reshape(keep.shape))
     errors = torch.empty_like(weight)
     for column in range(weight.shape[1]):
         if pattern.semi_structured and column % pattern.group == 0:

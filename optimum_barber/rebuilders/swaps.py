@@ -24,7 +24,7 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     steps, rounds = [trial.masks], list[dict[str, Any]]()
     for names in ([name for name in trial.linears if name != closing], [closing] if closing else []):
         if names:
-            steps.append(_exchanged(trial, steps[-1], names, config.swaps))
+            steps.append(_exchanged(trial, steps[-1], names, config))
             rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": list(names)})
     errors = [trial.error(masks) for masks in steps]
     best = len(steps) - 1 if config.accept == "always" else errors.index(min(errors))
@@ -33,12 +33,12 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     return Outcome(steps[best], rounds)
 
 
-def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], most: int) -> Masks:
-    """The masks after up to `most` exchanges in every row of the named Linears."""
+def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildConfig) -> Masks:
+    """The masks after as many exchanges as there may be in every row of the named Linears."""
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
-    for name, found in quadratics(trial, masks, names).items():
-        rows = partial(_rows, trial.values(name), masks[name], found, most, group)
+    for name, found in quadratics(trial, masks, names, config.shrinkage).items():
+        rows = partial(_rows, trial.values(name), masks[name], found, config.swaps, group)
         candidate[name] = trial.ranks.spread(rows, masks[name])
     return candidate
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from ...artifacts import read_record
-from ...config import BarberConfig, RebuildConfig, ReconstructConfig, one_line
+from ...config import UNIFORM, BarberConfig, RebuildConfig, ReconstructConfig, one_line
 from ...errors import BarberError
 from ...pipeline import BlockReport
+from ...planning import check_allocation
 from ...producers import as_producer, parse_arguments
 from ...rebuilders import chain_of
 from ..stage import Stage, Work, stage
@@ -30,6 +31,8 @@ class PruneStage(Stage):
     producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
     sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
     pattern: str | None = Field(None, description="'unstructured' (default) or N:M, such as 2:4")
+    allocation: str = Field(UNIFORM, description="how the sparsity is shared out over the blocks")
+    allocation_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the allocation")
     ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
     batch_size: int | None = Field(None, ge=1, description="samples on the device at once; never changes a result")
     rebuild: RebuildConfig = Field(RebuildConfig(method="none"), description="rebuild in the same pass")
@@ -49,6 +52,7 @@ class PruneStage(Stage):
             config = self.config(recipe)
             producer = as_producer(self.producer)
             parse_arguments(producer, self.producer, self.producer_args)
+            check_allocation(config, producer)
             chain_of(self.rebuild)
             if producer.brings_pattern is None:
                 config.sparsity_pattern()
