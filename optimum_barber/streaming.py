@@ -37,8 +37,10 @@ from .progress import Follower, OutputShards, Progress
 from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import Ranks
+from .rates import predict
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
+from .timing import table
 from .verify import verify_checkpoint
 
 
@@ -139,12 +141,14 @@ class StreamingSparsifier(BarberSparsifier):
         """
         output = Path(save_dir).expanduser().resolve()
         with all_ranks(choose_device(config.device)) as together:
-            _, plan, windows = self.plan(config, ranks=together)
+            source, plan, windows = self.plan(config, ranks=together)
             needs = self.needs(config, plan, windows, activations, output)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)
         lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]
         lines.append(f"free          {(memory or 0) / GIB:.2f} GiB of memory, {disk / GIB:.2f} GiB of disk: it fits")
+        if together.count == 1:  # the time that several take is not foretold
+            lines += table(predict(source, plan, config, (samples, length), needs.checkpoint, output))
         return "\n".join(lines) + "\n"
 
     def needs(self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path) -> Needs:

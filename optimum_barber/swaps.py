@@ -44,8 +44,8 @@ def exchange(
         return _exchanged(values, keep, gram, correlation, most, None)
     # the same place of all M-groups side by side, so that pairs are formed along long rows
     order = torch.arange(values.shape[1], device=values.device).view(-1, group).t().reshape(-1)
-    values, keep, gram, correlation = (tensor[:, order] for tensor in (values, keep, gram[order], correlation))
-    return _exchanged(values, keep, gram, correlation, most, group)[:, order.argsort()]
+    ordered = values[:, order], keep[:, order], gram[order][:, order], correlation[:, order]
+    return _exchanged(*ordered, most, group)[:, order.argsort()]
 
 
 def _exchanged(

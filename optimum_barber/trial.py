@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class Trial:
         ranks: that share the samples; all of them ask the same questions in the same order.
         forward_passes: forward passes over all samples, in units of the whole set.
         gradient_passes: forward and backward passes over all samples.
+        notes: what one rebuilder leaves for the next, so that no pass is made twice.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -66,6 +68,7 @@ class Trial:
     ranks: Ranks = ALONE
     forward_passes: float = 0.0
     gradient_passes: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
     _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
     _latest: _Measured | None = None
 

@@ -81,6 +81,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(model_dir, tmp_path, ca
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "4 windows of 16 tokens of pydoc" in said and "it fits" in said and "activations in memory" in said
+    assert "\ntime          about " in said and "\n  barber: gradients " in said and "\n  check, write, verify " in said
     assert main([*command, "--activations", "disk"]) == 0
     assert "activations in disk" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

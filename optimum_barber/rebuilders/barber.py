@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..config import RebuildConfig
 from ..distribution import pair_distribution
+from ..quadratic import foresee
 from ..rebuild import Exchange, Ranking
 from ..scores import finite, importance
 from ..semi_structured import GroupExchange, RowExchange
@@ -22,7 +23,7 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
     """Rebuild the block's masks: rounds of gradient, importance, exchange, acceptance.
 
     The gradient pass of a round measures the candidate of the round before on the way, so a round costs
-    that pass and the candidates of the ratio.
+    that pass and the candidates of the ratio. The pass that measures the last one also gathers what swaps begin with.
     """
     rounds: list[dict[str, Any]] = []
     accepted = candidate = trial.masks
@@ -35,6 +36,8 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
         if proposal is None:
             return Outcome(accepted, rounds)
         candidate = proposal.masks
+    if config.chain[-2:] == ["barber", "swaps"] and config.accept != "always":
+        foresee(trial, candidate, config.shrinkage)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 
 

@@ -59,7 +59,7 @@ def _search(
     The first round climbs from the share of outliers among the pair values, up first; later ones from the
     ratio before, down only, since the ratio falls from round to round.
     """
-    stride = max(min(SHARE, trial.inputs.total // 2), 1)
+    stride = stride_of(trial.inputs.total)
     factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
 
     def measure(ratio: float) -> float:
@@ -70,6 +70,11 @@ def _search(
     start = before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
     ratio, error = climb(measure, start, factors, measured[0.0])
     return ratio if error is not None else None
+
+
+def stride_of(samples: int) -> int:
+    """How far apart the samples are on which candidates are measured: at most SHARE, for two samples at the least."""
+    return max(min(SHARE, samples // 2), 1)
 
 
 def climb(
