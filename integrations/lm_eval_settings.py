@@ -15,6 +15,7 @@ from optimum_barber.integrations.lm_eval_cache import cache_key, cached, device_
 from optimum_barber.integrations.lm_eval_shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from optimum_barber.producers import as_producer
+from optimum_barber.ranks import ALONE
 from optimum_barber.rebuilders import REBUILDERS
 from optimum_barber.reconstructions import RECONSTRUCTIONS
 from optimum_barber.sparsifier import BarberSparsifier
@@ -95,7 +96,8 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
 
     def make(directory: Path) -> None:
         sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
-        sparsifier.sparsify(config, None if _reads_text(config) else torch.zeros(1, 1).long(), save_dir=directory)
+        windows = None if _reads_text(config) else torch.zeros(1, 1).long()
+        sparsifier.sparsify(config, windows, save_dir=directory, ranks=ALONE)
 
     return cached(pruning_key(reference, config, config.device), SPARSITY_NAME, make)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .ranks import Share
 from .shards import raw, write_all
 
 ALIGNMENT = 64  # bytes
 
 
 class Activations:
-    """One tensor a sample, in the order of the samples.
+    """One tensor a sample, in the order of the samples: all of them, or the share of this rank.
 
     Every sample is computed on its own, so where samples lie and how many travel together never changes
     a result.
@@ -25,13 +26,19 @@ class Activations:
         samples: the tensors, consumed one by one.
         batch_size: how many are on the device at once; None to keep all there, or one of a file.
         folder: where a file without a name holds them, which goes when they do; None for memory.
+        share: which samples these are; None for all.
     """
 
     def __init__(
-        self, samples: Iterable[Tensor], batch_size: int | None = None, folder: str | Path | None = None
+        self,
+        samples: Iterable[Tensor],
+        batch_size: int | None = None,
+        folder: str | Path | None = None,
+        share: Share | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.folder = folder
+        self.share = share
         self.device: torch.device | None = None
         self._samples: list[Tensor] = []
         if folder is None:
@@ -49,14 +56,20 @@ class Activations:
             yield from [sample.to(self.device, non_blocking=True) for sample in batch]
 
     def every(self, stride: int) -> "Activations":
-        """Every stride-th sample, sharing memory."""
+        """Every stride-th of all samples, as far as they are here, sharing memory."""
         some = self.like(())
-        some.device, some._samples = self.device, self._samples[::stride]
+        first = -self.share.first % stride if self.share else 0
+        some.device, some._samples = self.device, self._samples[first::stride]
         return some
 
     def like(self, samples: Iterable[Tensor]) -> "Activations":
         """Other samples, held where these are."""
-        return Activations(samples, self.batch_size, self.folder)
+        return Activations(samples, self.batch_size, self.folder, self.share)
+
+    @property
+    def total(self) -> int:
+        """How many samples all ranks have together."""
+        return self.share.total if self.share else len(self)
 
     @property
     def held(self) -> list[Tensor]:

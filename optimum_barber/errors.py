@@ -26,6 +26,10 @@ class UnfinishedError(BarberError):
     status = 1
 
 
+class LostRankError(UnfinishedError):
+    """Another rank of the run has ended or is stuck; what is wrong, it has said itself."""
+
+
 class MissingExtraError(BarberError):
     """An optional dependency is absent; the message is the line that installs it."""
 

@@ -1,16 +1,20 @@
 """The directory that a run writes: checked before any work, never half-written."""
 
 import ctypes
+import errno
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import BarberError
+from .errors import BarberError, UnfinishedError
 
+logger = logging.getLogger(__name__)
 PARTIAL_MARK = ".optimum_barber_partial"
 STATE_DIRECTORY = ".resume"  # within the partial directory: what a run needs to go on where it was stopped
 STATE_NAME = "state.json"
@@ -139,3 +143,36 @@ def _exchange(first: Path, second: Path) -> bool:
     except (AttributeError, OSError):
         return False
     return rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+
+
+def shown(directory: Path, seconds: int = 60) -> Path:
+    """A directory that another rank has made; network file systems may show it late.
+
+    Raises:
+        BarberError: it cannot be seen from here.
+    """
+    for _ in range(seconds):
+        if directory.is_dir():
+            return directory
+        time.sleep(1)
+    raise BarberError(f"output {directory} cannot be seen by every rank: give one on a file system that they share")
+
+
+@contextmanager
+def full_disk(partial: Path) -> Iterator[None]:
+    """A disk without room is told in one line, and any failure that left something to resume is told of.
+
+    Raises:
+        UnfinishedError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        rest = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
+        raise UnfinishedError(f"no space is left for {partial}; {rest}") from None
+    except BaseException:
+        if unfinished(partial):
+            logger.warning("what is done lies in %s: go on with --resume", partial)
+        raise

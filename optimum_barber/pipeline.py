@@ -17,6 +17,7 @@ from .blocks import Block, DecoderLayer
 from .masks import PackedMask
 from .patterns import SparsityPattern
 from .producers import LinearInput, Producer
+from .ranks import ALONE, Ranks
 from .rebuilders import Rebuilder
 from .reconstructions import Reconstruction
 from .source import LayerSource
@@ -77,6 +78,7 @@ class Plan:
         scratch: folder for activations; None to hold them in memory.
         exact: whether the producer must meet the pattern's sparsity.
         relative_error: whether the error of a token counts relative to the size of its residual stream.
+        ranks: that share the samples; all of them prune the same layers.
         patterns: of blocks and Linears by name, where they have a share of the budget of their own.
     """
 
@@ -91,6 +93,7 @@ class Plan:
     scratch: Path | None = None
     exact: bool = True
     relative_error: bool = False
+    ranks: Ranks = ALONE
     patterns: Mapping[str, SparsityPattern] = field(default_factory=dict)
 
     def pattern_of(self, name: str) -> SparsityPattern:
@@ -109,7 +112,7 @@ def prune(
 
     Args:
         source: the decoder layers, changed in place.
-        windows: (samples, length) int64, the calibration tokens.
+        windows: (samples, length) int64, the calibration tokens of all ranks.
         plan: producer, rebuilders and pattern.
         callback: called after each block.
 
@@ -117,7 +120,8 @@ def prune(
         The keep masks by Linear.
     """
     masks: dict[str, PackedMask] = {}
-    hidden = Activations(source.begin(windows), plan.batch_size, plan.scratch)
+    share = plan.ranks.share(len(windows))
+    hidden = Activations(source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
     for layer in source.layers():
         outputs: list[Activations] = []
         kept: dict[str, PackedMask] = {}
@@ -154,7 +158,7 @@ def prune_block(
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
     """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
     linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
-    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name))
+    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name), plan.ranks)
     if plan.relative_error:
         trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
     return trial
@@ -180,6 +184,7 @@ def watch(
     linears: dict[str, nn.Linear],
     needs: frozenset[str],
     pattern: SparsityPattern,
+    ranks: Ranks = ALONE,
 ) -> Trial:
     """Run a block once on every sample: its inputs, its outputs as it stands, and statistics of its Linears' inputs.
 
@@ -191,12 +196,13 @@ def watch(
         linears: that are on trial.
         needs: statistics to sum.
         pattern: of the masks that will be tried.
+        ranks: that share the samples.
     """
     streams = zip(hidden, *outputs, strict=True)
     inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
     with InputRecorder(linears, needs) as recorder:
         targets = hidden.like(block(x) for x in inputs)
-    return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result())
+    return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result(ranks), ranks=ranks)
 
 
 def produce(trial: Trial, plan: Plan) -> Masks:
@@ -207,7 +213,7 @@ def produce(trial: Trial, plan: Plan) -> Masks:
         made = ask(plan.producer, linear, plan.arguments, plan.exact)
         masks[name] = made.keep
         if made.weight is not None:
-            trial.updated[name] = torch.where(made.keep, made.weight, linear.weight)
+            trial.updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
     return masks
 
 

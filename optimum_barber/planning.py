@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 import torch
@@ -9,23 +10,32 @@ import torch
 from .allocations import as_allocation
 from .architectures import linears_of
 from .budget import Sizes
+from .calibration import TokenWindows
 from .config import UNIFORM, BarberConfig
 from .errors import BarberError
 from .patterns import SparsityPattern
 from .pipeline import Plan
 from .producers import Producer, as_producer, parse_arguments
+from .rank_group import own_gpu
+from .ranks import ALONE, Ranks
 from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
 from .shards import CHUNK
 from .source import ModelSource
 
 
-def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
+def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:
     """Producer, rebuilders and pattern of a configuration, checked against the model.
 
     Raises:
-        BarberError: an unknown name, a bad argument, a pattern that does not fit, sick weights.
+        BarberError: an unknown name, a bad argument, a pattern that does not fit, sick weights, or what several
+            ranks cannot do.
     """
+    if ranks.count > 1 and "gradient" in config.reconstruct.chain:
+        raise BarberError(
+            f"reconstruct 'gradient' steps from sample to sample, which {ranks.count} ranks cannot share: "
+            "take least-squares, or one process"
+        )
     producer = as_producer(config.producer)
     arguments = parse_arguments(producer, config.producer_name, config.producer_args)
     check_allocation(config, producer)
@@ -37,7 +47,7 @@ def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
         pattern.check_width(name, width)
     if not any(pattern.pruned(width) for _, width in targets.values()):
         raise BarberError(f"sparsity {pattern.sparsity:g} prunes nothing: no row is wide enough for one weight")
-    check_weights(source, targets)
+    check_weights(source, targets, ranks)
     return Plan(
         producer=producer,
         pattern=pattern,
@@ -49,7 +59,20 @@ def make_plan(config: BarberConfig, source: ModelSource) -> Plan:
         batch_size=config.batch_size,
         exact=producer.brings_pattern is None,
         relative_error=config.rebuild.error == "relative",
+        ranks=ranks,
     )
+
+
+def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> None:
+    """Return when all ranks are here, with the same settings and calibration tokens and a sample each.
+
+    Raises:
+        BarberError: they are not.
+    """
+    ranks.share(len(windows.tokens))
+    if ranks.count > 1:
+        settings = config.model_dump(mode="json", exclude={"device", "batch_size"})
+        ranks.agree({**settings, "calibration tokens": windows.fingerprint})
 
 
 def check_allocation(config: BarberConfig, producer: Producer) -> None:
@@ -124,10 +147,10 @@ def pattern_of(
     return SparsityPattern(found.sparsity, asked.keep, asked.group)
 
 
-def check_weights(source: ModelSource, targets: Iterable[str]) -> None:
-    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros."""
+def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = ALONE) -> None:
+    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank looks at its part."""
     names = {f"{name}.weight": name for name in targets}
-    for name, weight in source.weights():
+    for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
         pieces = weight.detach().reshape(-1).split(CHUNK)
         if not all(torch.isfinite(piece).all() for piece in pieces):
             raise BarberError(f"model has NaN or Inf in {name}")
@@ -136,13 +159,13 @@ def check_weights(source: ModelSource, targets: Iterable[str]) -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """`auto` is CUDA where there is one; under a launcher of several processes the GPU of this one.
 
     Raises:
         BarberError: there is no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

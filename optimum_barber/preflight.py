@@ -36,6 +36,7 @@ class Needs:
         batch_size: samples on the device at once; None for all.
         device: whether layers are worked on elsewhere than in the host's memory.
         copies: of the layer, while it is worked on.
+        ranks: that share the windows. Memory is that of one of them.
     """
 
     layer: int
@@ -48,6 +49,12 @@ class Needs:
     batch_size: int | None = None
     device: bool = False
     copies: int = LAYER_COPIES
+    ranks: int = 1
+
+    @property
+    def share(self) -> int:
+        """How many windows one rank has at most."""
+        return -(-self.samples // self.ranks)
 
     @property
     def work(self) -> int:
@@ -57,7 +64,7 @@ class Needs:
     @property
     def waiting(self) -> int:
         """The calibration activations."""
-        return ACTIVATION_COPIES * self.samples * self.sample
+        return ACTIVATION_COPIES * self.share * self.sample
 
     @property
     def memory(self) -> int:
@@ -70,8 +77,8 @@ class Needs:
         """Peak of the device's memory; 0 on the CPU."""
         if not self.device:
             return 0
-        together = self.batch_size or (1 if self.place == "disk" else self.samples)
-        return self.work + ACTIVATION_COPIES * min(together, self.samples) * self.sample
+        together = self.batch_size or (1 if self.place == "disk" else self.share)
+        return self.work + ACTIVATION_COPIES * min(together, self.share) * self.sample
 
     @property
     def disk(self) -> int:
@@ -81,8 +88,9 @@ class Needs:
 
     def lines(self) -> list[str]:
         """For people."""
+        where = "in all" if self.ranks == 1 else f"for each of {self.ranks} ranks"
         found = [
-            f"streaming     {self.memory / GIB:.2f} GiB of memory in all, activations in {self.place}, Python and "
+            f"streaming     {self.memory / GIB:.2f} GiB of memory {where}, activations in {self.place}, Python and "
             f"torch {INTERPRETER / GIB:.2f}",
             f"disk          {self.disk / GIB:.2f} GiB for the output, its state, and activations that lie there",
         ]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from .budget import Shares
 from .errors import BarberError
 from .masks import PackedMask
 from .output import STATE_NAME
-from .shards import Entry, TensorFile, read_header, sync_directory, write_tensors
+from .ranks import ALONE, Ranks
+from .shards import Entry, TensorFile, read_header, sync_directory
 from .weights import CheckpointWeights
 
 
@@ -29,6 +31,7 @@ class Progress:
     Args:
         directory: of the state.
         settings: everything that decides the result.
+        ranks: whose first one this is, and whose samples it keeps.
 
     Attributes:
         shards: the output's files, in which finished weights are written.
@@ -42,8 +45,9 @@ class Progress:
 
     shards: "OutputShards"
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self.directory = directory
+        self.ranks = ranks
         self.settings = json.loads(json.dumps(settings, default=str))
         self.layers = 0
         self.reports: list[dict[str, Any]] = []
@@ -68,11 +72,11 @@ class Progress:
                 raise BarberError(f"resume is not possible: {error}; start anew with --overwrite") from None
 
     def hidden(self) -> Iterator[Tensor]:
-        """What enters the first layer that is still to be done, mapped from the disk, sample by sample."""
+        """What enters the first layer that is still to be done, mapped from the disk, sample by sample of this rank."""
         path = self._hidden(self.layers)
-        names = list(read_header(path).entries)
+        names = sorted(read_header(path).entries)
         weights = CheckpointWeights(dict.fromkeys(names, path), path.name)
-        return (weights.tensor(name) for name in sorted(names))
+        return (weights.tensor(name) for name in names[self.ranks.share(len(names)).slice])
 
     def masks(self) -> dict[str, PackedMask]:
         """The masks of all finished layers, mapped from the disk."""
@@ -81,8 +85,11 @@ class Progress:
     def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
         """Write the masks of the layer at hand, and what enters the next one."""
         write_masks(self._masks(self.layers), masks, "")
-        samples = {f"{index:08d}": sample for index, sample in enumerate(hidden.held)}
-        write_tensors(self._hidden(self.layers + 1), samples, {})
+        entry = Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape))
+        entries = {f"{index:08d}": entry for index in range(hidden.total)}
+        with closing(TensorFile(self._hidden(self.layers + 1), entries, {})) as file:
+            for name, sample in zip(entries, self.ranks.collect(hidden.held, hidden.total), strict=True):
+                file.write(name, sample)
         return dict(MaskFile(self._masks(self.layers)))
 
     def finish(self, weights: Mapping[str, Tensor]) -> None:
@@ -107,6 +114,19 @@ class Progress:
 
     def _hidden(self, layer: int) -> Path:
         return self.directory / f"hidden-{layer:05d}.safetensors"
+
+
+class Follower(Progress):
+    """The same on a rank that writes nothing: its samples go to the first, which keeps the masks too."""
+
+    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Send what enters the next layer."""
+        list(self.ranks.collect(hidden.held, hidden.total))
+        return {}
+
+    def finish(self, weights: Mapping[str, Tensor]) -> None:
+        """Count the layer at hand as done."""
+        self.layers += 1
 
 
 class OutputShards:

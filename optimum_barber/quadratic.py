@@ -54,6 +54,8 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     sums = _Sums(names)
     with _calls(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
+    for tensor in sums.tensors():
+        trial.ranks.sum(tensor)
     for gram in {id(gram): gram for gram in sums.gram.values()}.values():
         _shrink(gram, shrinkage)
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
@@ -104,6 +106,10 @@ class _Sums:
                 _accumulate(self.gram, name, x, x)
             if _same(made, output):
                 _accumulate(self.correlation, name, _weighed(target - output, weights), x)
+
+    def tensors(self) -> list[Tensor]:
+        """All sums, those that several Linears share once."""
+        return list({id(t): t for t in [*self.gram.values(), *self.correlation.values()]}.values())
 
 
 def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:

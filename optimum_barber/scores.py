@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .ranks import ALONE, Ranks
+
 
 class GradientReduction:
     """Reduces the gradients g_s of the samples s, added in order, to one G >= 0 of the same shape.
@@ -25,11 +27,11 @@ class GradientReduction:
         else:
             self.total.add_(gradient)
 
-    def result(self) -> Tensor:
-        """G, which takes over the accumulator's memory."""
+    def result(self, ranks: Ranks = ALONE) -> Tensor:
+        """G over the samples of all ranks, which takes over the accumulator's memory."""
         if self.total is None:
             raise RuntimeError("no gradient was added")
-        mean = self.total.div_(self.samples)
+        mean = ranks.sum(self.total).div_(int(sum(ranks.gather([self.samples]))))
         return mean.sqrt_() if self.squared else mean.abs_()
 
 

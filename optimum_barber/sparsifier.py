@@ -20,9 +20,11 @@ from .loading import PretrainedTool
 from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
-from .planning import choose_device, make_plan, prunable
+from .planning import check_ranks, choose_device, make_plan, prunable
 from .producers import parse_arguments
 from .pruned import carry_structure
+from .rank_group import all_ranks
+from .ranks import ALONE, Ranks
 from .source import ModelSource
 
 if TYPE_CHECKING:
@@ -77,34 +79,55 @@ class BarberSparsifier(PretrainedTool):
         overwrite: bool = False,
         callbacks: Sequence[Callback] = (),
         quiet: bool = False,
+        ranks: Ranks | None = None,
     ) -> SparsifyResult:
         """Prune the model in place and, with `save_dir`, write the checkpoint.
+
+        Where a `torch.distributed` process group is initialised, all its ranks must call this with the same model and
+        arguments: they share the samples, and the first one writes.
 
         Args:
             config: everything that decides the masks.
             calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
             save_dir: where the checkpoint goes; written beside and renamed at the end.
             overwrite: whether `save_dir` may hold something already; it stays until the end.
-            callbacks: called with each block's report.
+            callbacks: called with each block's report, on every rank.
             quiet: no progress bar.
+            ranks: `ranks.ALONE` to work alone though a process group is initialised.
 
         Raises:
             BarberError: bad input; nothing was written. No weight has changed either, unless it is a producer
                 that fails half-way.
         """
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
-        self._cast(config.dtype)
-        source = ModelSource(self.model, choose_device(config.device))
-        plan = make_plan(config, source)
-        windows = windows_for(self.model, self.tokenizer, config, calibration)
-        with staged(output) if output is not None else nullcontext() as partial:
-            shares = self._share_out(config, source, plan, windows, quiet)
-            masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
-            result = self._result(config, source, plan, windows, masks, reports, shares)
-            check_masks(self.model, result.masks, plan)
-            if partial is not None:
-                self._save(partial, config, result)
+        with all_ranks(choose_device(config.device), ranks) as together:
+            source, plan, windows = self.plan(config, calibration, together)
+            with staged(output) if output is not None and together.first else nullcontext() as partial:
+                shares = self._share_out(config, source, plan, windows, quiet)
+                masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
+                result = self._result(config, source, plan, windows, masks, reports, shares)
+                check_masks(self.model, result.masks, plan)
+                if partial is not None:
+                    self._save(partial, config, result)
+            together.wait()
         return result
+
+    def plan(
+        self,
+        config: BarberConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        ranks: Ranks = ALONE,
+    ) -> tuple[ModelSource, Plan, TokenWindows]:
+        """Everything checked that can be checked before work, on all ranks."""
+        self._cast(config.dtype)
+        source = self._source(choose_device(config.device))
+        plan = make_plan(config, source, ranks)
+        windows = windows_for(self.model, self.tokenizer, config, calibration)
+        check_ranks(ranks, config, windows)
+        return source, plan, windows
+
+    def _source(self, device: torch.device) -> ModelSource:
+        return ModelSource(self.model, device)
 
     def _save(self, directory: Path, config: BarberConfig, result: SparsifyResult) -> None:
         shard = self.reference.shard_bytes if self.reference else None
@@ -145,10 +168,12 @@ class BarberSparsifier(PretrainedTool):
         sizes, target = prunable(source, config.ignore), plan.pattern.sparsity
         if known is None:
             weights = {block: sum(linears.values()) for block, linears in sizes.items()}
-            budget = Budget(target, weights, source, windows.tokens, plan, quiet)
+            budget = Budget(target, weights, source, windows.tokens, plan, quiet or not plan.ranks.first)
             chosen = as_allocation(config.allocation)
             arguments = parse_arguments(chosen, config.allocation, config.allocation_args, "allocation")
             known = share_out(config.allocation, budget, arguments)
+            agreed = plan.ranks.broadcast(torch.tensor(list(known.sparsity.values()), dtype=torch.float64))
+            known.sparsity = dict(zip(known.sparsity, agreed.tolist(), strict=True))
         plan.patterns = patterns_of(known.sparsity, sizes, target)
         return known
 
@@ -165,7 +190,8 @@ class BarberSparsifier(PretrainedTool):
         """The masks that this run made, and all reports behind the `earlier` ones of a run that it resumes."""
         reports = list(earlier)
         blocks, done = 2 * len(source), len(reports)
-        with tqdm(total=blocks, initial=done, unit="block", desc=config.producer_name, disable=quiet or None) as bar:
+        hidden = quiet or not plan.ranks.first or None
+        with tqdm(total=blocks, initial=done, unit="block", desc=config.producer_name, disable=hidden) as bar:
 
             def finished(report: BlockReport) -> None:
                 reports.append(report)

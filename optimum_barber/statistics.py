@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .ranks import ALONE, Ranks
+
 STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 
 
@@ -74,7 +76,18 @@ class InputRecorder:
             totals = x.sum(0)
             sums.input_sum = totals if sums.input_sum is None else sums.input_sum.add_(totals)
 
-    def result(self) -> dict[str, InputStatistics]:
-        """The statistics by Linear; Linears with the same input hold the same tensors."""
-        norms = {id(s): None if s.input_norm is None else s.input_norm.sqrt() for s in self._sums.values()}
-        return {n: replace(s, input_norm=norms[id(s)]) for n, s in self._sums.items()}
+    def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
+        """The statistics by Linear over all ranks, to be asked for once if there are several.
+
+        Linears with the same input hold the same tensors.
+        """
+        totals = {key: _total(sums, ranks) for key, sums in {id(s): s for s in self._sums.values()}.items()}
+        return {n: replace(totals[id(s)]) for n, s in self._sums.items()}
+
+
+def _total(sums: InputStatistics, ranks: Ranks) -> InputStatistics:
+    """The sums over all ranks, the norm out of its squares."""
+    found = {name: None if (part := getattr(sums, name)) is None else ranks.sum(part) for name in STATISTICS}
+    squares = found.pop("input_norm")
+    norm = None if squares is None else squares.sqrt()
+    return InputStatistics(norm, tokens=int(sum(ranks.gather([sums.tokens]))), **found)

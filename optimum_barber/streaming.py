@@ -1,26 +1,26 @@
 """From disk to disk: a checkpoint is pruned one decoder layer at a time, and a stopped run goes on where it was."""
 
-import errno
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from .artifacts import MaskFile, write_json
-from .calibration import TokenWindows, windows_for
+from .artifacts import MaskFile, read_record, write_json
+from .budget import Shares
+from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
 from .config import BarberConfig
 from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
 from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
-from .output import STATE_DIRECTORY, alone, check_output, partial_of, staged, unfinished
+from .output import STATE_DIRECTORY, alone, check_output, full_disk, partial_of, shown, staged
 from .pipeline import BlockReport, Plan
-from .planning import choose_device, make_plan
+from .planning import choose_device
 from .preflight import (
     GIB,
     LAYER_COPIES,
@@ -33,15 +33,15 @@ from .preflight import (
     needs_of,
     placed,
 )
-from .progress import OutputShards, Progress
+from .progress import Follower, OutputShards, Progress
 from .pruned import carry_structure
+from .rank_group import all_ranks
+from .ranks import Ranks
 from .rates import predict
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
 from .timing import table
 from .verify import verify_checkpoint
-
-logger = logging.getLogger(__name__)
 
 
 class StreamingSparsifier(BarberSparsifier):
@@ -84,57 +84,54 @@ class StreamingSparsifier(BarberSparsifier):
         overwrite: bool = False,
         callbacks: Sequence[Callback] = (),
         quiet: bool = False,
+        ranks: Ranks | None = None,
         *,
         resume: bool = False,
         activations: str = "auto",
     ) -> SparsifyResult:
-        """Prune the checkpoint into `save_dir`; each decoder layer is durable there as soon as it is done.
+        """Prune the checkpoint into `save_dir`, seen by all ranks; each layer is durable there as soon as it is done.
 
         Args:
             config: everything that decides the masks.
             calibration: as in `BarberSparsifier.sparsify`.
             save_dir: where the checkpoint goes; made in `save_dir.partial`, renamed at the end.
             overwrite: whether `save_dir` may hold something already, or a stopped run be thrown away.
-            callbacks: called with each block's report.
+            callbacks: called with each block's report, on every rank.
             quiet: no progress bar.
+            ranks: as in `BarberSparsifier.sparsify`.
             resume: go on with a stopped run of the same settings, if there is one.
             activations: where calibration activations lie: memory, disk, or auto.
 
         Raises:
             BarberError: bad input, or what the machine has not; nothing was written.
-            UnfinishedError: the disk is full; what is done is kept.
+            UnfinishedError: the disk is full, or another rank has ended; what is done is kept.
         """
         if save_dir is None:
             raise BarberError("streaming writes as it goes: save_dir is missing")
         output = check_output(save_dir, overwrite, self.inputs(config), resume)
-        source, plan, windows = self.plan(config, calibration)
-        needs = self.needs(config, plan, windows, activations, output)
-        settings = self._settings(config, source, windows)
-        with staged(output, resume) as partial, self._progress(partial, settings) as progress:
-            plan.scratch = progress.directory if needs.place == "disk" else None
-            shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
-            source.progress = progress
-            earlier = [BlockReport(**report) for report in progress.reports]
-            told: list[Callback] = [lambda report: progress.reports.append(asdict(report)), *callbacks]
-            _, reports = self._prune(config, source, plan, windows, told, quiet, earlier)
-            for name in source.others():
-                progress.shards.write(name, self.weights.tensor(name))
-            result = self._result(config, source, plan, windows, progress.masks(), reports, shares)
-            self._save(partial, config, result)
-            progress.discard()
-        result.masks = MaskFile(output / result.sparsity_config.masks)
-        return result
+        with all_ranks(choose_device(config.device), ranks) as together:
+            source, plan, windows = self.plan(config, calibration, together)
+            needs = self.needs(config, plan, windows, activations, output)
+            assert isinstance(source, DiskSource)
+            settings = self._settings(config, source, windows)
+            with self._progress(output, resume, settings, together) as progress:
+                plan.scratch = progress.directory if needs.place == "disk" else None
+                shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
+                source.progress = progress
+                earlier = [BlockReport(**report) for report in progress.reports]
+                told: list[Callback] = [lambda report: progress.reports.append(asdict(report)), *callbacks]
+                _, reports = self._prune(config, source, plan, windows, told, quiet, earlier)
+                if together.first:
+                    self._finish(config, source, plan, windows, progress, reports, shares)
+            together.wait()
+        record = read_record(shown(output))
+        return SparsifyResult(MaskFile(output / record.masks), record, reports, shares)
 
-    def plan(
-        self, config: BarberConfig, calibration: Sequence[str] | Tensor | TokenWindows | None = None
-    ) -> tuple[DiskSource, Plan, TokenWindows]:
-        """Everything checked that can be checked before work; every weight is read once."""
+    def _source(self, device: torch.device) -> DiskSource:
+        """The checkpoint; refused where it must be loaded whole."""
         if self.whole:
             raise BarberError(f"model {self.reference.name!r} cannot be streamed: {self.whole}")
-        self._cast(config.dtype)
-        source = DiskSource(self.model, self.weights, choose_device(config.device))
-        plan = make_plan(config, source)
-        return source, plan, windows_for(self.model, self.tokenizer, config, calibration)
+        return DiskSource(self.model, self.weights, device)
 
     def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
         """What a run would take, as a page; everything is checked as it would be, nothing is written.
@@ -143,13 +140,15 @@ class StreamingSparsifier(BarberSparsifier):
             BarberError: bad input, or what the machine has not.
         """
         output = Path(save_dir).expanduser().resolve()
-        source, plan, windows = self.plan(config)
-        needs = self.needs(config, plan, windows, activations, output)
+        with all_ranks(choose_device(config.device)) as together:
+            source, plan, windows = self.plan(config, ranks=together)
+            needs = self.needs(config, plan, windows, activations, output)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)
         lines = [f"calibration   {samples} windows of {length} tokens of {windows.source}", *needs.lines()]
         lines.append(f"free          {(memory or 0) / GIB:.2f} GiB of memory, {disk / GIB:.2f} GiB of disk: it fits")
-        lines += table(predict(source, plan, config, (samples, length), needs.checkpoint, output))
+        if together.count == 1:  # the time that several take is not foretold
+            lines += table(predict(source, plan, config, (samples, length), needs.checkpoint, output))
         return "\n".join(lines) + "\n"
 
     def needs(self, config: BarberConfig, plan: Plan, windows: TokenWindows, activations: str, output: Path) -> Needs:
@@ -160,10 +159,11 @@ class StreamingSparsifier(BarberSparsifier):
         """
         samples, length = windows.tokens.shape
         device = choose_device(config.device)
-        memory, left = free_memory(), free_disk(output) + held(partial_of(output))
+        free, left = free_memory(), free_disk(output) + held(partial_of(output))
+        memory = None if free is None else free // plan.ranks.local
         found = replace(
             self.estimate(samples, length, gram_copies(config, plan)),
-            batch_size=config.batch_size, device=device.type != "cpu",
+            batch_size=config.batch_size, device=device.type != "cpu", ranks=plan.ranks.count,
             copies=TRAINED_COPIES if "gradient" in config.reconstruct.chain else LAYER_COPIES,
         )  # fmt: skip
         found = placed(found, activations, memory)
@@ -178,19 +178,43 @@ class StreamingSparsifier(BarberSparsifier):
         return needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
 
     @contextmanager
-    def _progress(self, partial: Path, settings: Mapping[str, Any]) -> Iterator[Progress]:
+    def _progress(self, output: Path, resume: bool, settings: Mapping[str, Any], ranks: Ranks) -> Iterator[Progress]:
         """What was done and will be; what can be resumed stays when the machine fails, and goes when the input does."""
+        state = partial_of(output) / STATE_DIRECTORY
+        if not ranks.first:
+            ranks.wait()
+            yield Follower(shown(state), settings, ranks)
+            return
         files = {name: path.name for name, path in self.weights.files.items()}
         metadata = {file: header.metadata for file, header in self.weights.headers.items()}
-        state = partial / STATE_DIRECTORY
-        with alone(partial, STATE_DIRECTORY), full_disk(partial):
-            progress = Progress(state, settings)  # may refuse, and then no file has been touched
+        with staged(output, resume) as partial, alone(partial, STATE_DIRECTORY), full_disk(partial):
+            progress = Progress(state, settings, ranks)  # may refuse, and then no file has been touched
             try:
                 with OutputShards(partial, files, self._entries(), metadata) as progress.shards:
+                    ranks.wait()
                     yield progress
+            except UnfinishedError:
+                raise
             except BarberError:  # no resumed run would fare better
                 progress.discard()
                 raise
+
+    def _finish(
+        self,
+        config: BarberConfig,
+        source: DiskSource,
+        plan: Plan,
+        windows: TokenWindows,
+        progress: Progress,
+        reports: list[BlockReport],
+        shares: Shares,
+    ) -> None:
+        """Write everything that is no decoder layer; the state goes when the checkpoint has been checked."""
+        for name in source.others():
+            progress.shards.write(name, self.weights.tensor(name))
+        result = self._result(config, source, plan, windows, progress.masks(), reports, shares)
+        self._save(progress.directory.parent, config, result)
+        progress.discard()
 
     def _settings(self, config: BarberConfig, source: DiskSource, windows: TokenWindows) -> dict[str, Any]:
         """Everything that decides the result, by the name that a refusal will say."""
@@ -231,26 +255,6 @@ class StreamingSparsifier(BarberSparsifier):
             name: Entry(state[name].dtype, tuple(state[name].shape)) if name in state else stored[name].entries[name]
             for name in self.weights.files
         }
-
-
-@contextmanager
-def full_disk(partial: Path) -> Iterator[None]:
-    """A disk without room is told in one line, and any failure that left something to resume is told of.
-
-    Raises:
-        UnfinishedError: the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        rest = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
-        raise UnfinishedError(f"no space is left for {partial}; {rest}") from None
-    except BaseException:
-        if unfinished(partial):
-            logger.warning("what is done lies in %s: go on with --resume", partial)
-        raise
 
 
 def stamp(path: Path) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 
 from .activations import Activations
 from .patterns import SparsityPattern
+from .ranks import ALONE, Ranks
 from .scores import GradientReduction
 from .statistics import InputStatistics
 
@@ -36,6 +37,9 @@ class Trial:
     its own and sums run in the order of the samples. Errors are remembered by the mask dictionaries that were asked
     about, which must not be changed afterwards.
 
+    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all, the same on every
+    rank, and what is measured anywhere are the first rank's masks: so all decide alike.
+
     Attributes:
         forward: the block, from one sample's input to its output.
         linears: the Linears by name; outside of this class's methods their weights are dense W, (out, in).
@@ -46,6 +50,7 @@ class Trial:
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
         statistics: of the inputs of each Linear, as far as anybody asked.
         updated: weights that a producer changed on purpose, used where its own mask keeps them.
+        ranks: that share the samples; all of them ask the same questions in the same order.
         forward_passes: forward passes over all samples, in units of the whole set.
         gradient_passes: forward and backward passes over all samples.
         notes: what one rebuilder leaves for the next, so that no pass is made twice.
@@ -60,6 +65,7 @@ class Trial:
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     token_weights: Activations | None = None
     updated: dict[str, Tensor] = field(default_factory=dict)
+    ranks: Ranks = ALONE
     forward_passes: float = 0.0
     gradient_passes: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
@@ -92,8 +98,9 @@ class Trial:
             return _mean(known[::stride])
         with self._wearing(masks):
             errors = [error_of(self.forward(x), y, w) for x, y, w in self.samples(stride=stride)]
-        self.forward_passes += len(errors) / len(self.inputs)
-        return _mean(_floats(errors))
+        measured = self.ranks.gather(_floats(errors))
+        self.forward_passes += len(measured) / self.inputs.total
+        return _mean(measured)
 
     def gradients(self, masks: Masks, expansion: str = "sparse", reduction: str = "rms") -> dict[str, Tensor]:
         """Reduced gradient G >= 0 of each Linear at the masks, (out, in); E(M) is measured on the way.
@@ -121,13 +128,13 @@ class Trial:
             outputs = self.inputs.like(differentiated())
         self.gradient_passes += 1
         if sparse:
-            self._remember(masks, _floats(errors), outputs)
-        return {name: reduced.result() for name, reduced in reductions.items()}
+            self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
+        return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
 
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
         standing, before = self.updated, self.error(self.masks)
-        self.updated = {**standing, **values}
+        self.updated = {**standing, **{name: self.ranks.broadcast(value) for name, value in values.items()}}
         self._forget()
         after = self.error(self.masks)
         if after < before:
@@ -170,7 +177,7 @@ class Trial:
         with self._wearing(masks):
             outputs = self.inputs.like(measured())
         self.forward_passes += 1
-        self._remember(masks, _floats(errors), outputs)
+        self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
     def _measure(self, masks: Masks) -> _Measured:
         self.watch(masks, lambda output, target, weights: None)
@@ -205,6 +212,8 @@ class Trial:
             yield
             return
         dense = {name: linear.weight.data for name, linear in self.linears.items()}
+        for name in self.linears:
+            masks[name] = self.ranks.broadcast(masks[name])
         worn = {name: self.weight(name, masks[name]) for name in self.linears}
         try:
             for name, linear in self.linears.items():
@@ -224,7 +233,7 @@ def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> T
 
 def _floats(errors: list[Tensor]) -> list[float]:
     """The samples' errors in one transfer from the device."""
-    return torch.stack([error.detach() for error in errors]).tolist()
+    return torch.stack([error.detach() for error in errors]).tolist() if errors else []
 
 
 def _mean(errors: list[float]) -> float:

@@ -28,7 +28,7 @@ class Budget:
         target: share of all weights to prune, in (0, 1).
         weights: prunable weights of each block, by name, in the order of the model; blocks without any are left out.
         source: the decoder layers, which stay as they are.
-        windows: (samples, length) int64, the calibration tokens.
+        windows: (samples, length) int64, the calibration tokens of all ranks.
         plan: of the run.
         quiet: no progress bar.
     """
@@ -52,7 +52,9 @@ class Budget:
         """
         producer = replace(self.plan.producer, needs=frozenset(needs))
         plan = replace(self.plan, producer=producer, relative_error=relative)
-        hidden = Activations(self.source.begin(self.windows[:samples]), plan.batch_size, plan.scratch)
+        windows = self.windows[:samples]
+        share = plan.ranks.share(len(windows))
+        hidden = Activations(self.source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
         with tqdm(total=len(self.weights), unit="block", desc="allocation", disable=self.quiet or None) as bar:
             for layer in self.source.layers():
                 outputs: list[Activations] = []

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pydantic import ValidationError
 
@@ -14,6 +15,7 @@ from ..errors import BarberError
 from ..memory import return_freed_buffers
 from . import compare, evaluate, inspect, lm_eval, plugins, prune, report, shrink, sweep, verify
 from . import run as run_command
+from .launch import Voice, first, joined, one_complaint, several
 
 COMMANDS = {
     "prune": prune,
@@ -28,6 +30,8 @@ COMMANDS = {
     "inspect": inspect,
     "plugins": plugins,
 }
+SHARED = ("prune",)  # commands whose work several processes share
+OWN = ("lm-eval",)  # those that know launchers themselves
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,35 +61,48 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse a command line and run its command."""
     return_freed_buffers()
-    return execute(build_parser().parse_args(argv))
+    with one_complaint():
+        args = build_parser().parse_args(argv)
+    return execute(args)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run one command; 0 for success, 1 for a failed check, 2 for bad input, 130 when interrupted."""
-    quiet = getattr(args, "quiet", False)
+    """Run one command; 0 for success, 1 for a failed check, 2 for bad input, 130 when interrupted.
+
+    The processes of a launcher such as torchrun share its work; only the first of them prints and logs.
+    """
+    with nullcontext(Voice()) if args.command in OWN else joined() as voice:
+        return run_one(args, voice)
+
+
+def run_one(args: argparse.Namespace, voice: Voice) -> int:
+    """Run one command and tell what fails."""
+    args.quiet = quiet = getattr(args, "quiet", False) or not (first() or args.command in OWN)
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
     hush_transformers(quiet)
     try:
+        if several() and args.command not in (*SHARED, *OWN):
+            raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
         with warnings.catch_warnings():
             if quiet:
                 warnings.simplefilter("ignore")
             return int(args.run(args) or 0)
     except ValidationError as error:
-        return fail(one_line(error))
+        return fail(one_line(error), voice)
     except BarberError as error:
-        return fail(error)
+        return fail(error, voice)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = open(os.devnull, "w")  # what is left in the buffer goes nowhere
         return 0
     except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
+        if first():
+            print("interrupted: nothing was left half-written", file=sys.stderr)
         return 130
 
 
-def fail(error: BarberError) -> int:
+def fail(error: BarberError, voice: Voice) -> int:
     """One line for bad input; a recipe's faults are a line each."""
-    for line in str(error).splitlines() or [""]:
-        print(f"optimum-barber: {' '.join(line.split())}", file=sys.stderr)
+    voice.say(str(error), error)
     return error.status
 
 

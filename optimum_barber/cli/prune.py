@@ -30,6 +30,7 @@ examples:
   optimum-barber prune MODEL --sparsity 0.6 --allocation measured --allocation-arg spread=0.05 --calibration c4 -o OUT
   optimum-barber prune MODEL --producer existing --sparse-model OTHER_TOOLS_OUTPUT --calibration pydoc -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT --resume     # go on where it was stopped
+  torchrun --nproc-per-node 4 -m optimum_barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
 """
 FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}

@@ -18,7 +18,7 @@ def dsnot(trial: Trial, config: RebuildConfig) -> Outcome:
     with InputRecorder(trial.linears, NEEDS) as recorder:
         trial.watch(trial.masks, lambda output, target, weights: None)
     candidate = {}
-    for name, seen in recorder.result().items():
+    for name, seen in recorder.result(trial.ranks).items():
         assert seen.input_sum is not None and seen.input_norm is not None
         mean = seen.input_sum / seen.tokens
         power = seen.input_norm.square() / seen.tokens

@@ -59,7 +59,7 @@ def _search(
     The first round climbs from the share of outliers among the pair values, up first; later ones from the
     ratio before, down only, since the ratio falls from round to round.
     """
-    stride = stride_of(len(trial.inputs))
+    stride = stride_of(trial.inputs.total)
     factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
 
     def measure(ratio: float) -> float:

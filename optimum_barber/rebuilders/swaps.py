@@ -1,10 +1,13 @@
 """Optimal exchanges in the rows of each Linear, by Gram matrices (SparseSwaps, arXiv 2512.10922)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from ..config import RebuildConfig
-from ..quadratic import closing_linear, quadratics
+from ..quadratic import Quadratic, closing_linear, quadratics
 from ..swaps import exchange
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
@@ -35,9 +38,14 @@ def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: Rebuild
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
     for name, found in quadratics(trial, masks, names, config.shrinkage).items():
-        values = trial.values(name)
-        candidate[name] = exchange(values, masks[name], found.gram, found.correlation, config.swaps, group)
+        rows = partial(_rows, trial.values(name), masks[name], found, config.swaps, group)
+        candidate[name] = trial.ranks.spread(rows, masks[name])
     return candidate
+
+
+def _rows(values: Tensor, keep: Tensor, found: Quadratic, most: int, group: int | None, rows: slice) -> Tensor:
+    """The new masks of some rows."""
+    return exchange(values[rows], keep[rows], found.gram, found.correlation[rows], most, group)
 
 
 def _difference(before: Masks, after: Masks) -> int:

@@ -1,10 +1,13 @@
 """Least squares for each Linear, its mask fixed, from Gram matrices."""
 
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from ..config import ReconstructConfig
 from ..least_squares import solve
-from ..quadratic import closing_linear, quadratics
+from ..quadratic import Quadratic, closing_linear, quadratics
 from ..trial import Trial
 from . import RECONSTRUCTIONS
 
@@ -18,7 +21,12 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     for names in filter(None, (others, [closing] if closing else [])):
         solved = {}
         for name, found in quadratics(trial, trial.masks, names, config.shrinkage).items():
-            keep = trial.masks[name]
-            solved[name] = solve(trial.values(name), keep, found.gram, found.correlation, config.iterations)
+            rows = partial(_rows, trial.values(name), trial.masks[name], found, config)
+            solved[name] = trial.ranks.spread(rows, trial.values(name))
         accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
+
+
+def _rows(values: Tensor, keep: Tensor, found: Quadratic, config: ReconstructConfig, rows: slice) -> Tensor:
+    """The new values of some rows."""
+    return solve(values[rows], keep[rows], found.gram, found.correlation[rows], config.iterations)
