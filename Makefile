@@ -9,8 +9,8 @@ DEMO_DIR ?= demo
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.demo --output $(DEMO_DIR)
 
-test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.installed  # two tests at once, of one thread each
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
