@@ -103,7 +103,7 @@ def test_our_own_reading_gives_the_same(written, name):
         assert torch.equal(model(WINDOWS.tokens).logits, memory["logits"])
 
 
-@pytest.mark.parametrize("name", CASES.keys() - {"dense"})
+@pytest.mark.parametrize("name", [case for case in CASES if case != "dense"])
 def test_masks_and_zeros_are_carried_on(written, name):
     source, output, *_ = written[name]
     outcome = verify_checkpoint(output)
