@@ -1,6 +1,5 @@
 """Several ranks: the samples shared, the sums in order, the same masks everywhere, nothing that hangs."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from optimum_barber.source import ModelSource
 
 from . import ranks
 from .conftest import tiny_model, tiny_windows
+from .test_streaming import files
 
 CPU = torch.device("cpu")
 WINDOWS = tiny_windows(samples=6, length=32)
@@ -178,15 +178,6 @@ def model(tmp_path):
     directory = tmp_path / "model"
     tiny_model(num_hidden_layers=3).to(torch.bfloat16).save_pretrained(directory, max_shard_size="12KB")
     return directory
-
-
-def files(directory):
-    """All files, without what a clock writes."""
-    found = {path.name: path.read_bytes() for path in directory.iterdir()}
-    report = json.loads(found.pop("report.json"))
-    for part in (report, *report["blocks"]):
-        part.pop("seconds"), part.pop("peak_memory")
-    return found, report
 
 
 def test_a_killed_rank_ends_the_run_and_resume_completes_it(tmp_path, model):
