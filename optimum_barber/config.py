@@ -139,6 +139,11 @@ class RebuildConfig(BaseModel):
         """The names of the rebuilders in order; empty for 'none'."""
         return parts_of(self.method)
 
+    @property
+    def foresees(self) -> bool:
+        """Whether the pass that measures Barber's last masks also gathers what the swaps behind it begin with."""
+        return self.chain[-2:] == ["barber", "swaps"] and self.accept == "if-better"
+
 
 class ReconstructConfig(BaseModel):
     """How the kept weights of each block get new values once its masks are settled."""

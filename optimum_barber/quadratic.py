@@ -4,7 +4,7 @@ For the Linear that closes its block (o, down) that is the block error itself, e
 the block's, so residual and input say everything. For the others it is the error of their own output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -54,19 +54,24 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     sums = _Sums(names)
     with _calls(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
-    for tensor in sums.tensors():
+    for tensor in _distinct([*sums.gram.values(), *sums.correlation.values()]):
         trial.ranks.sum(tensor)
-    for gram in {id(gram): gram for gram in sums.gram.values()}.values():
+    for gram in _distinct(sums.gram.values()):
         _shrink(gram, shrinkage)
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
 
 
 def foresee(trial: Trial, masks: Masks, shrinkage: float) -> None:
     """Measure E(masks), and on the way what `quadratics` will be asked for first if these masks are taken."""
+    names = in_order(trial)[0]
+    trial.notes[FORESEEN] = masks, (names, shrinkage), quadratics(trial, masks, names, shrinkage)
+
+
+def in_order(trial: Trial) -> list[list[str]]:
+    """The names of Linears that are worked on together: first all but the closing one, then that one."""
     closing = closing_linear(trial)
-    names = [name for name in trial.linears if name != closing]
-    if names:
-        trial.notes[FORESEEN] = masks, (names, shrinkage), quadratics(trial, masks, names, shrinkage)
+    others = [name for name in trial.linears if name != closing]
+    return [names for names in (others, [closing] if closing else []) if names]
 
 
 def closing_linear(trial: Trial) -> str | None:
@@ -107,9 +112,10 @@ class _Sums:
             if _same(made, output):
                 _accumulate(self.correlation, name, _weighed(target - output, weights), x)
 
-    def tensors(self) -> list[Tensor]:
-        """All sums, those that several Linears share once."""
-        return list({id(t): t for t in [*self.gram.values(), *self.correlation.values()]}.values())
+
+def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those that several Linears share once."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .allocations import Budget, as_allocation, share_out
+from .allocations import Budget, share_out
 from .artifacts import SparsityConfig
 from .budget import Shares, patterns_of
 from .calibration import TokenWindows, is_there, windows_for
@@ -21,7 +21,6 @@ from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
 from .planning import check_ranks, choose_device, make_plan, prunable
-from .producers import parse_arguments
 from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import ALONE, Ranks
@@ -169,9 +168,7 @@ class BarberSparsifier(PretrainedTool):
         if known is None:
             weights = {block: sum(linears.values()) for block, linears in sizes.items()}
             budget = Budget(target, weights, source, windows.tokens, plan, quiet or not plan.ranks.first)
-            chosen = as_allocation(config.allocation)
-            arguments = parse_arguments(chosen, config.allocation, config.allocation_args, "allocation")
-            known = share_out(config.allocation, budget, arguments)
+            known = share_out(config.allocation, config.allocation_args, budget)
             agreed = plan.ranks.broadcast(torch.tensor(list(known.sparsity.values()), dtype=torch.float64))
             known.sparsity = dict(zip(known.sparsity, agreed.tolist(), strict=True))
         plan.patterns = patterns_of(known.sparsity, sizes, target)

@@ -54,9 +54,8 @@ def _block(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: froze
 
 def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
     """Whether the first pass of what follows the index-th rebuilder, from 1, is also the measurement of its masks."""
-    chain = config.rebuild.chain
-    foreseen = chain[-2:] == ["barber", "swaps"] and index == len(chain) - 1
-    return index < len(chain) and (config.rebuild.accept == "always" or foreseen)
+    left = len(config.rebuild.chain) - index
+    return left > 0 and (config.rebuild.accept == "always" or (config.rebuild.foresees and left == 1))
 
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:

@@ -14,7 +14,7 @@ from ..budget import Shares
 from ..errors import BarberError
 from ..patterns import SparsityPattern
 from ..pipeline import Plan, advance, observe, produce
-from ..producers import keyword_only
+from ..producers import keyword_only, parse_arguments
 from ..registry import Registry
 from ..source import LayerSource
 from ..trial import Masks, Trial
@@ -119,13 +119,14 @@ def as_allocation(candidate: "str | AllocationFunction | Allocation") -> Allocat
 
 
 @torch.no_grad()
-def share_out(name: str, budget: Budget, arguments: dict[str, Any]) -> Shares:
-    """Ask an allocation, and check its answer.
+def share_out(name: str, arguments: dict[str, Any], budget: Budget) -> Shares:
+    """Ask an allocation, with its arguments as a user wrote them, and check its answer.
 
     Raises:
-        BarberError: it does not share out the budget among these blocks.
+        BarberError: it does not take these arguments, or does not share out the budget among these blocks.
     """
-    shares = as_allocation(name).function(budget, **arguments)
+    chosen = as_allocation(name)
+    shares = chosen.function(budget, **parse_arguments(chosen, name, arguments, "allocation"))
     if not isinstance(shares, Shares) or set(shares.sparsity) != set(budget.weights):
         raise BarberError(f"allocation {name!r} gives no share of each of the {len(budget.weights)} blocks")
     for block, sparsity in shares.sparsity.items():

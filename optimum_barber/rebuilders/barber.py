@@ -36,7 +36,7 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
         if proposal is None:
             return Outcome(accepted, rounds)
         candidate = proposal.masks
-    if config.chain[-2:] == ["barber", "swaps"] and config.accept != "always":
+    if config.foresees:
         foresee(trial, candidate, config.shrinkage)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 

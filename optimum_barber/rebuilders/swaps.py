@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import RebuildConfig
-from ..quadratic import Quadratic, closing_linear, quadratics
+from ..quadratic import Quadratic, in_order, quadratics
 from ..swaps import exchange
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
@@ -20,12 +20,10 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     The closing Linear sees what the others' new masks give it and exchanges by the block error itself. Of the masks
     before, between and after, those with the lowest block error are returned (`accept: always`: the last).
     """
-    closing = closing_linear(trial)
     steps, rounds = [trial.masks], list[dict[str, Any]]()
-    for names in ([name for name in trial.linears if name != closing], [closing] if closing else []):
-        if names:
-            steps.append(_exchanged(trial, steps[-1], names, config))
-            rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": list(names)})
+    for names in in_order(trial):
+        steps.append(_exchanged(trial, steps[-1], names, config))
+        rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": names})
     errors = [trial.error(masks) for masks in steps]
     best = len(steps) - 1 if config.accept == "always" else errors.index(min(errors))
     for index, record in enumerate(rounds, start=1):

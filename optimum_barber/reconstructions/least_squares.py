@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..config import ReconstructConfig
 from ..least_squares import solve
-from ..quadratic import Quadratic, closing_linear, quadratics
+from ..quadratic import Quadratic, in_order, quadratics
 from ..trial import Trial
 from . import RECONSTRUCTIONS
 
@@ -15,10 +15,8 @@ from . import RECONSTRUCTIONS
 @RECONSTRUCTIONS.register("least-squares")
 def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     """First all Linears but the one that closes the block, each by its own output's error; then that one, by E."""
-    closing = closing_linear(trial)
-    others = [name for name in trial.linears if name != closing]
     accepted = []
-    for names in filter(None, (others, [closing] if closing else [])):
+    for names in in_order(trial):
         solved = {}
         for name, found in quadratics(trial, trial.masks, names, config.shrinkage).items():
             rows = partial(_rows, trial.values(name), trial.masks[name], found, config)
