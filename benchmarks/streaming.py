@@ -1,10 +1,10 @@
 """Peak anonymous memory of a run from disk to disk, for a depth and for twice that depth.
 
-    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--work DIR]
+    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--work DIR]
 
 A LLaMA of random bf16 parameters is written to the disk in place, a layer at a time (24 layers of the default width
-are about 1.5B parameters), then pruned by `wanda + barber` (output granularity, ratio 0.1, one round) over 4 x 256
-tokens in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32,
+are about 1.5B parameters), then pruned from Wanda's masks by the default rebuild, or another one, over 4 x 256 tokens
+in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32,
 the activations, and 600 MB for Python and torch themselves.
 """
 
@@ -31,9 +31,8 @@ import sys, torch
 from optimum_barber import BarberConfig
 from optimum_barber.loading import resolve_model
 from optimum_barber.streaming import StreamingSparsifier
-model, output, samples, length, place = sys.argv[1:]
+model, output, rebuild, samples, length, place = sys.argv[1:]
 windows = torch.randint(0, 32000, (int(samples), int(length)), generator=torch.Generator().manual_seed(0))
-rebuild = {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1}
 config = BarberConfig(sparsity=0.5, rebuild=rebuild)
 streaming = StreamingSparsifier(resolve_model(model))
 streaming.sparsify(config, windows, save_dir=output, quiet=True, activations=place)
@@ -103,7 +102,7 @@ def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     activations = ACTIVATION_COPIES * args.samples * needs.sample
     bound = embedding + 4 * needs.layer + activations + 600 * MB
     shape = [str(args.samples), str(args.sequence_length), args.activations]
-    command = [sys.executable, "-c", RUN, str(work / "model"), str(work / "out"), *shape]
+    command = [sys.executable, "-c", RUN, str(work / "model"), str(work / "out"), args.rebuild, *shape]
     peak, seconds = peak_of(command)
     sys.stdout.write(
         f"{layers:>3} layers, {parameters / 1e9:.2f}B parameters: peak RssAnon {peak / MB:,.0f} MB; bound "
@@ -120,6 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden-size", type=int, default=2304)
+    parser.add_argument("--rebuild", default="barber+swaps")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--activations", choices=("memory", "disk"), default="memory")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,7 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
 }
-WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where swaps have their part of the work
+EXCHANGING = frozenset({"swaps", "gauss-newton"})  # rebuilders that work with Gram matrices
+WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where these have their part of the work
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
@@ -89,8 +91,11 @@ class RebuildConfig(BaseModel):
     )
     rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
+    newton_rounds: int = Field(
+        2, ge=1, description="of gradient, exchange and measurement that the rebuilder 'gauss-newton' makes"
+    )
     shrinkage: float = Field(
-        0.3, ge=0, le=1, description="of the Gram matrix of 'swaps' to its diagonal: calibration tokens are few"
+        0.3, ge=0, le=1, description="of the Gram matrices of exchanges to their diagonal: calibration tokens are few"
     )
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
         "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
@@ -121,7 +126,7 @@ class RebuildConfig(BaseModel):
             return given
         given = {**PRESETS.get(str(given.get("preset")), {}), **given}
         method = str(given.get("method", cls.model_fields["method"].default))
-        return {**(WITH_SWAPS if "swaps" in method.split("+") else {}), **given}
+        return {**({} if EXCHANGING.isdisjoint(method.split("+")) else WITH_SWAPS), **given}
 
     @field_validator("method")
     @classmethod
@@ -142,7 +147,7 @@ class RebuildConfig(BaseModel):
     @property
     def foresees(self) -> bool:
         """Whether the pass that measures Barber's last masks also gathers what the swaps behind it begin with."""
-        return self.chain[-2:] == ["barber", "swaps"] and self.accept == "if-better"
+        return ("barber", "swaps") in pairwise(self.chain) and self.accept == "if-better"
 
 
 class ReconstructConfig(BaseModel):

@@ -51,13 +51,13 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     foreseen = trial.notes.pop(FORESEEN, None)
     if foreseen is not None and foreseen[0] is masks and foreseen[1] == (list(names), shrinkage):
         return foreseen[2]  # type: ignore[no-any-return]
-    sums = _Sums(names)
-    with _calls(trial, names) as calls:
+    sums = Sums(names)
+    with calls_of(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
-    for tensor in _distinct([*sums.gram.values(), *sums.correlation.values()]):
+    for tensor in distinct([*sums.gram.values(), *sums.correlation.values()]):
         trial.ranks.sum(tensor)
-    for gram in _distinct(sums.gram.values()):
-        _shrink(gram, shrinkage)
+    for gram in distinct(sums.gram.values()):
+        shrink(gram, shrinkage)
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
 
 
@@ -83,12 +83,12 @@ def closing_linear(trial: Trial) -> str | None:
 
 
 def _closing_linear(trial: Trial) -> str | None:
-    with _calls(trial, list(trial.linears)) as calls, torch.no_grad():
+    with calls_of(trial, list(trial.linears)) as calls, torch.no_grad():
         output = trial.forward(next(iter(trial.inputs)))
         return next((name for name, (_, made) in calls.items() if _same(made, output)), None)
 
 
-class _Sums:
+class Sums:
     """Gram matrices and correlations, summed sample by sample."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ class _Sums:
                 _accumulate(self.correlation, name, _weighed(target - output, weights), x)
 
 
-def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those that several Linears share once."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
@@ -128,12 +128,12 @@ def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor)
     sums[name] = sums[name].addmm_(left.t(), right) if name in sums else left.t() @ right
 
 
-def _shrink(gram: Tensor, shrinkage: float) -> None:
+def shrink(gram: Tensor, shrinkage: float) -> None:
     diagonal = gram.diagonal().clone()
     gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
 
 
-def _correlation(trial: Trial, masks: Masks, name: str, sums: _Sums, shrinkage: float) -> Tensor:
+def _correlation(trial: Trial, masks: Masks, name: str, sums: Sums, shrinkage: float) -> Tensor:
     gram, missing = sums.gram[name], trial.weight(name) - trial.weight(name, masks[name])
     if name not in sums.correlation:
         return missing @ gram
@@ -145,7 +145,7 @@ def _same(made: Tensor, output: Tensor) -> bool:
 
 
 @contextmanager
-def _calls(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def calls_of(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Input and output of the latest call of each Linear, while the context lasts."""
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -14,7 +14,7 @@ from .artifacts import MaskFile, read_record, write_json
 from .budget import Shares
 from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
-from .config import BarberConfig
+from .config import EXCHANGING, BarberConfig
 from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
 from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
@@ -270,7 +270,7 @@ def held(directory: Path) -> int:
 
 def gram_copies(config: BarberConfig, plan: Plan) -> int:
     """How many copies of a block's Gram matrices a run holds at once: the producer's, and those of what follows."""
-    exchanging = "swaps" in config.rebuild.chain
+    exchanging = not EXCHANGING.isdisjoint(config.rebuild.chain)
     solving = exchanging or "least-squares" in config.reconstruct.chain
     reordered = exchanging and plan.pattern.semi_structured
     return int("gram" in plan.producer.needs) + int(solving) + int(reordered)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .block_quadratic import PROBED
 from .config import BarberConfig
 from .rebuilders.ratio import stride_of
 from .reconstructions.gradient import HELD_OUT
-from .work import BlockShape, Tokens, Work
+from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
+LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
+NEWTON_STEPS = 20  # exchanges a row after which a candidate of 'gauss-newton' has come to its end: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
 
@@ -106,6 +109,25 @@ def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str,
     }
 
 
+def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
+    """A gradient pass with Gram matrices and probes a round, the candidates, and a pass for the closing Linear."""
+    rounds, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
+    slopes = shape.gradient(tokens) + Work(backward=-2 * tokens.count * closing)  # none of the closing weights
+    probed = len(range(0, tokens.samples, PROBED)) / tokens.samples
+    back = slopes + shape.forward(tokens) * -1.0
+    some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples
+    tried = shape.masked(tokens) * some + Work(exchanged=NEWTON_STEPS * (shape.weights - closing))
+    passes = min(len(shape.linears), 2)
+    return {
+        "gauss-newton: gradients": (slopes + back * probed) * rounds,
+        "gauss-newton: closing Linear": shape.masked(tokens) * (rounds * (passes - 1)),
+        "gauss-newton: Gram matrices": Work(gram=shape.grams(tokens).gram) * rounds,
+        "gauss-newton: search": tried * (LENGTHS * rounds),
+        "gauss-newton: exchanges": Work(exchanged=closing * config.rebuild.swaps) * rounds,
+        "gauss-newton: last masks": shape.masked(tokens),
+    }
+
+
 def _dsnot(shape: BlockShape, tokens: Tokens, _: BarberConfig) -> dict[str, Work]:
     """A pass with the inputs' means and variances, one selection of each kind a Linear, and the masks measured."""
     sums = 2 * tokens.count * sum(shape.inputs)
@@ -134,7 +156,7 @@ def _adam(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, 
 
 
 Count = Callable[[BlockShape, Tokens, BarberConfig], Mapping[str, Work]]
-REBUILD: dict[str, Count] = {"barber": _barber, "swaps": _swaps, "dsnot": _dsnot}
+REBUILD: dict[str, Count] = {"barber": _barber, "swaps": _swaps, "dsnot": _dsnot, "gauss-newton": _gauss_newton}
 RECONSTRUCT: dict[str, Count] = {"least-squares": _least_squares, "gradient": _adam}
 
 

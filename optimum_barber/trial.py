@@ -108,28 +108,46 @@ class Trial:
         `sparse` (paper, Eq. 5-7): the leaf is V = W * M, the target Y is held constant; pruned positions
         get a gradient too. `dense` (published code): V = W, the target Block(W * M, X) is held constant.
         """
-        sparse = expansion == "sparse"
-        targets = self.targets if sparse else self.outputs(masks)
         reductions = {name: GradientReduction(reduction) for name in self.linears}
         leaves = [linear.weight for linear in self.linears.values()]
-        errors: list[Tensor] = []
-        if sparse:
-            self._latest = None  # its outputs make room
 
-        def differentiated() -> Iterator[Tensor]:
+        def reduce(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
+            for reduced, gradient in zip(reductions.values(), torch.autograd.grad(error, leaves), strict=True):
+                reduced.add(gradient)
+
+        if expansion == "sparse":
+            self.differentiate(masks, reduce)
+        else:
+            self._differentiated(None, self.outputs(masks), reduce)
+        return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
+
+    def differentiate(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
+        """Run the block under the masks on every sample, the Linears' weights W * M being leaves of autograd.
+
+        `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
+        """
+        self._latest = None  # its outputs make room
+        errors, outputs = self._differentiated(masks, self.targets, see)
+        self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
+
+    def _differentiated(
+        self, masks: Masks | None, targets: Activations, see: Callable[[Tensor, Tensor, Tensor | None], None]
+    ) -> tuple[list[Tensor], Activations]:
+        """The samples' errors and outputs, `see` having been shown each with its graph."""
+        errors: list[Tensor] = []
+
+        def seen() -> Iterator[Tensor]:
             for x, y, w in self.samples(targets):
                 output = self.forward(x)
                 errors.append(error_of(output, y, w))
-                for reduced, gradient in zip(reductions.values(), torch.autograd.grad(errors[-1], leaves), strict=True):
-                    reduced.add(gradient)
+                see(errors[-1], output, w)
+                errors[-1] = errors[-1].detach()
                 yield output.detach()
 
-        with self._wearing(masks if sparse else None), _differentiable(leaves):
-            outputs = self.inputs.like(differentiated())
+        with self._wearing(masks), _differentiable([linear.weight for linear in self.linears.values()]):
+            outputs = self.inputs.like(seen())
         self.gradient_passes += 1
-        if sparse:
-            self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
-        return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
+        return errors, outputs
 
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""

@@ -82,6 +82,16 @@ def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
     assert counted(source, plan, tiny_windows(samples=2)) == predicted > 0
 
 
+@pytest.mark.parametrize(("family", "settings"), [("llama", {}), ("opt", {}), ("phi3", {"pattern": "2:4"})])
+def test_the_products_of_gauss_newton_are_those_that_torch_counts(family, settings, monkeypatch):
+    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.climb", lambda see, start, *_: (start, see(start)))
+    monkeypatch.setattr("optimum_barber.timing.LENGTHS", 1)
+    rebuild = {"method": "swaps+gauss-newton", "newton_rounds": 2, "accept": "always"}
+    source, config, plan = made_of(family, rebuild=rebuild, **settings)
+    predicted = foreseen(source, config, plan, replace(TOKENS, samples=2))
+    assert counted(source, plan, tiny_windows(samples=2)) == predicted > 0
+
+
 def test_gram_matrices_of_a_producer_are_counted():
     source, config, _ = made_of("llama", rebuild="none", producer="sparsegpt")
     gram = 2 * TOKENS.count * 2 * (32**2 + 32**2 + 32**2 + 48**2)

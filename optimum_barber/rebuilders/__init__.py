@@ -35,4 +35,4 @@ def _bound(function: Callable[[Trial, RebuildConfig], Outcome], config: RebuildC
     return lambda trial: function(trial, config)
 
 
-from . import barber, dsnot, swaps  # noqa: E402,F401
+from . import barber, dsnot, gauss_newton, swaps  # noqa: E402,F401

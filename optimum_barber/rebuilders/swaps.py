@@ -1,6 +1,6 @@
 """Optimal exchanges in the rows of each Linear, by Gram matrices (SparseSwaps, arXiv 2512.10922)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,20 +22,32 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     """
     steps, rounds = [trial.masks], list[dict[str, Any]]()
     for names in in_order(trial):
-        steps.append(_exchanged(trial, steps[-1], names, config))
-        rounds.append({"swaps": _difference(steps[-2], steps[-1]), "linears": names})
-    errors = [trial.error(masks) for masks in steps]
-    best = len(steps) - 1 if config.accept == "always" else errors.index(min(errors))
+        steps.append(exchanged(trial, steps[-1], names, config))
+        rounds.append({"swaps": difference(steps[-2], steps[-1]), "linears": names})
+    return outcome(trial, config, steps, rounds)
+
+
+def outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: list[dict[str, Any]]) -> Outcome:
+    """Of the masks before, between and after the rounds those with the lowest error, or the last; rounds marked."""
+    best = len(steps) - 1
+    if config.accept != "always":
+        errors = [trial.error(masks) for masks in steps]
+        best = errors.index(min(errors))
     for index, record in enumerate(rounds, start=1):
         record["accepted"] = index <= best
     return Outcome(steps[best], rounds)
 
 
-def _exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildConfig) -> Masks:
-    """The masks after as many exchanges as there may be in every row of the named Linears."""
+def exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildConfig) -> Masks:
+    """The masks after as many exchanges as there may be in every row of the named Linears; E(masks) is measured."""
+    return with_exchanges(trial, masks, quadratics(trial, masks, names, config.shrinkage), config)
+
+
+def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], config: RebuildConfig) -> Masks:
+    """The masks after as many exchanges as there may be in every row of the Linears, by their quadratics."""
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
-    for name, found in quadratics(trial, masks, names, config.shrinkage).items():
+    for name, found in models.items():
         rows = partial(_rows, trial.values(name), masks[name], found, config.swaps, group)
         candidate[name] = trial.ranks.spread(rows, masks[name])
     return candidate
@@ -46,6 +58,6 @@ def _rows(values: Tensor, keep: Tensor, found: Quadratic, most: int, group: int 
     return exchange(values[rows], keep[rows], found.gram, found.correlation[rows], most, group)
 
 
-def _difference(before: Masks, after: Masks) -> int:
+def difference(before: Masks, after: Masks) -> int:
     """How many weights the one keeps and the other does not."""
     return sum(int((after[name] & ~before[name]).count_nonzero()) for name in after)

@@ -1,0 +1,55 @@
+"""Exchanges in all rows of a block at once, by what they do to the block error (Gauss-Newton)."""
+
+from typing import Any
+
+from ..block_quadratic import block_quadratics
+from ..config import RebuildConfig
+from ..quadratic import Quadratic, in_order
+from ..trial import Masks, Trial
+from . import REBUILDERS, Outcome
+from .ratio import climb, stride_of
+from .swaps import difference, exchanged, outcome, with_exchanges
+
+LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
+
+
+@REBUILDERS.register("gauss-newton")
+def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
+    """Rounds of: exchanges in all Linears but the closing one by the gradient of the block error, then in that one.
+
+    How far a round goes, 1 / mu, is found by the measured error. The gradient pass of a round measures the masks of the
+    round before on the way. Of all masks those with the lowest block error are returned (`accept: always`: the last).
+    """
+    inner, *closing = in_order(trial)
+    steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
+    for _ in range(config.newton_rounds):
+        models = block_quadratics(trial, steps[-1], inner, config.shrinkage)
+        if config.accept != "always" and len(steps) > 1 and trial.error(steps[-1]) >= trial.error(steps[-2]):
+            break
+        found = _step(trial, config, models, steps[-1], length)
+        if found is None:
+            break
+        candidate, length, tried = found
+        for names in closing:
+            candidate = exchanged(trial, candidate, names, config)
+        rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
+        steps.append(candidate)
+    return outcome(trial, config, steps, rounds)
+
+
+def _step(
+    trial: Trial, config: RebuildConfig, models: dict[str, Quadratic], masks: Masks, start: float
+) -> tuple[Masks, float, list[list[float]]] | None:
+    """The masks of the best step found, its length and the errors of all lengths; None where no step helps."""
+    stride = stride_of(trial.inputs.total)
+    candidates: dict[float, Masks] = {}
+    errors = {0.0: trial.error_on_every(stride, masks)}
+
+    def measure(length: float) -> float:
+        shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
+        candidates[length] = with_exchanges(trial, masks, shorter, config)
+        errors[length] = trial.error_on_every(stride, candidates[length])
+        return errors[length]
+
+    length, error = climb(measure, start, (2.0, 0.5), errors[0.0])
+    return None if error is None else (candidates[length], length, [list(pair) for pair in sorted(errors.items())])
