@@ -3,7 +3,7 @@
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
-Prints one Markdown row as each run ends. A row is a producer and a rebuild, then a pattern and further settings as
+Prints one Markdown row as each run ends. A row is a producer and a rebuild, by a name below or a chain, then a pattern and further settings as
 KEY=VALUE, such as 'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares'.
 """
 
@@ -26,6 +26,7 @@ REBUILDS = {
     "barber": {"method": "barber"},
     "swaps": {"method": "swaps"},
     "dsnot": {"method": "dsnot"},
+    "newton": {"method": "barber+swaps+gauss-newton"},
     "default": {},
 }
 PRODUCERS = {
@@ -91,7 +92,7 @@ def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
     further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
     pattern = next((word for word in rest if "=" not in word), None)
     config = BarberConfig(
-        producer=name, producer_args=arguments, rebuild=REBUILDS[rebuild], pattern=pattern,
+        producer=name, producer_args=arguments, rebuild=REBUILDS.get(rebuild, rebuild), pattern=pattern,
         sparsity=None if pattern else sparsity, **further,
     )  # fmt: skip
     return config, [producer, " ".join([rebuild, *map(str, further.values())]), pattern or f"{sparsity:g}"]

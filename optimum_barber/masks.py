@@ -11,6 +11,8 @@ from .patterns import SparsityPattern
 # The eight mask values of each possible byte, lowest bit first, as one 64-bit number: unpacking is one look-up a byte.
 BYTES = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool().view(torch.int64)
 
+PIECE = 2**22  # weights that are counted at once
+
 
 def select_lowest(scores: Tensor, count: int) -> Tensor:
     """The `count` lowest scores of each row; equal scores fall to the lower index first.
@@ -40,7 +42,10 @@ def fill_up(chosen: Tensor, tied: Tensor, counts: Tensor) -> Tensor:
     """
     room = counts - count_true(chosen)[:, None]
     if bool((count_true(tied)[:, None] > room).any()):
-        tied &= tied.cumsum(1, dtype=torch.int32) <= room
+        for piece in tied.split(max(PIECE // len(tied), 1), dim=1):
+            counted = piece.cumsum(1, dtype=torch.int32)
+            piece &= counted <= room
+            room = room - counted[:, -1:]
     return chosen.logical_or_(tied)
 
 

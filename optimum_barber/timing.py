@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .block_quadratic import PROBED
 from .config import BarberConfig
+from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
 from .reconstructions.gradient import HELD_OUT
 from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
 LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
-NEWTON_STEPS = 20  # exchanges a row after which a candidate of 'gauss-newton' has come to its end: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
 
@@ -113,19 +113,16 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
     """A gradient pass with Gram matrices and probes a round, the candidates, and a pass for the closing Linear."""
     rounds, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
     slopes = shape.gradient(tokens) + Work(backward=-2 * tokens.count * closing)  # none of the closing weights
-    probed = len(range(0, tokens.samples, PROBED)) / tokens.samples
-    back = slopes + shape.forward(tokens) * -1.0
+    probes = (slopes + shape.forward(tokens) * -1.0) * (len(range(0, tokens.samples, PROBED)) / tokens.samples)
     some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples
-    tried = shape.masked(tokens) * some + Work(exchanged=NEWTON_STEPS * (shape.weights - closing))
-    passes = min(len(shape.linears), 2)
-    return {
-        "gauss-newton: gradients": (slopes + back * probed) * rounds,
-        "gauss-newton: closing Linear": shape.masked(tokens) * (rounds * (passes - 1)),
-        "gauss-newton: Gram matrices": Work(gram=shape.grams(tokens).gram) * rounds,
-        "gauss-newton: search": tried * (LENGTHS * rounds),
-        "gauss-newton: exchanges": Work(exchanged=closing * config.rebuild.swaps) * rounds,
-        "gauss-newton: last masks": shape.masked(tokens),
+    step = Work(exchanged=EACH * (shape.weights - closing))
+    found = {
+        "gauss-newton: gradients": slopes + probes + Work(gram=shape.grams(tokens).gram),
+        "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS + step,
+        "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
+        + Work(exchanged=closing * config.rebuild.swaps),
     }
+    return {name: work * rounds for name, work in found.items()} | {"gauss-newton: last masks": shape.masked(tokens)}
 
 
 def _dsnot(shape: BlockShape, tokens: Tokens, _: BarberConfig) -> dict[str, Work]:

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_barber import masks
 from optimum_barber.errors import BarberError
-from optimum_barber.masks import PackedMask, holds_pattern, keep_highest
+from optimum_barber.masks import PackedMask, fill_up, holds_pattern, keep_highest
 from optimum_barber.patterns import SparsityPattern
 
 from . import oracles
@@ -27,6 +28,24 @@ def test_unstructured_masks_equal_the_loop(scope, scores, sparsity):
     for row, mask in zip(rows, [keep.flatten().tolist()] if scope == "layer" else keep.tolist(), strict=True):
         pruned = oracles.lowest_pruned(row, oracles.share(sparsity, len(row)))
         assert {i for i, kept in enumerate(mask) if not kept} == pruned
+
+
+@given(data=st.data(), piece=st.integers(1, 20))
+def test_ties_are_counted_piece_by_piece(data, piece):
+    rows, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))
+    drawn = data.draw(st.lists(st.sampled_from("cto"), min_size=rows * width, max_size=rows * width))
+    states = [drawn[r * width : (r + 1) * width] for r in range(rows)]
+    counts = [data.draw(st.integers(row.count("c"), width)) for row in states]
+    chosen, tied = (torch.tensor([[state == kind for state in row] for row in states]) for kind in "ct")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "PIECE", piece)
+        found = fill_up(chosen, tied, torch.tensor(counts)[:, None]).tolist()
+    for row, count, states_of_row in zip(found, counts, states, strict=True):
+        room = count - states_of_row.count("c")
+        places = [i for i, state in enumerate(states_of_row) if state == "t"][:room]
+        assert [i for i, taken in enumerate(row) if taken] == sorted(
+            [*places, *(i for i, state in enumerate(states_of_row) if state == "c")]
+        )
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (8, 16), (3, 5)])

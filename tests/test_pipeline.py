@@ -40,6 +40,8 @@ SETTINGS = [
     {"producer": "magnitude", "expansion": "dense"},
     {"producer": "sparsegpt"},
     {"method": "barber+barber", "rounds": 1},
+    {"method": "gauss-newton", "error": "absolute"},
+    {"method": "swaps+gauss-newton", "newton_rounds": 1, "pattern": "2:4"},
 ]
 
 

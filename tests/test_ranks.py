@@ -31,6 +31,7 @@ WINDOWS = tiny_windows(samples=6, length=32)
 SETTINGS = [
     {"sparsity": 0.5},
     {"producer": "sparsegpt", "pattern": "2:4", "rebuild": {"method": "swaps"}, "reconstruct": "least-squares"},
+    {"sparsity": 0.5, "rebuild": {"method": "swaps+gauss-newton", "newton_rounds": 1}},
     {"producer": "magnitude", "sparsity": 0.6, "allocation": "owl", "rebuild": {"method": "dsnot+barber"}},
 ]
 

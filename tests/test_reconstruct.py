@@ -16,7 +16,7 @@ from optimum_barber.source import ModelSource
 from .conftest import FAMILIES, tiny_model, tiny_windows
 from .test_trial import trial  # noqa: F401
 
-CHAINS = ["swaps", "barber+swaps", "swaps+barber+swaps"]
+CHAINS = ["swaps", "barber+swaps", "swaps+barber+swaps", "barber+swaps+gauss-newton"]
 METHODS = ["least-squares", "gradient", "least-squares+gradient"]
 
 

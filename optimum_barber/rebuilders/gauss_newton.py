@@ -10,7 +10,8 @@ from . import REBUILDERS, Outcome
 from .ratio import climb, stride_of
 from .swaps import difference, exchanged, outcome, with_exchanges
 
-LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
+LENGTH = 1 / 8  # of the first step that is tried: 1 would suit rows whose effects never meet
+EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
 
 
 @REBUILDERS.register("gauss-newton")
@@ -41,15 +42,16 @@ def _step(
     trial: Trial, config: RebuildConfig, models: dict[str, Quadratic], masks: Masks, start: float
 ) -> tuple[Masks, float, list[list[float]]] | None:
     """The masks of the best step found, its length and the errors of all lengths; None where no step helps."""
-    stride = stride_of(trial.inputs.total)
-    candidates: dict[float, Masks] = {}
+    stride, few = stride_of(trial.inputs.total), config.model_copy(update={"swaps": EACH})
     errors = {0.0: trial.error_on_every(stride, masks)}
 
-    def measure(length: float) -> float:
+    def stepped(length: float) -> Masks:
         shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
-        candidates[length] = with_exchanges(trial, masks, shorter, config)
-        errors[length] = trial.error_on_every(stride, candidates[length])
+        return with_exchanges(trial, masks, shorter, few)
+
+    def measure(length: float) -> float:
+        errors[length] = trial.error_on_every(stride, stepped(length))
         return errors[length]
 
     length, error = climb(measure, start, (2.0, 0.5), errors[0.0])
-    return None if error is None else (candidates[length], length, [list(pair) for pair in sorted(errors.items())])
+    return None if error is None else (stepped(length), length, [list(pair) for pair in sorted(errors.items())])
