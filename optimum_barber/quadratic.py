@@ -129,6 +129,7 @@ def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor)
 
 
 def shrink(gram: Tensor, shrinkage: float) -> None:
+    """G' = (1 - rho) G + rho diag(G), in place."""
     diagonal = gram.diagonal().clone()
     gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
 
