@@ -14,12 +14,12 @@ for random signs u, G = sum of x x^T the Gram matrix of the Linear's inputs. Row
 there; the damping mu stands for that, and whoever takes a step finds it by the measured error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .quadratic import Quadratic, Sums, calls_of, distinct, shrink
+from .quadratic import Quadratic, Sums, calls_of, distinct, shrink, shrink_correlation
 from .trial import Masks, Trial
 
 PROBED = 4  # random signs are sent back through every fourth sample
@@ -48,53 +48,52 @@ def block_quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage
                 sums.add(calls, output, output, weights)
 
         trial.differentiate(masks, see)
-    for tensor in distinct([*sums.gram.values(), *slopes.correlations, *slopes.worths]):
+    for tensor in distinct([*sums.gram.values(), *slopes.correlation.values(), *slopes.worth.values()]):
         trial.ranks.sum(tensor)
     for gram in distinct(sums.gram.values()):
         shrink(gram, shrinkage)
-    return {
-        name: Quadratic(sums.gram[name], _by_worth(trial, masks, name, sums.gram[name], found, shrinkage))
-        for name, found in zip(names, zip(slopes.correlations, slopes.worths, strict=True), strict=True)
-    }
+    found = {}
+    for name, gram in sums.gram.items():
+        missing = trial.weight(name) - trial.weight(name, masks[name])
+        found[name] = Quadratic(gram, shrink_correlation(slopes.by_worth(name, gram), missing, gram, shrinkage))
+    return found
 
 
 class _Slopes:
-    """C = J^T R and sum of ||(J^T u)_r||^2 over the probed samples, for each of some Linears."""
+    """Sums over samples by Linear: C = J^T R, and over the probed ones ||(J^T u)_r||^2, what row r is worth."""
 
     def __init__(self, trial: Trial, names: Sequence[str]) -> None:
-        self.weights = [trial.linears[name].weight for name in names]
-        self.correlations = [torch.zeros_like(weight) for weight in self.weights]
-        self.worths = [torch.zeros_like(weight[:, 0]) for weight in self.weights]
+        self.inputs = trial.inputs
+        self.leaves = {name: trial.linears[name].weight for name in names}
+        self.correlation = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
+        self.worth = {name: torch.zeros_like(leaf[:, 0]) for name, leaf in self.leaves.items()}
         self.sample = trial.inputs.share.first if trial.inputs.share else 0
 
     def add(self, error: Tensor, output: Tensor, weights: Tensor | None) -> None:
-        """Add the next sample."""
+        """Add the next sample: its error, its output, the weights of its tokens."""
         probed = self.sample % PROBED == 0
-        for correlation, gradient in zip(self.correlations, self._back(error, None, probed), strict=True):
-            correlation.sub_(gradient, alpha=output.numel() / 2)
+        for name, gradient in self._back(error, None, again=probed):
+            self.correlation[name].sub_(gradient, alpha=output.numel() / 2)
         if probed:
             signs = _signs(output, self.sample)
             signs = signs if weights is None else (signs * weights.sqrt()).view_as(output)
-            for worth, gradient in zip(self.worths, self._back(output, signs, False), strict=True):
-                worth.add_(gradient.square_().sum(1))
+            for name, gradient in self._back(output, signs, again=False):
+                self.worth[name].add_(gradient.square_().sum(1))
         self.sample += 1
 
-    def _back(self, output: Tensor, given: Tensor | None, again: bool) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(output, self.weights, given, retain_graph=again)
+    def _back(self, output: Tensor, given: Tensor | None, again: bool) -> Iterator[tuple[str, Tensor]]:
+        gradients = torch.autograd.grad(output, list(self.leaves.values()), given, retain_graph=again)
+        return zip(self.leaves, gradients, strict=True)
+
+    def by_worth(self, name: str, gram: Tensor) -> Tensor:
+        """C / h of one Linear, in the memory of C; `gram` has the trace of all samples."""
+        share = len(range(0, self.inputs.total, PROBED)) / self.inputs.total
+        worth = self.worth[name] / (share * gram.diagonal().sum())
+        worth = worth.clamp(min=LEAST * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
+        return self.correlation[name].div_(worth[:, None])
 
 
 def _signs(like: Tensor, seed: int) -> Tensor:
     """1 or -1 at random, drawn on the CPU, so that they are the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, like.shape, generator=generator).mul_(2).sub_(1).to(like)
-
-
-def _by_worth(
-    trial: Trial, masks: Masks, name: str, gram: Tensor, found: tuple[Tensor, Tensor], shrinkage: float
-) -> Tensor:
-    """C' of one Linear, whose Gram matrix has been shrunk."""
-    (correlation, worth), diagonal = found, gram.diagonal()
-    worth = worth * trial.inputs.total / len(range(0, trial.inputs.total, PROBED)) / diagonal.sum()
-    worth = worth.clamp(min=float(worth.mean()) * LEAST).clamp(min=torch.finfo(worth.dtype).tiny)
-    missing = trial.weight(name) - trial.weight(name, masks[name])
-    return correlation.div_(worth[:, None]).mul_(1 - shrinkage).addcmul_(missing, diagonal, value=shrinkage)

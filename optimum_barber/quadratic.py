@@ -138,7 +138,12 @@ def _correlation(trial: Trial, masks: Masks, name: str, sums: Sums, shrinkage: f
     gram, missing = sums.gram[name], trial.weight(name) - trial.weight(name, masks[name])
     if name not in sums.correlation:
         return missing @ gram
-    return sums.correlation[name].mul_(1 - shrinkage).addcmul_(missing, gram.diagonal(), value=shrinkage)
+    return shrink_correlation(sums.correlation[name], missing, gram, shrinkage)
+
+
+def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:
+    """C' = (1 - rho) C + rho (W - V) diag(G), in place; the diagonal is the same in G and G'."""
+    return correlation.mul_(1 - shrinkage).addcmul_(missing, gram.diagonal(), value=shrinkage)
 
 
 def _same(made: Tensor, output: Tensor) -> bool:
