@@ -92,9 +92,14 @@ class Needs:
         found = [
             f"streaming     {self.memory / GIB:.2f} GiB of memory {where}, activations in {self.place}, Python and "
             f"torch {INTERPRETER / GIB:.2f}",
-            f"disk          {self.disk / GIB:.2f} GiB for the output, its state, and activations that lie there",
+            f"disk          {spelled(self.disk)} for the output, its state, and activations that lie there",
         ]
         return found + ([f"device        {self.device_memory / GIB:.2f} GiB"] if self.device else [])
+
+
+def spelled(size: int) -> str:
+    """Bytes in GiB, or in MiB where these would hide them."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def needs_of(
@@ -159,7 +164,7 @@ def check_fit(needs: Needs, memory: int | None, device_memory: int | None, disk:
         fewer = ((f"--samples {n}", replace(needs, samples=n)) for n in _halves(needs.samples))
         fitting = next((flag for flag, other in (*settings, *fewer) if _fits(other, memory, device_memory, disk)), None)
         advice = f"{fitting} would fit" if fitting else "no setting would fit"
-        raise BarberError(f"{what}: the run takes {takes / GIB:.2f} GiB, {left / GIB:.2f} GiB are left; {advice}")
+        raise BarberError(f"{what}: the run takes {spelled(takes)}, {spelled(left)} are left; {advice}")
 
 
 def _fits(needs: Needs, memory: int | None, device_memory: int | None, disk: int) -> bool:

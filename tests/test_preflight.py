@@ -7,7 +7,7 @@ import pytest
 from optimum_barber.architectures import architecture_of, decoder_stack
 from optimum_barber.cli import main
 from optimum_barber.errors import BarberError
-from optimum_barber.preflight import GIB, INTERPRETER, Needs, check_fit, free_memory, needs_of, placed
+from optimum_barber.preflight import GIB, INTERPRETER, Needs, check_fit, free_memory, needs_of, placed, spelled
 
 from .conftest import tiny_model
 
@@ -104,3 +104,8 @@ def test_inspect_predicts_streaming(model_dir, capsys):
     assert main(["inspect", str(model_dir), "--samples", "1"]) == 0
     said = capsys.readouterr().out
     assert "streaming     0.34 GiB of memory in all" in said and "\ndisk          " in said
+
+
+def test_small_sizes_are_told_apart():
+    spelled_out = [spelled(size) for size in (0, 11 * 2**20, 13 * 2**20, GIB // 4, 5 * GIB // 2)]
+    assert spelled_out == ["0.0 MiB", "11.0 MiB", "13.0 MiB", "0.25 GiB", "2.50 GiB"]
