@@ -2,8 +2,8 @@
 
     python -m benchmarks.one_pass [--model MODEL] [--calibration TEXT] [--samples 16] [--sequence-length 512]
 
-Prints, for `wanda + barber` at output granularity with ratio 0.1 and for the default: seconds, the ratio to the plain
-pass, passes per block, and the peak memory above the loaded model.
+Prints, for `wanda + barber` at output granularity with ratio 0.1, the default and other settings: seconds, the ratio to
+the plain pass, passes per block, and the peak memory above the loaded model.
 """
 
 import argparse
@@ -14,21 +14,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from optimum_barber import BarberSparsifier
 from optimum_barber.calibration import calibration_windows
 from optimum_barber.config import BarberConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers
-from optimum_barber.pipeline import BlockReport, prune
-from optimum_barber.planning import make_plan
+from optimum_barber.pipeline import BlockReport
 from optimum_barber.source import ModelSource
 
-SETTINGS = {
-    "output, ratio 0.1": {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
+MEASURED: dict[str, Any] = {"allocation": "measured", "allocation_args": {"spread": 0.15}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "output, ratio 0.1": {"rebuild": {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1}},
     "default": {},
+    "swaps": {"rebuild": "swaps"},
+    "default, measured": MEASURED,
+    "gauss-newton, measured": {"rebuild": "barber+swaps+gauss-newton", **MEASURED},
+    "gauss-newton, 2:4": {"rebuild": "swaps+gauss-newton", "pattern": "2:4"},
+    "least squares": {"reconstruct": "least-squares", **MEASURED},
 }
 
 
@@ -97,24 +104,23 @@ class Measured:
 
 
 def config_of(name: str) -> BarberConfig:
-    """Wanda at 50 % with the rebuild of a setting."""
-    return BarberConfig(producer="wanda", sparsity=0.5, rebuild=SETTINGS[name])  # type: ignore[arg-type]
+    """Wanda at 50 % with a setting."""
+    return BarberConfig(producer="wanda", sparsity=0.5, **SETTINGS[name])
 
 
 def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:
     """Prune the model in place."""
-    plan, reports = make_plan(config_of(name), ModelSource(model)), list[BlockReport]()
     gc.collect()
     loaded, started = resident(), time.perf_counter()
     with peak() as highest:
-        prune(ModelSource(model), windows, plan, reports.append)
-    return Measured(reports, time.perf_counter() - started, highest[0] - loaded)
+        found = BarberSparsifier(model).sparsify(config_of(name), windows, quiet=True)
+    return Measured(found.reports, time.perf_counter() - started, highest[0] - loaded)
 
 
 def tell(name: str, found: Measured, plain: float) -> None:
     """One line."""
     sys.stdout.write(
-        f"{name:<20}{found.seconds:8.1f} s {found.seconds / plain:6.2f} x plain; {1 + found.passes('forward'):.2f} "
+        f"{name:<24}{found.seconds:8.1f} s {found.seconds / plain:6.2f} x plain; {1 + found.passes('forward'):.2f} "
         f"forward and {found.passes('gradient'):.2f} gradient passes a block; {found.memory / 2**20:,.0f} MiB above "
         "the loaded model\n"
     )
