@@ -15,6 +15,7 @@ import time
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
 from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
+from optimum_barber.config import RebuildConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
@@ -92,9 +93,11 @@ def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
     pairs = [word.split("=") for word in rest if "=" in word]
     further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
     pattern = next((word for word in rest if "=" not in word), None)
+    own = {key: value for key, value in further.items() if key in RebuildConfig.model_fields}
     config = BarberConfig(
-        producer=name, producer_args=arguments, rebuild=REBUILDS.get(rebuild, rebuild), pattern=pattern,
-        sparsity=None if pattern else sparsity, **further,
+        producer=name, producer_args=arguments, rebuild={**REBUILDS.get(rebuild, {"method": rebuild}), **own},
+        pattern=pattern, sparsity=None if pattern else sparsity,
+        **{key: value for key, value in further.items() if key not in own},
     )  # fmt: skip
     return config, [producer, " ".join([rebuild, *map(str, further.values())]), pattern or f"{sparsity:g}"]
 
