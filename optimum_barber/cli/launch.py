@@ -12,7 +12,7 @@ from ..errors import LostRankError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE = timedelta(seconds=3)  # a rank that knows what is wrong has said it by then
-FAILURES, SAID = "failures", "said"
+FAILURES, SAID, DONE = "failures", "said", "done"
 
 
 class Voice:
@@ -29,24 +29,42 @@ class SharedVoice(Voice):
 
     Args:
         store: that all ranks share.
+        guests: how many others ask for it at this rank.
     """
 
-    def __init__(self, store: Any) -> None:
-        self.store = store
+    def __init__(self, store: Any, guests: int = 0) -> None:
+        self.store, self.guests, self.failed = store, guests, False
 
     def say(self, text: str, error: BaseException | None = None) -> None:
         """Print the lines, unless another rank has failed before, or says more of it."""
+        self.failed = True
         if isinstance(error, LostRankError) and self._another_said():
-            return
-        if self.claim():
+            pass
+        elif self.claim():
             super().say(text)
             sys.stderr.flush()
             self._tell()
         else:
             self._another_said()
+        self._note(DONE)
+
+    def linger(self) -> None:
+        """After a failure, keep the store until the others have asked it, or have had the time."""
+        end = time.monotonic() + GRACE.total_seconds()
+        while self.failed and self.guests and time.monotonic() < end:
+            if int(self.store.add(DONE, 0)) > self.guests:  # this rank has noted itself, too
+                return
+            time.sleep(0.02)
+
+    def _note(self, key: str) -> None:
+        try:
+            self.store.add(key, 1)
+        except RuntimeError:  # whoever held the store has ended
+            return
 
     def claim(self) -> bool:
         """Whether this rank is the first that fails; also where nobody can be asked."""
+        self.failed = True
         try:
             return int(self.store.add(FAILURES, 1)) == 1
         except RuntimeError:
@@ -87,7 +105,7 @@ def joined() -> Iterator[Voice]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, count = next(rendezvous("env://"))
-    voice = SharedVoice(PrefixStore("voice", store))
+    voice = SharedVoice(PrefixStore("voice", store), guests=count - 1 if rank == 0 else 0)
     dist.init_process_group("gloo", store=PrefixStore("ranks", store), rank=rank, world_size=count)
     try:
         with ExitStack() as stack:
@@ -100,6 +118,7 @@ def joined() -> Iterator[Voice]:
         raise
     finally:
         dist.destroy_process_group()
+        voice.linger()
 
 
 @contextmanager
