@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from optimum_barber.artifacts import write_json
-from optimum_barber.config import EXCHANGING
+from optimum_barber.config import EXCHANGING, parts_of
 from optimum_barber.inspection import skeleton
 from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
 from optimum_barber.shards import Entry, TensorFile
@@ -98,7 +98,7 @@ def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     parameters = sum(p.numel() for p in model.parameters())
     architecture = architecture_of(model)
     stack = decoder_stack(model, architecture)[1]
-    grams = 1 - EXCHANGING.isdisjoint(args.rebuild.split("+"))
+    grams = 1 - EXCHANGING.isdisjoint(parts_of(args.rebuild))
     needs = needs_of(stack, architecture, args.hidden_size, args.samples, args.sequence_length, 2 * parameters, grams)
     embedding = 4 * VOCABULARY * args.hidden_size
     activations = ACTIVATION_COPIES * args.samples * needs.sample

@@ -25,10 +25,6 @@ REBUILDS = {
     "published-output": {**PUBLISHED, "granularity": "output", "rebuild_ratio": 0.01},
     "published-layer": {**PUBLISHED, "granularity": "layer", "rebuild_ratio": 0.01},
     "output": {"method": "barber", "granularity": "output", "rebuild_ratio": 0.1, "rounds": 1},
-    "barber": {"method": "barber"},
-    "swaps": {"method": "swaps"},
-    "dsnot": {"method": "dsnot"},
-    "newton": {"method": "barber+swaps+gauss-newton"},
     "default": {},
 }
 PRODUCERS = {

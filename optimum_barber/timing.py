@@ -57,8 +57,9 @@ def _block(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: froze
 
 def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
     """Whether the first pass of what follows the index-th rebuilder, from 1, is also the measurement of its masks."""
-    left = len(config.rebuild.chain) - index
-    return left > 0 and (config.rebuild.accept == "always" or (config.rebuild.foresees and left == 1))
+    chain = config.rebuild.chain
+    foreseen = config.rebuild.foresees and chain[index - 1 : index + 1] == ["barber", "swaps"]
+    return index < len(chain) and (config.rebuild.accept == "always" or foreseen)
 
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:

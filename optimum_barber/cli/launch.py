@@ -43,10 +43,10 @@ class SharedVoice(Voice):
         elif self.claim():
             super().say(text)
             sys.stderr.flush()
-            self._tell()
+            self.note(SAID)
         else:
             self._another_said()
-        self._note(DONE)
+        self.note(DONE)
 
     def linger(self) -> None:
         """After a failure, keep the store until the others have asked it, or have had the time."""
@@ -56,7 +56,8 @@ class SharedVoice(Voice):
                 return
             time.sleep(0.02)
 
-    def _note(self, key: str) -> None:
+    def note(self, key: str) -> None:
+        """Let the others know that this has happened, as far as they can be told."""
         try:
             self.store.add(key, 1)
         except RuntimeError:  # whoever held the store has ended
@@ -69,12 +70,6 @@ class SharedVoice(Voice):
             return int(self.store.add(FAILURES, 1)) == 1
         except RuntimeError:
             return True
-
-    def _tell(self) -> None:
-        try:
-            self.store.set(SAID, "")
-        except RuntimeError:  # whoever held the store has ended
-            return
 
     def _another_said(self) -> bool:
         try:
@@ -114,7 +109,7 @@ def joined() -> Iterator[Voice]:
             yield voice
     except BaseException:  # nobody's bad input: its traceback says what it is
         voice.claim()
-        voice._tell()
+        voice.note(SAID)
         raise
     finally:
         dist.destroy_process_group()
