@@ -15,6 +15,7 @@ there; the damping mu stands for that, and whoever takes a step finds it by the 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,10 +27,25 @@ PROBED = 4  # random signs are sent back through every fourth sample
 LEAST = 1e-6  # of their mean: what rows are worth at the least on which nothing depends
 
 
-def block_quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0) -> dict[str, Quadratic]:
+@dataclass
+class Expansion:
+    """The block error around some masks.
+
+    Attributes:
+        models: by Linear, of each row in units of h_r; mu is left to whoever takes a step.
+        worth: by Linear, E ||(J^T u)_r||^2 summed over the samples, (out,).
+    """
+
+    models: dict[str, Quadratic]
+    worth: dict[str, Tensor]
+
+
+def expand(
+    trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0, worth: dict[str, Tensor] | None = None
+) -> Expansion:
     """The block error around `masks` by the rows of each named Linear; E(masks) is measured on the way.
 
-    Row r is in units of h_r, and mu is left to the caller. With the shrinkage rho, as in `quadratics`,
+    With the shrinkage rho, as in `quadratics`,
 
         G' = (1 - rho) G + rho diag(G),    C' = (1 - rho) C / h + rho (W - V) diag(G).
 
@@ -38,8 +54,9 @@ def block_quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage
         masks: that it wears.
         names: of the Linears.
         shrinkage: rho, in [0, 1].
+        worth: of an expansion around masks nearby, taken over; None to send random signs back.
     """
-    slopes, sums = _Slopes(trial, names), Sums(names)
+    slopes, sums = _Slopes(trial, names, probing=worth is None), Sums(names)
     with calls_of(trial, names) as calls:
 
         def see(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
@@ -52,45 +69,46 @@ def block_quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage
         trial.ranks.sum(tensor)
     for gram in distinct(sums.gram.values()):
         shrink(gram, shrinkage)
-    found = {}
+    found, worth = {}, worth or slopes.worth
     for name, gram in sums.gram.items():
         missing = trial.weight(name) - trial.weight(name, masks[name])
-        found[name] = Quadratic(gram, shrink_correlation(slopes.by_worth(name, gram), missing, gram, shrinkage))
-    return found
+        correlation = _by_worth(slopes.correlation[name], worth[name] / gram.diagonal().sum())
+        found[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
+    return Expansion(found, worth)
+
+
+def _by_worth(correlation: Tensor, worth: Tensor) -> Tensor:
+    """C / h of one Linear, in the memory of C."""
+    worth = worth.clamp(min=LEAST * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
+    return correlation.div_(worth[:, None])
 
 
 class _Slopes:
-    """Sums over samples by Linear: C = J^T R, and over the probed ones ||(J^T u)_r||^2, what row r is worth."""
+    """Sums over samples by Linear: C = J^T R, and of ||(J^T u)_r||^2, what row r is worth, by those that are probed."""
 
-    def __init__(self, trial: Trial, names: Sequence[str]) -> None:
-        self.inputs = trial.inputs
+    def __init__(self, trial: Trial, names: Sequence[str], probing: bool) -> None:
+        self.probing, total = probing, trial.inputs.total
+        self.share = len(range(0, total, PROBED)) / total
         self.leaves = {name: trial.linears[name].weight for name in names}
         self.correlation = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
-        self.worth = {name: torch.zeros_like(leaf[:, 0]) for name, leaf in self.leaves.items()}
+        self.worth = {name: torch.zeros_like(leaf[:, 0]) for name, leaf in self.leaves.items() if probing}
         self.sample = trial.inputs.share.first if trial.inputs.share else 0
 
     def add(self, error: Tensor, output: Tensor, weights: Tensor | None) -> None:
         """Add the next sample: its error, its output, the weights of its tokens."""
-        probed = self.sample % PROBED == 0
+        probed = self.probing and self.sample % PROBED == 0
         for name, gradient in self._back(error, None, again=probed):
             self.correlation[name].sub_(gradient, alpha=output.numel() / 2)
         if probed:
             signs = _signs(output, self.sample)
             signs = signs if weights is None else (signs * weights.sqrt()).view_as(output)
             for name, gradient in self._back(output, signs, again=False):
-                self.worth[name].add_(gradient.square_().sum(1))
+                self.worth[name].add_(gradient.square_().sum(1), alpha=1 / self.share)
         self.sample += 1
 
     def _back(self, output: Tensor, given: Tensor | None, again: bool) -> Iterator[tuple[str, Tensor]]:
         gradients = torch.autograd.grad(output, list(self.leaves.values()), given, retain_graph=again)
         return zip(self.leaves, gradients, strict=True)
-
-    def by_worth(self, name: str, gram: Tensor) -> Tensor:
-        """C / h of one Linear, in the memory of C; `gram` has the trace of all samples."""
-        share = len(range(0, self.inputs.total, PROBED)) / self.inputs.total
-        worth = self.worth[name] / (share * gram.diagonal().sum())
-        worth = worth.clamp(min=LEAST * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
-        return self.correlation[name].div_(worth[:, None])
 
 
 def _signs(like: Tensor, seed: int) -> Tensor:

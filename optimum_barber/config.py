@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,11 +142,6 @@ class RebuildConfig(BaseModel):
     def chain(self) -> list[str]:
         """The names of the rebuilders in order; empty for 'none'."""
         return parts_of(self.method)
-
-    @property
-    def foresees(self) -> bool:
-        """Whether the pass that measures Barber's last masks also gathers what the swaps behind it begin with."""
-        return ("barber", "swaps") in pairwise(self.chain) and self.accept == "if-better"
 
 
 class ReconstructConfig(BaseModel):

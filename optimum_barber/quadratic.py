@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .trial import Masks, Trial
 
-FORESEEN, CLOSING = "quadratics of the masks that were measured last", "closing Linear"  # notes on a trial
+CLOSING = "closing Linear"  # a note on a trial
 
 
 @dataclass
@@ -40,17 +40,12 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
 
     as if a share rho of the tokens had uncorrelated inputs of the same size, and dense outputs as targets.
 
-    What `foresee` has left for the same masks, Linears and shrinkage is handed out, once.
-
     Args:
         trial: the block.
         masks: that it wears.
         names: of the Linears.
         shrinkage: rho, in [0, 1].
     """
-    foreseen = trial.notes.pop(FORESEEN, None)
-    if foreseen is not None and foreseen[0] is masks and foreseen[1] == (list(names), shrinkage):
-        return foreseen[2]  # type: ignore[no-any-return]
     sums = Sums(names)
     with calls_of(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
@@ -59,12 +54,6 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     for gram in distinct(sums.gram.values()):
         shrink(gram, shrinkage)
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
-
-
-def foresee(trial: Trial, masks: Masks, shrinkage: float) -> None:
-    """Measure E(masks), and on the way what `quadratics` will be asked for first if these masks are taken."""
-    names = in_order(trial)[0]
-    trial.notes[FORESEEN] = masks, (names, shrinkage), quadratics(trial, masks, names, shrinkage)
 
 
 def in_order(trial: Trial) -> list[list[str]]:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .block_quadratic import PROBED
 from .config import BarberConfig
+from .rebuilders.foresight import BEGINNINGS
 from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
 from .reconstructions.gradient import HELD_OUT
 from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
+FORESEEING = frozenset({"barber", "swaps", "gauss-newton"})  # measure their last masks by the next one's first look
 LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
@@ -58,8 +60,9 @@ def _block(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: froze
 def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
     """Whether the first pass of what follows the index-th rebuilder, from 1, is also the measurement of its masks."""
     chain = config.rebuild.chain
-    foreseen = config.rebuild.foresees and chain[index - 1 : index + 1] == ["barber", "swaps"]
-    return index < len(chain) and (config.rebuild.accept == "always" or foreseen)
+    if index == len(chain):
+        return False
+    return config.rebuild.accept == "always" or (chain[index - 1] in FORESEEING and chain[index] in BEGINNINGS)
 
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:
@@ -111,14 +114,14 @@ def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str,
 
 
 def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
-    """A gradient pass with Gram matrices and probes a round, the candidates, and a pass for the closing Linear."""
+    """A gradient pass with Gram matrices a round, random signs once, the candidates, a pass for the closing Linear."""
     rounds, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
     slopes = shape.gradient(tokens) + Work(backward=-2 * tokens.count * closing)  # none of the closing weights
     probes = (slopes + shape.forward(tokens) * -1.0) * (len(range(0, tokens.samples, PROBED)) / tokens.samples)
     some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples
     step = Work(exchanged=EACH * (shape.weights - closing))
     found = {
-        "gauss-newton: gradients": slopes + probes + Work(gram=shape.grams(tokens).gram),
+        "gauss-newton: gradients": slopes + probes * (1 / rounds) + Work(gram=shape.grams(tokens).gram),
         "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS + step,
         "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
         + Work(exchanged=closing * config.rebuild.swaps),

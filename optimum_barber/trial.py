@@ -53,6 +53,7 @@ class Trial:
         ranks: that share the samples; all of them ask the same questions in the same order.
         forward_passes: forward passes over all samples, in units of the whole set.
         gradient_passes: forward and backward passes over all samples.
+        following: the name of the rebuilder behind the one at work.
         notes: what one rebuilder leaves for the next, so that no pass is made twice.
     """
 
@@ -68,6 +69,7 @@ class Trial:
     ranks: Ranks = ALONE
     forward_passes: float = 0.0
     gradient_passes: float = 0.0
+    following: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
     _latest: _Measured | None = None
@@ -84,6 +86,10 @@ class Trial:
     def error(self, masks: Masks) -> float:
         """E(M) over all samples."""
         return _mean(self._known(masks) or self._measure(masks).errors)
+
+    def measured(self, masks: Masks) -> bool:
+        """Whether E(M) is known already."""
+        return self._known(masks) is not None
 
     def outputs(self, masks: Masks) -> Activations:
         """The block's output under the masks, one tensor a sample."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimum_barber import block_quadratic
-from optimum_barber.block_quadratic import PROBED, block_quadratics
+from optimum_barber.block_quadratic import PROBED, expand
 from optimum_barber.config import RebuildConfig
 from optimum_barber.quadratic import quadratics
 from optimum_barber.rebuilders import chain_of
@@ -40,7 +40,7 @@ def jacobian(trial, name, sample):  # noqa: F811
 
 
 def test_the_correlation_is_half_the_falling_slope_of_the_summed_error(trial):  # noqa: F811
-    found = block_quadratics(trial, trial.masks, INNER)
+    found = expand(trial, trial.masks, INNER).models
     plain = quadratics(trial, trial.masks, INNER)
     sparse = {n: m.weight.data * trial.masks[n] for n, m in trial.linears.items()}
     for name in INNER:
@@ -74,7 +74,7 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
     found = {name: 0.0 for name in INNER}
     for signs in patterns:
         monkeypatch.setattr(block_quadratic, "_signs", lambda *_, signs=signs: signs)
-        slopes = block_quadratic._Slopes(trial, INNER)
+        slopes = block_quadratic._Slopes(trial, INNER, probing=True)
         trial.differentiate(dict(trial.masks), slopes.add)
         for name in INNER:
             found[name] = found[name] + slopes.worth[name] / len(patterns)
@@ -91,7 +91,7 @@ def test_signs_are_the_same_every_time_and_others_for_every_sample():
 
 
 def test_with_full_shrinkage_every_weight_stands_alone(trial):  # noqa: F811
-    found = block_quadratics(trial, trial.masks, INNER, shrinkage=1.0)["up"]
+    found = expand(trial, trial.masks, INNER, shrinkage=1.0).models["up"]
     gram = quadratics(trial, trial.masks, INNER)["up"].gram
     missing = trial.weight("up") - trial.weight("up", trial.masks["up"])
     assert torch.allclose(found.gram, torch.diag(gram.diagonal()))
@@ -100,7 +100,7 @@ def test_with_full_shrinkage_every_weight_stands_alone(trial):  # noqa: F811
 
 def test_the_error_is_measured_on_the_way_tokens_weighed(trial):  # noqa: F811
     trial.token_weights = token_weights(trial)
-    block_quadratics(trial, trial.masks, INNER)
+    expand(trial, trial.masks, INNER)
     passes = trial.forward_passes
     measured = trial.error(trial.masks)
     assert trial.forward_passes == passes == 0 and trial.gradient_passes == 1
@@ -109,10 +109,10 @@ def test_the_error_is_measured_on_the_way_tokens_weighed(trial):  # noqa: F811
 
 def test_rows_on_which_nothing_depends_stay_finite(trial):  # noqa: F811
     trial.masks["down"][:, 0] = False
-    found = block_quadratics(trial, trial.masks, INNER, shrinkage=0.3)
+    found = expand(trial, trial.masks, INNER, shrinkage=0.3).models
     assert all(torch.isfinite(q.correlation).all() for q in found.values())
     trial.masks = {name: torch.zeros_like(keep) for name, keep in trial.masks.items()}
-    found = block_quadratics(trial, trial.masks, INNER, shrinkage=0.3)
+    found = expand(trial, trial.masks, INNER, shrinkage=0.3).models
     assert all(torch.isfinite(q.correlation).all() for q in found.values())
 
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimum_barber.activations import Activations
-from optimum_barber.quadratic import closing_linear, foresee, quadratics
+from optimum_barber.quadratic import closing_linear, quadratics
 
 from .test_trial import ToyBlock, trial  # noqa: F401
 
@@ -67,24 +67,6 @@ def test_watching_measures_the_error_and_keeps_the_outputs(trial):  # noqa: F811
     passes = trial.forward_passes
     trial.error(trial.masks), trial.outputs(trial.masks)
     assert trial.forward_passes == passes
-
-
-@torch.no_grad()
-def test_what_was_foreseen_is_handed_out_once_and_for_these_masks_only(trial):  # noqa: F811
-    expected = quadratics(trial, trial.masks, ["gate", "up"])
-    passes = trial.forward_passes
-    foresee(trial, trial.masks, 0.0)
-    assert trial.forward_passes == passes + 1
-    found = quadratics(trial, trial.masks, ["gate", "up"])
-    assert trial.forward_passes == passes + 1
-    for name, quadratic in expected.items():
-        assert torch.equal(found[name].gram, quadratic.gram)
-        assert torch.equal(found[name].correlation, quadratic.correlation)
-    quadratics(trial, trial.masks, ["gate", "up"])
-    assert trial.forward_passes == passes + 2
-    foresee(trial, trial.masks, 0.0)
-    quadratics(trial, dict(trial.masks), ["gate", "up"])
-    assert trial.forward_passes == passes + 4
 
 
 def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial):  # noqa: F811

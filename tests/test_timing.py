@@ -100,20 +100,6 @@ def test_gram_matrices_of_a_producer_are_counted():
     assert found["producer"].factored == pytest.approx(2 * 4 / 3 * (6 * 32**3 + 48**3))
 
 
-def test_masks_that_the_next_rebuilder_measures_are_not_measured_twice(monkeypatch):
-    reports, masks = {}, {}
-    for seen in (True, False):
-        source, _, plan = made_of("llama", rebuild={**ONE, "method": "barber+swaps", "accept": "if-better"})
-        reports[seen] = []
-        if not seen:
-            monkeypatch.setattr("optimum_barber.rebuilders.barber.foresee", lambda *_: None)
-        masks[seen] = prune(source, tiny_windows(), plan, reports[seen].append)
-    assert {n: m.sha256 for n, m in masks[True].items()} == {n: m.sha256 for n, m in masks[False].items()}
-    for one, two in zip(*reports.values(), strict=True):
-        assert (one.error_after, one.rounds) == (two.error_after, two.rounds)
-        assert one.forward_passes == two.forward_passes - 1 or not one.rounds[0]["accepted"]
-
-
 def test_one_pass_by_hand():
     forward = ATTENTION.forward(TOKENS)
     flops = sum(2 for _ in range(4 * 16) for out, width in ATTENTION.linears for _ in range(out * width))

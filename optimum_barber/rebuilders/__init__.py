@@ -27,12 +27,19 @@ REBUILDERS: Registry[Callable[[Trial, RebuildConfig], Outcome]] = Registry("rebu
 
 
 def chain_of(config: RebuildConfig) -> list[Rebuilder]:
-    """The rebuilders that a configuration names, ready to take a trial."""
-    return [_bound(REBUILDERS[name], config) for name in config.chain]
+    """The rebuilders that a configuration names, ready to take a trial, each told which one follows."""
+    links = zip(config.chain, [*config.chain[1:], None], strict=False)
+    return [_bound(REBUILDERS[name], config, following) for name, following in links]
 
 
-def _bound(function: Callable[[Trial, RebuildConfig], Outcome], config: RebuildConfig) -> Rebuilder:
-    return lambda trial: function(trial, config)
+def _bound(
+    function: Callable[[Trial, RebuildConfig], Outcome], config: RebuildConfig, following: str | None
+) -> Rebuilder:
+    def bound(trial: Trial) -> Outcome:
+        trial.following = following
+        return function(trial, config)
+
+    return bound
 
 
 from . import barber, dsnot, gauss_newton, swaps  # noqa: E402,F401

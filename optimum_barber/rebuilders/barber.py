@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..config import RebuildConfig
 from ..distribution import pair_distribution
-from ..quadratic import foresee
 from ..rebuild import Exchange, Ranking
 from ..scores import finite, importance
 from ..semi_structured import GroupExchange, RowExchange
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
+from .foresight import foresee
 from .ratio import LARGEST_RATIO, Proposal, propose
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
     """Rebuild the block's masks: rounds of gradient, importance, exchange, acceptance.
 
     The gradient pass of a round measures the candidate of the round before on the way, so a round costs
-    that pass and the candidates of the ratio. The pass that measures the last one also gathers what swaps begin with.
+    that pass and the candidates of the ratio.
     """
     rounds: list[dict[str, Any]] = []
     accepted = candidate = trial.masks
@@ -36,8 +36,8 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
         if proposal is None:
             return Outcome(accepted, rounds)
         candidate = proposal.masks
-    if config.foresees:
-        foresee(trial, candidate, config.shrinkage)
+    if config.accept != "always":
+        foresee(trial, candidate, config)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 
 

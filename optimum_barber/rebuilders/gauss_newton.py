@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from ..block_quadratic import block_quadratics
+from ..block_quadratic import Expansion, expand
 from ..config import RebuildConfig
 from ..quadratic import Quadratic, in_order
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
+from .foresight import begin, begins
 from .ratio import climb, stride_of
 from .swaps import difference, exchanged, outcome, with_exchanges
 
@@ -23,19 +24,25 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
     """
     inner, *closing = in_order(trial)
     steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
-    for _ in range(config.newton_rounds):
-        models = block_quadratics(trial, steps[-1], inner, config.shrinkage)
-        if config.accept != "always" and len(steps) > 1 and trial.error(steps[-1]) >= trial.error(steps[-2]):
-            break
-        found = _step(trial, config, models, steps[-1], length)
-        if found is None:
-            break
+    around: Expansion = begin("gauss-newton", trial, config)
+    while found := _step(trial, config, around.models, steps[-1], length):
+        around.models.clear()  # their memory
         candidate, length, tried = found
         for names in closing:
             candidate = exchanged(trial, candidate, names, config)
         rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
         steps.append(candidate)
+        if len(rounds) == config.newton_rounds:
+            break
+        around = expand(trial, candidate, inner, config.shrinkage, around.worth)
+        if config.accept != "always" and trial.error(candidate) >= trial.error(steps[-2]):
+            break
     return outcome(trial, config, steps, rounds)
+
+
+@begins("gauss-newton")
+def _first_look(trial: Trial, masks: Masks, config: RebuildConfig) -> Expansion:
+    return expand(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
 def _step(

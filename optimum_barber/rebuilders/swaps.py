@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..quadratic import Quadratic, in_order, quadratics
 from ..swaps import exchange
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
+from .foresight import begin, begins, foresee
 
 
 @REBUILDERS.register("swaps")
@@ -20,17 +22,25 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     The closing Linear sees what the others' new masks give it and exchanges by the block error itself. Of the masks
     before, between and after, those with the lowest block error are returned (`accept: always`: the last).
     """
-    steps, rounds = [trial.masks], list[dict[str, Any]]()
-    for names in in_order(trial):
+    first, *closing = in_order(trial)
+    steps = [trial.masks, with_exchanges(trial, trial.masks, begin("swaps", trial, config), config)]
+    for names in closing:
         steps.append(exchanged(trial, steps[-1], names, config))
-        rounds.append({"swaps": difference(steps[-2], steps[-1]), "linears": names})
+    pairs = zip(pairwise(steps), [first, *closing], strict=True)
+    rounds = [{"swaps": difference(*masks), "linears": names} for masks, names in pairs]
     return outcome(trial, config, steps, rounds)
+
+
+@begins("swaps")
+def _first_look(trial: Trial, masks: Masks, config: RebuildConfig) -> dict[str, Quadratic]:
+    return quadratics(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
 def outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: list[dict[str, Any]]) -> Outcome:
     """Of the masks before, between and after the rounds those with the lowest error, or the last; rounds marked."""
     best = len(steps) - 1
     if config.accept != "always":
+        foresee(trial, steps[-1], config)
         errors = [trial.error(masks) for masks in steps]
         best = errors.index(min(errors))
     for index, record in enumerate(rounds, start=1):

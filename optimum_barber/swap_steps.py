@@ -1,0 +1,162 @@
+"""Rows of a Linear on their way from exchange to exchange: how a pair is chosen, and what it changes. Torch only."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .selection import lowest
+
+PAIRS = 2**24  # examined at once where every pair of a row is
+Pair = tuple[Tensor, Tensor, Tensor]  # of each row: the weight to prune, the one to grow, what both do to its error
+
+
+class Rows(ABC):
+    """Some rows: `alone` + `turn` * c is what each weight's change of state would cost by itself.
+
+    Args:
+        values: v, (rows, width) float.
+        keep: m, (rows, width) bool; changed in place.
+        gram: G, (width, width).
+        correlation: c, (rows, width); changed in place.
+    """
+
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor) -> None:
+        self.values, self.keep, self.gram, self.correlation = values, keep, gram, correlation
+        self.each = torch.arange(len(values), device=values.device)
+        self.alone = values.square() * gram.diagonal()
+        self.turn = torch.where(keep, 2 * values, -2 * values)
+
+    @property
+    @abstractmethod
+    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
+        """The ways of choosing a pair in each row, given the costs, (rows, width); taken in turn."""
+
+    @abstractmethod
+    def turned(self, pair: Tensor, kept: Tensor) -> None:
+        """Told after every exchange of the two columns of each row, and whether they are kept now, (rows, 2)."""
+
+    def run(self, steps: int) -> Tensor:
+        """Take some steps; which rows may have more to gain, (rows,) bool: no way improves the others."""
+        ways, idle = self.ways, torch.zeros_like(self.each)
+        for step in range(steps):
+            costs = torch.addcmul(self.alone, self.turn, self.correlation)
+            idle = torch.where(self._exchange(*ways[step % len(ways)](costs)), 0, idle + 1)
+            if bool((idle >= len(ways)).all()):
+                break
+        return idle < len(ways)
+
+    def _exchange(self, prune: Tensor, grow: Tensor, change: Tensor) -> Tensor:
+        """Prune and grow a weight of each row, (rows,) indices, where that lowers its error; where it did."""
+        better, pair = change < 0, torch.stack((prune, grow), dim=1)
+        values, kept = self.values.gather(1, pair), self.keep.gather(1, pair) ^ better[:, None]
+        lost, grown = (values * better[:, None]).unbind(1)
+        self.correlation.addcmul_(self.gram.index_select(0, prune), lost[:, None])
+        self.correlation.addcmul_(self.gram.index_select(0, grow), grown[:, None], value=-1)
+        self.keep.scatter_(1, pair, kept)
+        self.turn.scatter_(1, pair, torch.where(kept, 2 * values, -2 * values))
+        self.turned(pair, kept)
+        return better
+
+
+class FreeRows(Rows):
+    """Exchanges between any two places of a row.
+
+    With `thorough`, to look at every pair is one of the ways: O(width^2) a row.
+    """
+
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, thorough: bool) -> None:
+        super().__init__(values, keep, gram, correlation)
+        self.thorough = thorough
+        self.kept_only = torch.zeros_like(values).masked_fill_(~keep, torch.inf)
+        self.pruned_only = torch.zeros_like(values).masked_fill_(keep, torch.inf)
+
+    @property
+    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
+        """From the one end, from the other, and perhaps the best of all pairs."""
+        return [self._grower_first, self._pruner_first, *([self._best_pair] if self.thorough else [])]
+
+    def turned(self, pair: Tensor, kept: Tensor) -> None:
+        """Who may be pruned and who may be grown."""
+        never = torch.full_like(self.kept_only[:, :2], torch.inf)
+        self.kept_only.scatter_(1, pair, never.masked_fill(kept, 0.0))
+        self.pruned_only.scatter_(1, pair, never.masked_fill(~kept, 0.0))
+
+    def _grower_first(self, costs: Tensor) -> Pair:
+        """The pruned weight of each row that gains most alone, and the kept one that suits it."""
+        grow = lowest(costs + self.pruned_only)
+        return self._pair(lowest(self._beside(grow, costs + self.kept_only)), grow, costs)
+
+    def _pruner_first(self, costs: Tensor) -> Pair:
+        """The kept weight of each row that costs least alone, and the pruned one that suits it."""
+        prune = lowest(costs + self.kept_only)
+        return self._pair(prune, lowest(self._beside(prune, costs + self.pruned_only)), costs)
+
+    def _beside(self, chosen: Tensor, costs: Tensor) -> Tensor:
+        """What every other weight's change costs beside that of one chosen weight of its row."""
+        coupled = self.gram.index_select(0, chosen).mul_(2 * self.values[self.each, chosen][:, None])
+        return torch.addcmul(costs, self.values, coupled, value=-1)
+
+    def _pair(self, prune: Tensor, grow: Tensor, costs: Tensor) -> Pair:
+        """With what the exchange changes; infinite where a row has nothing to prune or to grow."""
+        coupled = 2 * self.values[self.each, prune] * self.values[self.each, grow] * self.gram[prune, grow]
+        change = costs[self.each, prune] + costs[self.each, grow] - coupled
+        return prune, grow, change + self.kept_only[self.each, prune] + self.pruned_only[self.each, grow]
+
+    def _best_pair(self, costs: Tensor) -> Pair:
+        """The best of all pairs of each row: O(width^2) a row."""
+        width = costs.shape[1]
+        rows = max(PAIRS // width**2, 1)
+        best = torch.cat([self._best_of(costs, some) for some in self.each.split(rows)])
+        return self._pair(best // width, best % width, costs)
+
+    def _best_of(self, costs: Tensor, rows: Tensor) -> Tensor:
+        prune, grow, values = (costs + self.kept_only)[rows], (costs + self.pruned_only)[rows], self.values[rows]
+        pairs = prune[:, :, None] + grow[:, None, :]
+        return lowest(pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1))
+
+
+class GroupRows(Rows):
+    """Exchanges within M-groups; the columns are ordered by their place in the group, then by the group."""
+
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, group: int) -> None:
+        super().__init__(values, keep, gram, correlation)
+        self.members = len(values), group, values.shape[1] // group
+        self.one, self.other = torch.triu_indices(group, group, 1, device=values.device)  # of a pair, as in `_paired`
+        self.coupled = self._coupled()
+        same = self._paired(keep, lambda one, others: one == others)
+        self.joint = self.coupled.masked_fill(same, torch.inf)
+
+    @property
+    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
+        """One, which leaves nothing out."""
+        return [self._best_pair]
+
+    def turned(self, pair: Tensor, kept: Tensor) -> None:
+        """Which pairs of the groups concerned are one kept and one pruned weight."""
+        groups = pair[:, 0] % self.members[2]
+        members = self.keep.view(self.members)[self.each, :, groups]
+        same = members[:, self.one] == members[:, self.other]
+        self.joint[self.each, :, groups] = self.coupled[self.each, :, groups].masked_fill_(same, torch.inf)
+
+    def _coupled(self) -> Tensor:
+        """-2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups)."""
+        _, group, groups = self.members
+        gram = self.gram.view(group, groups, group, groups).diagonal(dim1=1, dim2=3)
+        return self._paired(self.values, torch.mul).mul_(-2 * gram[self.one, self.other])
+
+    def _paired(self, tensor: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
+        members = tensor.view(self.members)
+        return torch.cat([combine(members[:, i, None], members[:, i + 1 :]) for i in range(self.members[1] - 1)], dim=1)
+
+    def _best_pair(self, costs: Tensor) -> Pair:
+        """The best pair within any M-group of each row."""
+        groups = self.members[2]
+        pairs = self._paired(costs, torch.add).add_(self.joint).flatten(1)
+        best = lowest(pairs)
+        which, at = best // groups, best % groups
+        one, other = self.one[which] * groups + at, self.other[which] * groups + at
+        kept = self.keep[self.each, one]
+        return torch.where(kept, one, other), torch.where(kept, other, one), pairs[self.each, best]
