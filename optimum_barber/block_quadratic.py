@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .quadratic import Quadratic, Sums, calls_of, distinct, shrink, shrink_correlation
+from .quadratic import Quadratic, Sums, calls_of, shrink_correlation
 from .trial import Masks, Trial
 
 PROBED = 4  # random signs are sent back through every fourth sample
@@ -65,10 +65,9 @@ def expand(
                 sums.add(calls, output, output, weights)
 
         trial.differentiate(masks, see)
-    for tensor in distinct([*sums.gram.values(), *slopes.correlation.values(), *slopes.worth.values()]):
+    sums.complete(trial.ranks, shrinkage)
+    for tensor in (*slopes.correlation.values(), *slopes.worth.values()):
         trial.ranks.sum(tensor)
-    for gram in distinct(sums.gram.values()):
-        shrink(gram, shrinkage)
     found, worth = {}, worth or slopes.worth
     for name, gram in sums.gram.items():
         missing = trial.weight(name) - trial.weight(name, masks[name])

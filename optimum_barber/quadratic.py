@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .gram import add_gram, mirror
+from .ranks import Ranks
 from .trial import Masks, Trial
 
 CLOSING = "closing Linear"  # a note on a trial
@@ -49,10 +51,7 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     sums = Sums(names)
     with calls_of(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
-    for tensor in distinct([*sums.gram.values(), *sums.correlation.values()]):
-        trial.ranks.sum(tensor)
-    for gram in distinct(sums.gram.values()):
-        shrink(gram, shrinkage)
+    sums.complete(trial.ranks, shrinkage)
     return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
 
 
@@ -94,15 +93,21 @@ class Sums:
             given, made = calls[name]
             x = _weighed(given, weights)
             first = shared.setdefault(id(given), name)
-            if first != name:
-                self.gram[name] = self.gram[first]
-            else:
-                _accumulate(self.gram, name, x, x)
+            self.gram[name] = self.gram[first] if first != name else add_gram(self.gram.get(name), x)
             if _same(made, output):
-                _accumulate(self.correlation, name, _weighed(target - output, weights), x)
+                residual = _weighed(target - output, weights)
+                total = self.correlation.get(name)
+                self.correlation[name] = residual.t() @ x if total is None else total.addmm_(residual.t(), x)
+
+    def complete(self, ranks: Ranks, shrinkage: float) -> None:
+        """Over all ranks, the Gram matrices with both halves and shrunk; once, behind the last sample."""
+        for tensor in _distinct([*self.gram.values(), *self.correlation.values()]):
+            ranks.sum(tensor)
+        for gram in _distinct(self.gram.values()):
+            shrink(mirror(gram), shrinkage)
 
 
-def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those that several Linears share once."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
@@ -111,10 +116,6 @@ def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
     """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
     rows = stream.reshape(-1, stream.shape[-1])
     return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor) -> None:
-    sums[name] = sums[name].addmm_(left.t(), right) if name in sums else left.t() @ right
 
 
 def shrink(gram: Tensor, shrinkage: float) -> None:

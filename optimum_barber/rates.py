@@ -17,6 +17,7 @@ from torch.nn import functional
 from .activations import Activations
 from .config import BarberConfig
 from .distribution import pair_distribution
+from .gram import add_gram, entries
 from .masks import PackedMask, keep_highest
 from .memory import return_freed_buffers
 from .patterns import SparsityPattern
@@ -114,9 +115,9 @@ class Machine:
     def gram(self) -> float:
         """FLOP a second of sums of X^T X."""
         inputs = [self._normal(self._length, min(w, WIDTH)) for block in self.layer for w in block.inputs]
-        sums = [x.t() @ x for x in inputs]
-        flops = sum(2 * x.numel() * x.shape[1] for x in inputs)
-        return self._rate(flops, lambda: [total.addmm_(x.t(), x) for total, x in zip(sums, inputs, strict=True)])
+        sums = [add_gram(None, x) for x in inputs]
+        flops = sum(2 * len(x) * entries(x.shape[1]) for x in inputs)
+        return self._rate(flops, lambda: [add_gram(total, x) for total, x in zip(sums, inputs, strict=True)])
 
     def attention(self) -> float:
         """FLOP a second of causal attention, counted as if nothing were masked."""

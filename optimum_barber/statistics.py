@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .gram import add_gram, mirror
 from .ranks import ALONE, Ranks
 
 STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
@@ -68,7 +69,7 @@ class InputRecorder:
             squares = x.square().sum(0)
             sums.input_norm = squares if sums.input_norm is None else sums.input_norm.add_(squares)
         if "gram" in self.needs:
-            sums.gram = x.t() @ x if sums.gram is None else sums.gram.addmm_(x.t(), x)
+            sums.gram = add_gram(sums.gram, x)
         if "input_abs" in self.needs:
             magnitudes = torch.linalg.vector_norm(x, 1, 0)
             sums.input_abs = magnitudes if sums.input_abs is None else sums.input_abs.add_(magnitudes)
@@ -88,6 +89,8 @@ class InputRecorder:
 def _total(sums: InputStatistics, ranks: Ranks) -> InputStatistics:
     """The sums over all ranks, the norm out of its squares."""
     found = {name: None if (part := getattr(sums, name)) is None else ranks.sum(part) for name in STATISTICS}
+    if found["gram"] is not None:
+        mirror(found["gram"])
     squares = found.pop("input_norm")
     norm = None if squares is None else squares.sqrt()
     return InputStatistics(norm, tokens=int(sum(ranks.gather([sums.tokens]))), **found)

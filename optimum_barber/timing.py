@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .block_quadratic import PROBED
 from .config import BarberConfig
+from .gram import entries
 from .rebuilders.foresight import BEGINNINGS
 from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
@@ -48,7 +49,8 @@ def _block(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: froze
         found["error of the masks"] = shape.masked(tokens)
     for kinds, chain in ((REBUILD, config.rebuild.chain), (RECONSTRUCT, config.reconstruct.chain)):
         for index, link in enumerate(chain, start=1):
-            parts = dict(kinds[link](shape, tokens, config)) if link in kinds else {link: None}
+            count = kinds.get("+".join(chain[index - 1 : index + 1]), kinds.get(link))
+            parts = dict(count(shape, tokens, config)) if count else {link: None}
             if kinds is REBUILD and _measured_by_the_next(config, index):
                 parts.pop(f"{link}: last masks", None)
             for name, work in parts.items():
@@ -67,7 +69,7 @@ def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:
     """The dense pass, the sums over inputs, and the residual stream in front of and behind the block."""
-    squares = sum(width * width for width in shape.inputs) if "gram" in needs else 0
+    squares = sum(entries(width) for width in shape.inputs) if "gram" in needs else 0
     sums = sum(shape.inputs) * len(needs - {"gram"})
     streams = 4 * tokens.hidden * (2 if config.rebuild.error == "relative" else 1)
     return shape.forward(tokens) + Work(gram=2 * tokens.count * squares, pointwise=tokens.count * (sums + streams))
@@ -98,17 +100,27 @@ def _barber(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str
     return found | {"barber: last masks": shape.masked(tokens)}
 
 
-def _grams(shape: BlockShape, tokens: Tokens) -> Work:
-    """Gram matrices and correlations; before, one dense sample shows which Linear closes the block."""
-    return shape.grams(tokens) + shape.forward(tokens) * (1 / tokens.samples)
+def _first_sample(shape: BlockShape, tokens: Tokens) -> Work:
+    """By which it is found which Linear closes the block."""
+    return shape.forward(tokens) * (1 / tokens.samples)
 
 
 def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
     """A pass with Gram matrices for all Linears but the closing one, one for that, and the last masks measured."""
     passes = min(len(shape.linears), 2)
     return {
-        "swaps: Gram matrices": shape.masked(tokens) * passes + _grams(shape, tokens),
+        "swaps: Gram matrices": shape.masked(tokens) * passes + shape.grams(tokens) + _first_sample(shape, tokens),
         "swaps: exchanges": Work(exchanged=shape.weights * config.rebuild.swaps),
+        "swaps: last masks": shape.masked(tokens),
+    }
+
+
+def _inner_swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
+    """The same without the closing Linear, which is left to 'gauss-newton'."""
+    inner = weights_of(shape.linears[:-1]) or shape.weights
+    return {
+        "swaps: Gram matrices": shape.masked(tokens) + shape.inner_grams(tokens) + _first_sample(shape, tokens),
+        "swaps: exchanges": Work(exchanged=inner * config.rebuild.swaps),
         "swaps: last masks": shape.masked(tokens),
     }
 
@@ -144,7 +156,8 @@ def _least_squares(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> d
         weights=CONJUGATE * iterations * shape.weights,
     )
     passes = 2 * min(len(shape.linears), 2)
-    return {"least squares": shape.masked(tokens) * passes + _grams(shape, tokens) + solved}
+    grams = shape.grams(tokens) + _first_sample(shape, tokens)
+    return {"least squares": shape.masked(tokens) * passes + grams + solved}
 
 
 def _adam(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
@@ -157,7 +170,10 @@ def _adam(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, 
 
 
 Count = Callable[[BlockShape, Tokens, BarberConfig], Mapping[str, Work]]
-REBUILD: dict[str, Count] = {"barber": _barber, "swaps": _swaps, "dsnot": _dsnot, "gauss-newton": _gauss_newton}
+REBUILD: dict[str, Count] = {
+    "barber": _barber, "swaps": _swaps, "swaps+gauss-newton": _inner_swaps, "dsnot": _dsnot,
+    "gauss-newton": _gauss_newton,
+}  # fmt: skip
 RECONSTRUCT: dict[str, Count] = {"least-squares": _least_squares, "gradient": _adam}
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .architectures import Architecture, linears_of
+from .gram import entries
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,17 @@ class BlockShape:
 
     def grams(self, tokens: Tokens) -> Work:
         """Gram matrices of the inputs, and the correlation of each Linear's residual with its input."""
-        *others, closing = self.linears
-        squares = sum(width * width for width in self.inputs)
-        return Work(
-            gram=2 * tokens.count * (squares + weights_of([closing])),
-            forward=2 * sum(out * width * width for out, width in others),
-        )
+        closing = self.linears[-1]
+        own = Work(gram=2 * tokens.count * (entries(closing[1]) + weights_of([closing])))
+        return self.inner_grams(tokens) + own if len(self.linears) > 1 else own
+
+    def inner_grams(self, tokens: Tokens) -> Work:
+        """The same without the Linear that closes the block, unless it is the only one."""
+        inner = self.linears[:-1]
+        if not inner:
+            return self.grams(tokens)
+        squares = sum(entries(width) for width in {width for _, width in inner})
+        return Work(gram=2 * tokens.count * squares, forward=2 * sum(out * width * width for out, width in inner))
 
 
 def weights_of(linears: Iterable[tuple[int, int]]) -> int:

@@ -83,3 +83,12 @@ def test_rejected_masks_leave_nothing_behind(trial):  # noqa: F811
     models = begin("swaps", trial, CONFIG)
     fresh = BEGINNINGS["swaps"](trial, trial.masks, CONFIG)
     assert all(torch.equal(models[name].correlation, fresh[name].correlation) for name in fresh)
+
+
+@pytest.mark.parametrize(("method", "left"), [("swaps+gauss-newton", ["down"]), ("swaps+barber", []), ("swaps", [])])
+def test_swaps_leave_the_closing_linear_to_gauss_newton(trial, method, left):  # noqa: F811
+    trial.masks = {n: torch.arange(m.numel()).view_as(m) % 2 == 0 for n, m in trial.masks.items()}
+    outcome = chain_of(RebuildConfig(method=method, shrinkage=0.0))[0](trial)
+    assert [name for record in outcome.rounds for name in record["linears"]] == [
+        name for name in trial.linears if name not in left
+    ]

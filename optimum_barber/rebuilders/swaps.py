@@ -19,10 +19,11 @@ from .foresight import begin, begins, foresee
 def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     """First all Linears but the one that closes the block, each by its own output's error; then that one.
 
-    The closing Linear sees what the others' new masks give it and exchanges by the block error itself. Of the masks
-    before, between and after, those with the lowest block error are returned (`accept: always`: the last).
+    The closing Linear sees what the others' new masks give it and exchanges by the block error itself; where
+    `gauss-newton` follows, which ends each of its rounds with it, it is left to that. Of the masks before, between and
+    after, those with the lowest block error are returned (`accept: always`: the last).
     """
-    first, *closing = in_order(trial)
+    first, *closing = in_order(trial)[: 1 if trial.following == "gauss-newton" else None]
     steps = [trial.masks, with_exchanges(trial, trial.masks, begin("swaps", trial, config), config)]
     for names in closing:
         steps.append(exchanged(trial, steps[-1], names, config))
