@@ -3,7 +3,7 @@
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
-Prints one Markdown row as each run ends. A row is a producer and a rebuild, by a name below or a chain, then a pattern
+Prints one Markdown row as each run ends, with its peak memory above the loaded model. A row is a producer and a rebuild, by a name below or a chain, then a pattern
 and further settings as KEY=VALUE, such as
 'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares'.
 """
@@ -17,6 +17,8 @@ from optimum_barber import BarberConfig, BarberSparsifier, perplexity
 from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
 from optimum_barber.config import RebuildConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.memory import return_freed_buffers, trim
+from optimum_barber.pipeline import peak_memory, reset_peak_memory
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS = {
@@ -67,17 +69,22 @@ def main() -> int:
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dense = perplexity(model, evaluation, quiet=True).perplexity
     emit(f"dense {dense:.2f}; calibration fingerprint {calibration.fingerprint[:12]}")
-    emit("| producer | rebuild | pattern | perplexity | swaps | sum of E | seconds |\n" + "| --- " * 7 + "|")
+    columns = "producer", "rebuild", "pattern", "perplexity", "swaps", "sum of E", "seconds", "MiB"
+    emit(f"| {' | '.join(columns)} |\n" + "| --- " * len(columns) + "|")
     for row in args.rows:
         config, cells = config_of(row, args.sparsity)
         model.load_state_dict(weights)
+        return_freed_buffers()
+        trim()
+        reset_peak_memory()
+        resident = peak_memory()
         started = time.perf_counter()
         report = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True).as_report()
-        seconds = time.perf_counter() - started
+        seconds, memory = time.perf_counter() - started, peak_memory() - resident
         found = perplexity(model, evaluation, quiet=True).perplexity
         emit(
             f"| {' | '.join(cells)} | {found:.2f} | {report['swaps']:,} | "
-            f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} |"
+            f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} | {memory / 2**20:.0f} |"
         )
     return 0
 
