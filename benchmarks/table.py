@@ -3,8 +3,8 @@
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
-Prints one Markdown row as each run ends, with its peak memory above the loaded model. A row is a producer and a rebuild, by a name below or a chain, then a pattern
-and further settings as KEY=VALUE, such as
+Prints one Markdown row as each run ends, with its peak memory above the loaded model. A row is a producer and a
+rebuild, by a name below or a chain, then a pattern and further settings as KEY=VALUE, such as
 'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares'.
 """
 
