@@ -3,11 +3,12 @@
     python -m benchmarks.killed [--model MODEL] [--kills 10] [--seed 0] [--samples 4] [--sequence-length 128]
 
 Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments, each followed by
-`--resume`, until it has been killed so often and ends; prints the moments, and compares every file of the two outputs.
-The report holds seconds and memory, and is left out.
+`--resume`, until it has been killed so often and ends; compares every file of the two outputs. The report holds seconds
+and memory, and is left out.
 """
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from optimum_barber.output import STATE_DIRECTORY, STATE_NAME
 
 MEASURES = {"report.json"}
 
@@ -46,24 +49,27 @@ def main() -> int:
 def disturb(command: list[str], output: Path, args: argparse.Namespace, seconds: float) -> None:
     """Start, kill and resume until it has been killed as often as asked for, then let it end."""
     moments = random.Random(args.seed)
-    for kill in range(args.kills):
-        process = subprocess.Popen([*command, *resuming(output)])
+    for kill in range(1, args.kills + 1):
+        process = subprocess.Popen([*command, "--resume"])
+        moment = moments.uniform(0, seconds / 4)
         try:
-            process.wait(moments.uniform(0, seconds / 4))
+            process.wait(moment)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        kept = sorted(output.with_name(f"{output.name}.partial").glob("*.safetensors"))
-        say = "ended before it could be killed" if process.returncode == 0 else f"status {process.returncode}"
-        sys.stdout.write(f"kill {kill + 1}: {say}, shards there: {len(kept)}\n")
-        if process.returncode == 0:
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise SystemExit(f"the run failed with status {process.returncode}")
+        if output.exists():
+            sys.stdout.write(f"the run ended before kill {kill}\n")
             return
-    subprocess.run([*command, *resuming(output)], check=True)
+        sys.stdout.write(f"killed after {moment:.1f} s, layers done: {layers_of(output)}\n")
+    subprocess.run([*command, "--resume"], check=True)
 
 
-def resuming(output: Path) -> list[str]:
-    """`--resume`, where there is something to go on with."""
-    return ["--resume"] if output.with_name(f"{output.name}.partial").exists() else []
+def layers_of(output: Path) -> int:
+    """How many layers the state of an unfinished run says are done."""
+    state = output.with_name(f"{output.name}.partial") / STATE_DIRECTORY / STATE_NAME
+    return int(json.loads(state.read_text())["layers"]) if state.exists() else 0
 
 
 def compare(calm: Path, killed: Path) -> int:

@@ -175,7 +175,7 @@ class Machine:
         """Weights times exchanges a second."""
         most, group = min(self.config.rebuild.swaps, EXCHANGES), self.pattern.group or None
         amount = seconds = 0.0
-        for width in {min(w, WIDTH) for block in self.layer for w in block.inputs}:
+        for width in {min(w, WIDTH // (group or 1) * (group or 1)) for block in self.layer for w in block.inputs}:
             values, gram = self._normal(max(TOGETHER // width, 1), width), self._gram(width)
             keep = keep_highest(values.abs(), self.pattern)
             work = values, keep, gram, (values * ~keep) @ gram, most, group

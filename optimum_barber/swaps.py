@@ -52,7 +52,7 @@ def _exchanged(
 ) -> Tensor:
     """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together."""
     keep, correlation = keep.clone(), correlation.clone()
-    together = TOGETHER if values.device.type == "cpu" else TOGETHER_ON_DEVICE // (group or 1)
+    together = (TOGETHER if values.device.type == "cpu" else TOGETHER_ON_DEVICE) // max((group or 4) // 4, 1)
     going, left = torch.arange(len(keep), device=keep.device), most
     while len(going) and left != 0:
         steps, legs = LEG if left is None else min(LEG, left), []

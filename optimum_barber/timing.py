@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from .block_quadratic import PROBED
 from .config import BarberConfig
 from .gram import entries
-from .rebuilders.foresight import BEGINNINGS
+from .rebuilders.foresight import BEGINNINGS, FORESEEING
 from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
 from .reconstructions.gradient import HELD_OUT
 from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
-FORESEEING = frozenset({"barber", "swaps", "gauss-newton"})  # measure their last masks by the next one's first look
 LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product

@@ -92,3 +92,22 @@ def test_swaps_leave_the_closing_linear_to_gauss_newton(trial, method, left):  #
     assert [name for record in outcome.rounds for name in record["linears"]] == [
         name for name in trial.linears if name not in left
     ]
+
+
+def test_the_closing_linear_has_its_turn_even_where_no_inner_step_helps(trial):  # noqa: F811
+    inner = {name: torch.ones_like(keep) for name, keep in trial.masks.items() if name != "down"}
+    trial.masks = first = {**trial.masks, **inner}
+    for rebuild in chain_of(RebuildConfig(method="swaps+gauss-newton", shrinkage=0.0)):
+        trial.masks = rebuild(trial).masks
+    found = trial.error(trial.masks)
+    trial.masks = first
+    (swaps,) = chain_of(RebuildConfig(method="swaps", shrinkage=0.0))
+    assert found == trial.error(swaps(trial).masks) < trial.error(first)
+
+
+def test_a_look_by_other_settings_is_not_taken(trial):  # noqa: F811
+    trial.following, trial.masks = "swaps", dict(trial.masks)
+    foresee(trial, trial.masks, CONFIG)
+    other = CONFIG.model_copy(update={"shrinkage": 0.0})
+    models, fresh = begin("swaps", trial, other), BEGINNINGS["swaps"](trial, trial.masks, other)
+    assert all(torch.equal(models[name].gram, fresh[name].gram) for name in fresh)

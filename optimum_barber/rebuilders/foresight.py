@@ -8,6 +8,7 @@ from ..trial import Masks, Trial
 
 Beginning = Callable[[Trial, Masks, RebuildConfig], Any]
 BEGINNINGS: dict[str, Beginning] = {}  # by rebuilder; each measures E(masks) on the way
+FORESEEING = frozenset({"barber", "swaps", "gauss-newton"})  # rebuilders that call `foresee`
 FORESEEN = "what the next rebuilder begins with"  # a note on a trial
 
 
@@ -25,13 +26,13 @@ def foresee(trial: Trial, masks: Masks, config: RebuildConfig) -> None:
     """Measure E(masks), the last of a rebuilder, by the first look of the one behind it, if that has one."""
     following = trial.following
     if following in BEGINNINGS and not trial.measured(masks):
-        trial.notes[FORESEEN] = masks, following, BEGINNINGS[following](trial, masks, config)
+        trial.notes[FORESEEN] = masks, (following, config), BEGINNINGS[following](trial, masks, config)
 
 
 def begin(name: str, trial: Trial, config: RebuildConfig) -> Any:
     """What the named rebuilder begins with at the masks of the trial: as foreseen for them, or gathered now."""
-    masks, following, found = trial.notes.pop(FORESEEN, (None, None, None))
-    if masks is trial.masks and following == name:
+    masks, asked, found = trial.notes.pop(FORESEEN, (None, None, None))
+    if masks is trial.masks and asked == (name, config):
         return found
     del found  # its memory, before anything is gathered
     return BEGINNINGS[name](trial, trial.masks, config)

@@ -20,14 +20,18 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
     """Rounds of: exchanges in all Linears but the closing one by the gradient of the block error, then in that one.
 
     How far a round goes, 1 / mu, is found by the measured error. The gradient pass of a round measures the masks of the
-    round before on the way. Of all masks those with the lowest block error are returned (`accept: always`: the last).
+    round before on the way. Where no length helps it ends; in the first round the closing Linear has its turn even so,
+    since `swaps` left it to this one. Of all masks those with the lowest block error are returned (`accept: always`:
+    the last).
     """
     inner, *closing = in_order(trial)
     steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
     around: Expansion = begin("gauss-newton", trial, config)
-    while found := _step(trial, config, around.models, steps[-1], length):
+    while True:
+        candidate, length, tried = _step(trial, config, around.models, steps[-1], length)
         around.models.clear()  # their memory
-        candidate, length, tried = found
+        if rounds and candidate is steps[-1]:
+            break
         for names in closing:
             candidate = exchanged(trial, candidate, names, config)
         rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
@@ -47,8 +51,8 @@ def _first_look(trial: Trial, masks: Masks, config: RebuildConfig) -> Expansion:
 
 def _step(
     trial: Trial, config: RebuildConfig, models: dict[str, Quadratic], masks: Masks, start: float
-) -> tuple[Masks, float, list[list[float]]] | None:
-    """The masks of the best step found, its length and the errors of all lengths; None where no step helps."""
+) -> tuple[Masks, float, list[list[float]]]:
+    """The masks of the best step found, its length and the errors of all lengths; the given ones where none helps."""
     stride, few = stride_of(trial.inputs.total), config.model_copy(update={"swaps": EACH})
     errors = {0.0: trial.error_on_every(stride, masks)}
 
@@ -61,4 +65,5 @@ def _step(
         return errors[length]
 
     length, error = climb(measure, start, (2.0, 0.5), errors[0.0])
-    return None if error is None else (stepped(length), length, [list(pair) for pair in sorted(errors.items())])
+    tried = [list(pair) for pair in sorted(errors.items())]
+    return (masks, start, tried) if error is None else (stepped(length), length, tried)

@@ -55,13 +55,16 @@ def exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildC
 
 
 def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], config: RebuildConfig) -> Masks:
-    """The masks after as many exchanges as there may be in every row of the Linears, by their quadratics."""
+    """The masks after as many exchanges as there may be in every row of the Linears, by their quadratics.
+
+    The very ones that were given where nothing is exchanged.
+    """
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
     for name, found in models.items():
         rows = partial(_rows, trial.values(name), masks[name], found, config.swaps, group)
         candidate[name] = trial.ranks.spread(rows, masks[name])
-    return candidate
+    return candidate if difference(masks, candidate) else masks
 
 
 def _rows(values: Tensor, keep: Tensor, found: Quadratic, most: int, group: int | None, rows: slice) -> Tensor:
