@@ -40,14 +40,22 @@ streaming.sparsify(config, windows, save_dir=output, quiet=True, activations=pla
 """
 
 
-def write_model(directory: Path, layers: int, hidden: int) -> Any:
+def write_model(
+    directory: Path,
+    layers: int,
+    hidden: int,
+    intermediate: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+) -> Any:
     """A LLaMA-shaped checkpoint of random bf16 parameters, a shard a layer; its configuration."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=max(hidden // 256, 1), vocab_size=VOCABULARY,
-        dtype=torch.bfloat16, architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
+        hidden_size=hidden, intermediate_size=intermediate or hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=heads or hidden // 64, num_key_value_heads=kv_heads or max(hidden // 256, 1),
+        vocab_size=VOCABULARY, max_position_embeddings=4096, dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
     )  # fmt: skip
     directory.mkdir(parents=True)
     config.save_pretrained(directory)
