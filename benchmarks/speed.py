@@ -29,7 +29,7 @@ from optimum_barber.planning import make_plan
 from optimum_barber.rates import predict
 from optimum_barber.source import ModelSource
 from optimum_barber.trial import Trial
-from optimum_barber.work import Tokens, shapes_of, total
+from optimum_barber.work import BlockShape, Tokens, Work, shapes_of, total
 
 from .one_pass import SETTINGS, Measured, arguments, config_of, measure, opened, plain_seconds
 
@@ -71,13 +71,20 @@ def needed_flops(source: ModelSource, windows: torch.Tensor, name: str, found: M
     config = config_of(name)
     tokens = Tokens(*windows.shape, source.model.config.hidden_size)
     shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden)
-    swaps = config.rebuild.chain.count("swaps")
     return total(
         shape.forward(tokens) * (1 + report.forward_passes)
         + shape.gradient(tokens) * report.gradient_passes
-        + shape.grams(tokens) * swaps
+        + gathered(shape, tokens, config.rebuild.chain, report.rounds)
         for shape, report in zip(shapes, found.reports, strict=True)
     ).flops
+
+
+def gathered(shape: BlockShape, tokens: Tokens, chain: list[str], rounds: list[dict[str, Any]]) -> Work:
+    """The Gram matrices of swaps, and of as many rounds of gauss-newton as there were."""
+    if "gauss-newton" not in chain:
+        return shape.grams(tokens) * chain.count("swaps")
+    newton = Work(gram=shape.grams(tokens).gram) * sum("length" in record for record in rounds)
+    return newton + shape.inner_grams(tokens) * chain.count("swaps")
 
 
 @contextmanager
@@ -96,7 +103,12 @@ def timed_passes() -> Iterator[list[float]]:
         return run
 
     with ExitStack() as stack:
-        for owner, name in ((pipeline, "watch"), (Trial, "watch"), (Trial, "gradients"), (Trial, "error_on_every")):
+        for owner, name in (
+            (pipeline, "watch"),
+            (Trial, "watch"),
+            (Trial, "_differentiated"),
+            (Trial, "error_on_every"),
+        ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
         yield seconds
 
