@@ -35,6 +35,7 @@ from optimum_barber.timing import stages
 from optimum_barber.work import Tokens, shapes_of, total
 
 from .streaming import VOCABULARY, write_model
+from .table import emit
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)  # at once, of a product
 
@@ -62,7 +63,7 @@ def main() -> int:
         for producer in args.producers:
             emit(pruned(args, config, model, Path(folder) / producer, producer))
         if cuda:
-            products(sorted({(m.out_features, m.in_features) for m in linears_of(skeleton(config))}))
+            products(sorted({(m.out_features, m.in_features) for m in inner_linears(skeleton(config))}))
             whole(config, args.sequence_length)
     return 0
 
@@ -76,14 +77,13 @@ def pruned(args: argparse.Namespace, config: object, model: Path, output: Path, 
     reset_peak_memory()
     started = time.perf_counter()
     StreamingSparsifier(resolve_model(str(model))).sparsify(settings, windows, save_dir=output, quiet=True)
-    seconds = time.perf_counter() - started
+    seconds, memory = time.perf_counter() - started, f"{peak_memory() / 2**30:.1f} GiB"
     empty = skeleton(config)
     architecture = architecture_of(empty)
     path, stack = decoder_stack(empty, architecture)
     tokens = Tokens(args.samples, args.sequence_length, args.hidden_size)
     shapes = shapes_of(stack, path, architecture, args.hidden_size)
     flops = total(stages(shapes, tokens, settings, PRODUCERS[producer].needs, 0).values()).flops
-    memory = f"{peak_memory() / 2**30:.1f} GiB"
     return f"| {producer} + {args.rebuild} | {seconds / 60:.1f} | {memory} | {flops / seconds / 1e12:.2f} |"
 
 
@@ -123,7 +123,7 @@ def whole(config: object, prompt: int) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval()
     emit("\n| | prefill | decode | Linears semi-structured |\n| --- | --- | --- | --- |")
     prompt = min(prompt, model.config.max_position_embeddings - 1)
-    inner = linears_of(model)
+    inner = inner_linears(model)
     for linear in inner:
         linear.weight.data = semi_structured_zeros(linear.weight.data)
     told("dense", latency(model, prompt), 0)
@@ -140,16 +140,10 @@ def told(name: str, found: dict[str, dict[str, float]], linears: int) -> None:
     emit(f"| {name} | {prefill:.1f} ms | {decode:.2f} ms | {linears} |")
 
 
-def linears_of(model: nn.Module) -> list[nn.Linear]:
+def inner_linears(model: nn.Module) -> list[nn.Linear]:
     """Those inside the decoder layers."""
     stack = decoder_stack(model, architecture_of(model))[1]
     return [module for module in stack.modules() if isinstance(module, nn.Linear)]
-
-
-def emit(line: str) -> None:
-    """Print at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from optimum_barber.output import STATE_DIRECTORY, STATE_NAME
+from optimum_barber.output import STATE_DIRECTORY, STATE_NAME, partial_of
 
 MEASURES = {"report.json"}
 
@@ -68,7 +68,7 @@ def disturb(command: list[str], output: Path, args: argparse.Namespace, seconds:
 
 def layers_of(output: Path) -> int:
     """How many layers the state of an unfinished run says are done."""
-    state = output.with_name(f"{output.name}.partial") / STATE_DIRECTORY / STATE_NAME
+    state = partial_of(output) / STATE_DIRECTORY / STATE_NAME
     return int(json.loads(state.read_text())["layers"]) if state.exists() else 0
 
 

@@ -107,19 +107,23 @@ def _first_sample(shape: BlockShape, tokens: Tokens) -> Work:
 def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
     """A pass with Gram matrices for all Linears but the closing one, one for that, and the last masks measured."""
     passes = min(len(shape.linears), 2)
-    return {
-        "swaps: Gram matrices": shape.masked(tokens) * passes + shape.grams(tokens) + _first_sample(shape, tokens),
-        "swaps: exchanges": Work(exchanged=shape.weights * config.rebuild.swaps),
-        "swaps: last masks": shape.masked(tokens),
-    }
+    return _exchanges(shape, tokens, shape.masked(tokens) * passes + shape.grams(tokens), shape.weights, config)
 
 
 def _inner_swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
-    """The same without the closing Linear, which is left to 'gauss-newton'."""
-    inner = weights_of(shape.linears[:-1]) or shape.weights
+    """The same without the closing Linear, which is left to 'gauss-newton', unless it is the only one."""
+    inner = weights_of(shape.linears[:-1])
+    if not inner:
+        return _swaps(shape, tokens, config)
+    return _exchanges(shape, tokens, shape.masked(tokens) + shape.inner_grams(tokens), inner, config)
+
+
+def _exchanges(
+    shape: BlockShape, tokens: Tokens, gathered: Work, weights: int, config: BarberConfig
+) -> dict[str, Work]:
     return {
-        "swaps: Gram matrices": shape.masked(tokens) + shape.inner_grams(tokens) + _first_sample(shape, tokens),
-        "swaps: exchanges": Work(exchanged=inner * config.rebuild.swaps),
+        "swaps: Gram matrices": gathered + _first_sample(shape, tokens),
+        "swaps: exchanges": Work(exchanged=weights * config.rebuild.swaps),
         "swaps: last masks": shape.masked(tokens),
     }
 
@@ -132,12 +136,14 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
     some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples
     step = Work(exchanged=EACH * (shape.weights - closing))
     found = {
-        "gauss-newton: gradients": slopes + probes * (1 / rounds) + Work(gram=shape.grams(tokens).gram),
+        "gauss-newton: gradients": slopes + Work(gram=shape.grams(tokens).gram),
         "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS + step,
         "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
         + Work(exchanged=closing * config.rebuild.swaps),
     }
-    return {name: work * rounds for name, work in found.items()} | {"gauss-newton: last masks": shape.masked(tokens)}
+    found = {name: work * rounds for name, work in found.items()}
+    found["gauss-newton: gradients"] += probes
+    return found | {"gauss-newton: last masks": shape.masked(tokens)}
 
 
 def _dsnot(shape: BlockShape, tokens: Tokens, _: BarberConfig) -> dict[str, Work]:

@@ -143,13 +143,11 @@ class BlockShape:
         """Gram matrices of the inputs, and the correlation of each Linear's residual with its input."""
         closing = self.linears[-1]
         own = Work(gram=2 * tokens.count * (entries(closing[1]) + weights_of([closing])))
-        return self.inner_grams(tokens) + own if len(self.linears) > 1 else own
+        return self.inner_grams(tokens) + own
 
     def inner_grams(self, tokens: Tokens) -> Work:
-        """The same without the Linear that closes the block, unless it is the only one."""
+        """The same without the Linear that closes the block."""
         inner = self.linears[:-1]
-        if not inner:
-            return self.grams(tokens)
         squares = sum(entries(width) for width in {width for _, width in inner})
         return Work(gram=2 * tokens.count * squares, forward=2 * sum(out * width * width for out, width in inner))
 

@@ -36,8 +36,7 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
         if proposal is None:
             return Outcome(accepted, rounds)
         candidate = proposal.masks
-    if config.accept != "always":
-        foresee(trial, candidate, config)
+    foresee(trial, candidate, config)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 
 
