@@ -14,14 +14,15 @@ for random signs u, G = sum of x x^T the Gram matrix of the Linear's inputs. Row
 there; the damping mu stands for that, and whoever takes a step finds it by the measured error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .quadratic import Quadratic, Sums, calls_of, shrink_correlation
-from .trial import Masks, Trial
+from .sums import Sum
+from .trial import Masks, Trial, backward
 
 PROBED = 4  # random signs are sent back through every fourth sample
 LEAST = 1e-6  # of their mean: what rows are worth at the least on which nothing depends
@@ -65,13 +66,12 @@ def expand(
                 sums.add(calls, output, output, weights)
 
         trial.differentiate(masks, see)
-    sums.complete(trial.ranks, shrinkage)
-    for tensor in (*slopes.correlation.values(), *slopes.worth.values()):
-        trial.ranks.sum(tensor)
-    found, worth = {}, worth or slopes.worth
-    for name, gram in sums.gram.items():
+    grams, _ = sums.over(trial.ranks, shrinkage)
+    worth = worth or {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
+    found = {}
+    for name, gram in grams.items():
         missing = trial.weight(name) - trial.weight(name, masks[name])
-        correlation = _by_worth(slopes.correlation[name], worth[name] / gram.diagonal().sum())
+        correlation = _by_worth(slopes.correlation[name].over(trial.ranks), worth[name] / gram.diagonal().sum())
         found[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
     return Expansion(found, worth)
 
@@ -89,25 +89,25 @@ class _Slopes:
         self.probing, total = probing, trial.inputs.total
         self.share = len(range(0, total, PROBED)) / total
         self.leaves = {name: trial.linears[name].weight for name in names}
-        self.correlation = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
-        self.worth = {name: torch.zeros_like(leaf[:, 0]) for name, leaf in self.leaves.items() if probing}
+        self.correlation = {name: Sum() for name in names}
+        self.worth = {name: Sum() for name in names if probing}
+        for name, worth in self.worth.items():  # a rank may have no sample that is probed
+            worth.add(torch.zeros_like(self.leaves[name][:, 0]))
         self.sample = trial.inputs.share.first if trial.inputs.share else 0
 
     def add(self, error: Tensor, output: Tensor, weights: Tensor | None) -> None:
         """Add the next sample: its error, its output, the weights of its tokens."""
         probed = self.probing and self.sample % PROBED == 0
-        for name, gradient in self._back(error, None, again=probed):
-            self.correlation[name].sub_(gradient, alpha=output.numel() / 2)
+        scale = -output.numel() / 2
+        backward(error, self.leaves, lambda name, g: self.correlation[name].add(g.mul_(scale)), again=probed)
         if probed:
             signs = _signs(output, self.sample)
             signs = signs if weights is None else (signs * weights.sqrt()).view_as(output)
-            for name, gradient in self._back(output, signs, again=False):
-                self.worth[name].add_(gradient.square_().sum(1), alpha=1 / self.share)
+            backward(output, self.leaves, self._weigh, signs)
         self.sample += 1
 
-    def _back(self, output: Tensor, given: Tensor | None, again: bool) -> Iterator[tuple[str, Tensor]]:
-        gradients = torch.autograd.grad(output, list(self.leaves.values()), given, retain_graph=again)
-        return zip(self.leaves, gradients, strict=True)
+    def _weigh(self, name: str, gradient: Tensor) -> None:
+        self.worth[name].add(gradient.square_().sum(1).div_(self.share))
 
 
 def _signs(like: Tensor, seed: int) -> Tensor:

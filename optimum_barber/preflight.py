@@ -13,7 +13,7 @@ from .errors import BarberError
 
 GIB = 2**30
 INTERPRETER = 350 * 2**20  # Python, torch and transformers themselves, as measured
-LAYER_COPIES = 4  # weights, squared gradients, one sample's gradient, ranking
+LAYER_COPIES = 4  # weights, weights under masks, their squared gradients summed in float64
 TRAINED_COPIES = 8  # dense and trained weights, their gradients, Adam's two moments, the best so far and its successor
 ACTIVATION_COPIES = 5  # hidden states, block inputs, targets, outputs, candidate outputs
 DURABLE_COPIES = 2  # what entered a layer stays until what leaves it is on the disk

@@ -4,15 +4,15 @@ For the Linear that closes its block (o, down) that is the block error itself, e
 the block's, so residual and input say everything. For the others it is the error of their own output.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .gram import add_gram, mirror
 from .ranks import Ranks
+from .sums import Products
 from .trial import Masks, Trial
 
 CLOSING = "closing Linear"  # a note on a trial
@@ -51,8 +51,16 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
     sums = Sums(names)
     with calls_of(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
-    sums.complete(trial.ranks, shrinkage)
-    return {name: Quadratic(sums.gram[name], _correlation(trial, masks, name, sums, shrinkage)) for name in names}
+    grams, correlations = sums.over(trial.ranks, shrinkage)
+    found = {}
+    for name in names:
+        missing = trial.weight(name) - trial.weight(name, masks[name])
+        if name in correlations:
+            correlation = shrink_correlation(correlations.pop(name), missing, grams[name], shrinkage)
+        else:
+            correlation = missing @ grams[name]
+        found[name] = Quadratic(grams[name], correlation)
+    return found
 
 
 def in_order(trial: Trial) -> list[list[str]]:
@@ -77,39 +85,33 @@ def _closing_linear(trial: Trial) -> str | None:
 
 
 class Sums:
-    """Gram matrices and correlations, summed sample by sample."""
+    """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.gram: dict[str, Tensor] = {}
-        self.correlation: dict[str, Tensor] = {}
+        self.input_of: dict[str, str] = {}  # the first Linear with the same input
+        self.grams: dict[str, Products] = {}
+        self.correlations: dict[str, Products] = {}
 
     def add(
         self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor, weights: Tensor | None
     ) -> None:
         """Add what the Linears were called with and gave for one sample."""
-        shared: dict[int, str] = {}
+        first: dict[int, str] = {}
         for name in self.names:
             given, made = calls[name]
             x = _weighed(given, weights)
-            first = shared.setdefault(id(given), name)
-            self.gram[name] = self.gram[first] if first != name else add_gram(self.gram.get(name), x)
+            self.input_of[name] = first.setdefault(id(given), name)
+            if self.input_of[name] == name:
+                self.grams.setdefault(name, Products(symmetric=True)).add(x, x)
             if _same(made, output):
-                residual = _weighed(target - output, weights)
-                total = self.correlation.get(name)
-                self.correlation[name] = residual.t() @ x if total is None else total.addmm_(residual.t(), x)
+                self.correlations.setdefault(name, Products()).add(_weighed(target - output, weights), x)
 
-    def complete(self, ranks: Ranks, shrinkage: float) -> None:
-        """Over all ranks, the Gram matrices with both halves and shrunk; once, behind the last sample."""
-        for tensor in _distinct([*self.gram.values(), *self.correlation.values()]):
-            ranks.sum(tensor)
-        for gram in _distinct(self.gram.values()):
-            shrink(mirror(gram), shrinkage)
-
-
-def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those that several Linears share once."""
-    return list({id(tensor): tensor for tensor in tensors}.values())
+    def over(self, ranks: Ranks, shrinkage: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Shrunk Gram matrices of all Linears, and correlations, over all ranks; once, behind the last sample."""
+        grams = {name: shrink(total.over(ranks), shrinkage) for name, total in self.grams.items()}
+        correlations = {name: total.over(ranks) for name, total in self.correlations.items()}
+        return {name: grams[self.input_of[name]] for name in self.names}, correlations
 
 
 def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
@@ -118,17 +120,11 @@ def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
     return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
 
 
-def shrink(gram: Tensor, shrinkage: float) -> None:
+def shrink(gram: Tensor, shrinkage: float) -> Tensor:
     """G' = (1 - rho) G + rho diag(G), in place."""
     diagonal = gram.diagonal().clone()
     gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
-
-
-def _correlation(trial: Trial, masks: Masks, name: str, sums: Sums, shrinkage: float) -> Tensor:
-    gram, missing = sums.gram[name], trial.weight(name) - trial.weight(name, masks[name])
-    if name not in sums.correlation:
-        return missing @ gram
-    return shrink_correlation(sums.correlation[name], missing, gram, shrinkage)
+    return gram
 
 
 def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:

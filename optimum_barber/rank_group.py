@@ -15,9 +15,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .errors import BarberError, LostRankError
-from .ranks import ALONE, Ranks, Share, share_of
+from .ranks import ALONE, Ranks, Share, share_of, tiles
 
-PIECE = 2**24  # values that are summed at once
+PIECE = 2**23  # values that are summed at once
 STUCK = timedelta(minutes=30)  # a rank that computes is never this far behind the others
 PATIENCE = timedelta(days=7)  # while the first rank reads back and writes all of a model
 
@@ -99,13 +99,13 @@ class RankGroup(Ranks):
             dist.broadcast(_bytes(sent), 0, group=self._tensors)
         return tensor if self.first else sent.to(tensor.device)
 
-    def spread(self, make: Callable[[slice], Tensor], like: Tensor) -> Tensor:
-        """A tensor like `like` of which each rank makes some rows."""
-        rows = [share_of(len(like), index, self.count) for index in range(self.count)]
+    def spread(self, make: Callable[[slice], Tensor], like: Tensor, tile: int | None = None) -> Tensor:
+        """A tensor like `like` of which each rank makes some rows, whole tiles of them."""
+        rows = [share_of(len(like), index, self.count, tile or 1) for index in range(self.count)]
         mine, most = rows[self.index], max(r.end - r.first for r in rows)
         sent = torch.zeros(most, *like.shape[1:], dtype=like.dtype, device=self._wire)
-        if mine.end > mine.first:
-            sent[: mine.end - mine.first] = make(mine.slice)
+        for some in tiles(mine, tile):
+            sent[some.start - mine.first : some.stop - mine.first] = make(some)
         parts = zip(self._all(_bytes(sent)), rows, strict=True)
         return torch.cat([part.view(like.dtype)[: r.end - r.first] for part, r in parts]).to(like.device)
 

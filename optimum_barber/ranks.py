@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,9 +25,17 @@ class Share:
         return slice(self.first, self.end)
 
 
-def share_of(total: int, index: int, count: int) -> Share:
-    """The index-th of `count` shares, which differ by one at most."""
-    return Share(index * total // count, (index + 1) * total // count, total)
+def share_of(total: int, index: int, count: int, tile: int = 1) -> Share:
+    """The index-th of `count` shares, which differ by one tile at most."""
+    pieces = -(-total // tile)
+    first, end = (min(i * pieces // count * tile, total) for i in (index, index + 1))
+    return Share(first, end, total)
+
+
+def tiles(share: Share, tile: int | None) -> list[slice]:
+    """The share in slices of `tile` rows; None for a single one."""
+    step = tile or max(share.end - share.first, 1)
+    return [slice(first, min(first + step, share.end)) for first in range(share.first, share.end, step)]
 
 
 class Ranks:
@@ -63,9 +72,16 @@ class Ranks:
         """The first rank's tensor, whose shape and dtype the others know; theirs may be overwritten."""
         return tensor
 
-    def spread(self, make: Callable[[slice], Tensor], like: Tensor) -> Tensor:
-        """A tensor like `like` of which each rank makes some rows."""
-        return make(slice(None))
+    def spread(self, make: Callable[[slice], Tensor], like: Tensor, tile: int | None = None) -> Tensor:
+        """A tensor like `like` of which each rank makes some rows.
+
+        Args:
+            make: some rows.
+            like: of the tensor's shape, dtype and device.
+            tile: rows made at once, the same ones by however many ranks, where the last bits of a row depend on its
+                company (products); None for all that a rank makes.
+        """
+        return torch.cat([make(rows) for rows in tiles(Share(0, len(like), len(like)), tile)])
 
     def collect(self, samples: Sequence[Tensor], total: int) -> Iterator[Tensor]:
         """On the first rank all samples in their order, one at a time on the CPU; the others only send theirs."""

@@ -17,7 +17,6 @@ from torch.nn import functional
 from .activations import Activations
 from .config import BarberConfig
 from .distribution import pair_distribution
-from .gram import add_gram, entries
 from .masks import PackedMask, keep_highest
 from .memory import return_freed_buffers
 from .patterns import SparsityPattern
@@ -28,6 +27,7 @@ from .rebuild import Ranking
 from .rebuilders.barber import rank
 from .source import ModelSource
 from .statistics import InputStatistics
+from .sums import Products, entries
 from .swaps import TOGETHER, exchange
 from .timing import seconds_of, stages
 from .trial import Trial
@@ -115,9 +115,14 @@ class Machine:
     def gram(self) -> float:
         """FLOP a second of sums of X^T X."""
         inputs = [self._normal(self._length, min(w, WIDTH)) for block in self.layer for w in block.inputs]
-        sums = [add_gram(None, x) for x in inputs]
+        sums = [Products(symmetric=True) for _ in inputs]
         flops = sum(2 * len(x) * entries(x.shape[1]) for x in inputs)
-        return self._rate(flops, lambda: [add_gram(total, x) for total, x in zip(sums, inputs, strict=True)])
+
+        def add() -> None:
+            for products, x in zip(sums, inputs, strict=True):
+                products.add(x, x)
+
+        return self._rate(flops, add)
 
     def attention(self) -> float:
         """FLOP a second of causal attention, counted as if nothing were masked."""

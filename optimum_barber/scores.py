@@ -4,34 +4,32 @@ import torch
 from torch import Tensor
 
 from .ranks import ALONE, Ranks
+from .sums import Sum
 
 
 class GradientReduction:
-    """Reduces the gradients g_s of the samples s, added in order, to one G >= 0 of the same shape.
+    """Reduces the gradients g_s of the samples s to one G >= 0 of the same shape.
 
     `rms`: G = sqrt(mean_s g_s^2) (published code). `mean`: G = |mean_s g_s| (paper, Eq. 8).
     """
 
     def __init__(self, reduction: str) -> None:
         self.squared = reduction == "rms"
-        self.total: Tensor | None = None
+        self.total = Sum()
         self.samples = 0
 
     def add(self, gradient: Tensor) -> None:
         """Add one sample's gradient; it may be overwritten."""
         self.samples += 1
-        if self.total is None:
-            self.total = gradient.square_() if self.squared else gradient
-        elif self.squared:
-            self.total.addcmul_(gradient, gradient)
-        else:
-            self.total.add_(gradient)
+        self.total.add(gradient.square_() if self.squared else gradient)
 
     def result(self, ranks: Ranks = ALONE) -> Tensor:
-        """G over the samples of all ranks, which takes over the accumulator's memory."""
-        if self.total is None:
-            raise RuntimeError("no gradient was added")
-        mean = ranks.sum(self.total).div_(int(sum(ranks.gather([self.samples]))))
+        """G over the samples of all ranks; to be asked for once.
+
+        Raises:
+            RuntimeError: no gradient was added.
+        """
+        mean = self.total.over(ranks).div_(int(sum(ranks.gather([self.samples]))))
         return mean.sqrt_() if self.squared else mean.abs_()
 
 

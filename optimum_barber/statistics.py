@@ -1,13 +1,19 @@
 """Statistics of the inputs of Linears, summed sample by sample, only those that somebody asked for. Torch only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .gram import add_gram, mirror
 from .ranks import ALONE, Ranks
+from .sums import Products, Sum
 
+CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {  # of one sample, (tokens, in)
+    "input_norm": lambda x: x.square().sum(0),
+    "input_abs": lambda x: torch.linalg.vector_norm(x, 1, 0),
+    "input_sum": lambda x: x.sum(0),
+}
 STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 
 
@@ -30,6 +36,34 @@ class InputStatistics:
     input_sum: Tensor | None = None
 
 
+class _InputSums:
+    """What is summed of one input."""
+
+    def __init__(self, needs: frozenset[str]) -> None:
+        self.channels = {name: Sum() for name in CHANNELS if name in needs}
+        self.gram = Products(symmetric=True) if "gram" in needs else None
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add one sample, (tokens, in)."""
+        self.tokens += len(x)
+        for name, total in self.channels.items():
+            total.add(CHANNELS[name](x))
+        if self.gram is not None:
+            self.gram.add(x, x)
+
+    def over(self, ranks: Ranks) -> InputStatistics:
+        """The sums over all ranks, the norm out of its squares; nothing where no sample was seen by any."""
+        tokens = int(sum(ranks.gather([self.tokens])))
+        if not tokens:
+            return InputStatistics()
+        found = {name: total.over(ranks) for name, total in self.channels.items()}
+        if "input_norm" in found:
+            found["input_norm"].sqrt_()
+        gram = None if self.gram is None else self.gram.over(ranks)
+        return InputStatistics(gram=gram, tokens=tokens, **found)
+
+
 class InputRecorder:
     """Sums input statistics of Linears while a block runs; Linears that share an input share the work.
 
@@ -38,8 +72,8 @@ class InputRecorder:
 
     def __init__(self, linears: dict[str, nn.Linear], needs: frozenset[str]) -> None:
         self.linears, self.needs = linears, needs
-        self._sums: dict[str, InputStatistics] = {name: InputStatistics() for name in linears}
-        self._last: tuple[Tensor, InputStatistics] | None = None
+        self._sums = {name: _InputSums(needs) for name in linears}
+        self._last: tuple[Tensor, _InputSums] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "InputRecorder":
@@ -57,40 +91,15 @@ class InputRecorder:
             if self._last is not None and self._last[0] is args[0]:
                 self._sums[name] = self._last[1]
             else:
-                self._add(self._sums[name], args[0])
+                self._sums[name].add(args[0].detach().reshape(-1, args[0].shape[-1]))
                 self._last = (args[0], self._sums[name])
 
         return add
-
-    def _add(self, sums: InputStatistics, inputs: Tensor) -> None:
-        x = inputs.detach().reshape(-1, inputs.shape[-1])
-        sums.tokens += x.shape[0]
-        if "input_norm" in self.needs:
-            squares = x.square().sum(0)
-            sums.input_norm = squares if sums.input_norm is None else sums.input_norm.add_(squares)
-        if "gram" in self.needs:
-            sums.gram = add_gram(sums.gram, x)
-        if "input_abs" in self.needs:
-            magnitudes = torch.linalg.vector_norm(x, 1, 0)
-            sums.input_abs = magnitudes if sums.input_abs is None else sums.input_abs.add_(magnitudes)
-        if "input_sum" in self.needs:
-            totals = x.sum(0)
-            sums.input_sum = totals if sums.input_sum is None else sums.input_sum.add_(totals)
 
     def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
         """The statistics by Linear over all ranks, to be asked for once if there are several.
 
         Linears with the same input hold the same tensors.
         """
-        totals = {key: _total(sums, ranks) for key, sums in {id(s): s for s in self._sums.values()}.items()}
+        totals = {key: sums.over(ranks) for key, sums in {id(s): s for s in self._sums.values()}.items()}
         return {n: replace(totals[id(s)]) for n, s in self._sums.items()}
-
-
-def _total(sums: InputStatistics, ranks: Ranks) -> InputStatistics:
-    """The sums over all ranks, the norm out of its squares."""
-    found = {name: None if (part := getattr(sums, name)) is None else ranks.sum(part) for name in STATISTICS}
-    if found["gram"] is not None:
-        mirror(found["gram"])
-    squares = found.pop("input_norm")
-    norm = None if squares is None else squares.sqrt()
-    return InputStatistics(norm, tokens=int(sum(ranks.gather([sums.tokens]))), **found)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .block_quadratic import PROBED
 from .config import BarberConfig
-from .gram import entries
 from .rebuilders.foresight import BEGINNINGS, FORESEEING
 from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
 from .reconstructions.gradient import HELD_OUT
+from .sums import entries
 from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide

@@ -2,14 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from .activations import Activations
 from .patterns import SparsityPattern
@@ -115,11 +114,10 @@ class Trial:
         get a gradient too. `dense` (published code): V = W, the target Block(W * M, X) is held constant.
         """
         reductions = {name: GradientReduction(reduction) for name in self.linears}
-        leaves = [linear.weight for linear in self.linears.values()]
+        leaves = {name: linear.weight for name, linear in self.linears.items()}
 
         def reduce(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
-            for reduced, gradient in zip(reductions.values(), torch.autograd.grad(error, leaves), strict=True):
-                reduced.add(gradient)
+            backward(error, leaves, lambda name, gradient: reductions[name].add(gradient))
 
         if expansion == "sparse":
             self.differentiate(masks, reduce)
@@ -249,10 +247,43 @@ class Trial:
 
 
 def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """mean(omega (output - target)^2) of one sample, a scalar; the weights omega are (1, tokens, 1), None for 1."""
-    if weights is None:
-        return mse_loss(output, target)
-    return (output - target).square().mean(-1, keepdim=True).mul(weights).mean()
+    """mean(omega (output - target)^2) of one sample, a scalar; the weights omega are (1, tokens, 1), None for 1.
+
+    First over channels, then over tokens: a sum over everything would depend on the number of threads.
+    """
+    errors = (output - target).square().mean(-1, keepdim=True)
+    return (errors if weights is None else errors * weights).mean()
+
+
+def backward(
+    output: Tensor,
+    leaves: Mapping[str, Tensor],
+    see: Callable[[str, Tensor], None],
+    given: Tensor | None = None,
+    again: bool = False,
+) -> None:
+    """Show `see` the gradient of each leaf as soon as it is made, so that only one is there at a time.
+
+    Args:
+        output: that is differentiated; a scalar unless a gradient is given.
+        leaves: by name; their own `grad` stays empty.
+        see: takes a name and a gradient of the leaf's shape, which it may overwrite.
+        given: the gradient of `output`.
+        again: whether the graph is needed once more.
+    """
+
+    def taker(name: str) -> Callable[[Tensor], None]:
+        def take(leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            assert gradient is not None
+            see(name, gradient)
+
+        return take
+
+    with ExitStack() as stack:
+        for name, leaf in leaves.items():
+            stack.callback(leaf.register_post_accumulate_grad_hook(taker(name)).remove)
+        torch.autograd.backward(output, given, retain_graph=again, inputs=list(leaves.values()))
 
 
 def _floats(errors: list[Tensor]) -> list[float]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .architectures import Architecture, linears_of
-from .gram import entries
+from .sums import entries
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
         slopes = block_quadratic._Slopes(trial, INNER, probing=True)
         trial.differentiate(dict(trial.masks), slopes.add)
         for name in INNER:
-            found[name] = found[name] + slopes.worth[name] / len(patterns)
+            found[name] = found[name] + slopes.worth[name].over() / len(patterns)
     for name in INNER:
         expected = jacobian(trial, name, next(iter(trial.inputs))).square().sum((0, 2))
         assert torch.allclose(found[name], expected)

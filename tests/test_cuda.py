@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.gram import add_gram, mirror
+from optimum_barber.sums import Products
 from optimum_barber.swaps import exchange
 
 from .conftest import tiny_model, tiny_windows
@@ -44,7 +44,9 @@ def test_exchanges_are_those_of_the_cpu(group, most):
 
 def test_gram_matrices_are_those_of_the_cpu():
     x = torch.randn(64, 600, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(mirror(add_gram(None, x.cuda())).cpu(), x.t() @ x)
+    total = Products(symmetric=True)
+    total.add(x.cuda(), x.cuda())
+    assert torch.allclose(total.over().cpu(), x.t() @ x)
 
 
 @pytest.mark.parametrize("producer", ["magnitude", "wanda", "sparsegpt"])

@@ -11,6 +11,8 @@ from ..quadratic import Quadratic, in_order, quadratics
 from ..trial import Trial
 from . import RECONSTRUCTIONS
 
+TILE = 256  # rows solved together: products give each row the same bits only in the same company
+
 
 @RECONSTRUCTIONS.register("least-squares")
 def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
         solved = {}
         for name, found in quadratics(trial, trial.masks, names, config.shrinkage).items():
             rows = partial(_rows, trial.values(name), trial.masks[name], found, config)
-            solved[name] = trial.ranks.spread(rows, trial.values(name))
+            solved[name] = trial.ranks.spread(rows, trial.values(name), TILE)
         accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
 

@@ -1,0 +1,107 @@
+"""Sums over samples against loops, and that neither order nor shares change a bit of them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_barber import sums as module
+from optimum_barber.ranks import Ranks
+from optimum_barber.sums import Products, Sum, entries
+
+
+def parts(count, seed, shape=(7, 5), spread=1.0):
+    """Float32 contributions whose sizes differ by powers of ten."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = 10.0 ** (spread * torch.randn(count, generator=generator))
+    return [torch.randn(shape, generator=generator) * scale for scale in scales]
+
+
+def summed(tensors):
+    """Their sum, in the order in which they come."""
+    total = Sum()
+    for tensor in tensors:
+        total.add(tensor)
+    return total.over()
+
+
+@given(st.integers(2, 24), st.integers(0, 2**20), st.randoms(use_true_random=False))
+def test_any_order_gives_the_same_bits(count, seed, random):
+    given_order = parts(count, seed)
+    other = random.sample(given_order, count)
+    assert torch.equal(summed(given_order), summed(other))
+
+
+@given(st.integers(1, 12), st.integers(0, 2**20))
+def test_the_sum_is_the_float64_one_rounded(count, seed):
+    tensors = parts(count, seed, shape=(3, 2))
+    found = summed(tensors)
+    for r in range(3):
+        for c in range(2):
+            assert float(found[r, c]) == torch.tensor(sum(float(t[r, c]) for t in tensors), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("piece", [1, 8, 10**6])
+@pytest.mark.parametrize("shape", [(7, 5), (7,)])
+def test_pieces_do_not_matter(monkeypatch, piece, shape):
+    expected = summed(parts(3, 0, shape))
+    monkeypatch.setattr(module, "PIECE", piece)
+    assert torch.equal(summed(parts(3, 0, shape)), expected)
+
+
+def test_a_sum_is_asked_for_once_and_of_something():
+    with pytest.raises(RuntimeError, match="nothing was added"):
+        Sum().over()
+    with pytest.raises(RuntimeError, match="nothing was added"):
+        Products().over()
+    total = Sum()
+    total.add(torch.ones(2, 2))
+    assert total.over().dtype == torch.float32
+    with pytest.raises(RuntimeError, match="nothing was added"):
+        total.over()
+
+
+class Shares(Ranks):
+    """Ranks in one process: what the others have is added to what this one has."""
+
+    def __init__(self, others):
+        self.others = iter(others)
+
+    def sum(self, tensor):
+        return tensor.add_(next(self.others))
+
+
+@pytest.mark.parametrize("first", [1, 2, 5])
+def test_however_many_samples_a_rank_has(first):
+    tensors = parts(6, 1)
+    mine, theirs = Sum(), Sum()
+    for index, tensor in enumerate(tensors):
+        (mine if index < first else theirs).add(tensor)
+    assert torch.equal(mine.over(Shares([theirs._total])), summed(tensors))
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 7])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_products_in_strips_are_sums_of_outer_products(monkeypatch, width, symmetric):
+    monkeypatch.setattr(module, "STRIP", 3)
+    generator = torch.Generator().manual_seed(width)
+    rights = [torch.randn(5, width, dtype=torch.float64, generator=generator) for _ in range(2)]
+    lefts = rights if symmetric else [torch.randn(5, 4, dtype=torch.float64, generator=generator) for _ in range(2)]
+    total = Products(symmetric)
+    for left, right in zip(lefts, rights, strict=True):
+        total.add(left, right)
+    found = total.over()
+    assert found.shape == (lefts[0].shape[1], width)
+    for i in range(found.shape[0]):
+        for j in range(width):
+            pairs = zip(lefts, rights, strict=True)
+            expected = sum(float(x[i]) * float(y[j]) for left, right in pairs for x, y in zip(left, right, strict=True))
+            assert float(found[i, j]) == pytest.approx(expected, rel=1e-12)
+    if symmetric:
+        assert torch.equal(found, found.t())
+
+
+@pytest.mark.parametrize(("width", "expected"), [(2, 4), (3, 9), (4, 3 * 4 + 1), (7, 3 * 7 + 3 * 4 + 1)])
+def test_the_entries_that_are_computed_are_counted(monkeypatch, width, expected):
+    monkeypatch.setattr(module, "STRIP", 3)
+    assert entries(width) == expected
