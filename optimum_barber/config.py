@@ -46,6 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 EXCHANGING = frozenset({"swaps", "gauss-newton"})  # rebuilders that work with Gram matrices
+AUTO, FREE, GROUPED = "auto", "barber+swaps", "swaps+gauss-newton"  # what `auto` means without and within N:M groups
+OF_BARBER = {"preset", "granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing"}
 WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where these have their part of the work
 
 
@@ -77,7 +79,11 @@ class RebuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field("barber+swaps", description="rebuilders, chained with '+', or 'none' for the producer's mask")
+    method: str = Field(
+        AUTO,
+        description=f"rebuilders, chained with '+', or 'none' for the producer's mask; auto is {FREE}, and for N:M "
+        f"{GROUPED} unless a setting of barber is given",
+    )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: 'published-code' does what the authors' repository does"
     )
@@ -123,9 +129,10 @@ class RebuildConfig(BaseModel):
         given = {"method": given} if isinstance(given, str) else given
         if not isinstance(given, dict):
             return given
-        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
-        method = str(given.get("method", cls.model_fields["method"].default))
-        return {**({} if EXCHANGING.isdisjoint(method.split("+")) else WITH_SWAPS), **given}
+        method = FREE if OF_BARBER & given.keys() else AUTO
+        given = {"method": method, **PRESETS.get(str(given.get("preset")), {}), **given}
+        exchanging = {*EXCHANGING, AUTO} & {*str(given["method"]).split("+")}
+        return {**(WITH_SWAPS if exchanging else {}), **given}
 
     @field_validator("method")
     @classmethod
@@ -138,10 +145,15 @@ class RebuildConfig(BaseModel):
             return self.granularity
         return "output" if pattern.semi_structured else "block"
 
+    def under(self, pattern: SparsityPattern) -> "RebuildConfig":
+        """The same with the method that `auto` means under a pattern."""
+        method = GROUPED if pattern.semi_structured else FREE
+        return self.model_copy(update={"method": method}) if self.method == AUTO else self
+
     @property
     def chain(self) -> list[str]:
-        """The names of the rebuilders in order; empty for 'none'."""
-        return parts_of(self.method)
+        """The names of the rebuilders in order, as without groups where `auto` is not settled; empty for 'none'."""
+        return parts_of(FREE if self.method == AUTO else self.method)
 
 
 class ReconstructConfig(BaseModel):
@@ -233,6 +245,10 @@ class BarberConfig(BaseModel):
     def producer_name(self) -> str:
         """The producer's registered name, or the qualified name of a callable."""
         return self._producer_name(self.producer)
+
+    def under(self, pattern: SparsityPattern) -> "BarberConfig":
+        """The same with the rebuild that `auto` means under a pattern."""
+        return self.model_copy(update={"rebuild": self.rebuild.under(pattern)})
 
     def sparsity_pattern(self) -> SparsityPattern:
         """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""

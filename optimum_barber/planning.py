@@ -39,7 +39,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     producer = as_producer(config.producer)
     arguments = parse_arguments(producer, config.producer_name, config.producer_args)
     check_allocation(config, producer)
-    rebuilders = chain_of(config.rebuild)
+    chain_of(config.rebuild)  # unknown names first of all
     shapes = linear_shapes(source)
     targets = {name: shapes[name] for name in target_names(shapes, config.ignore)}
     pattern = pattern_of(config, producer, arguments, targets)
@@ -52,7 +52,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
         producer=producer,
         pattern=pattern,
         arguments=arguments,
-        rebuilders=rebuilders,
+        rebuilders=chain_of(config.rebuild.under(pattern)),
         reconstructions=reconstructions_of(config.reconstruct),
         ignore=config.ignore,
         seed=config.seed,

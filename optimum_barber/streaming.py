@@ -111,6 +111,7 @@ class StreamingSparsifier(BarberSparsifier):
         output = check_output(save_dir, overwrite, self.inputs(config), resume)
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
+            config = config.under(plan.pattern)
             needs = self.needs(config, plan, windows, activations, output)
             assert isinstance(source, DiskSource)
             settings = self._settings(config, source, windows)
@@ -142,6 +143,7 @@ class StreamingSparsifier(BarberSparsifier):
         output = Path(save_dir).expanduser().resolve()
         with all_ranks(choose_device(config.device)) as together:
             source, plan, windows = self.plan(config, ranks=together)
+            config = config.under(plan.pattern)
             needs = self.needs(config, plan, windows, activations, output)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)

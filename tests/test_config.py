@@ -102,6 +102,29 @@ def test_the_default_granularity_depends_on_the_pattern():
     assert config.rebuild.granularity_for(config.sparsity_pattern()) == "layer"
 
 
+@pytest.mark.parametrize(
+    ("rebuild", "free", "grouped"),
+    [
+        ({}, "barber+swaps", "swaps+gauss-newton"),
+        ({"method": "auto"}, "barber+swaps", "swaps+gauss-newton"),
+        ({"swaps": 30}, "barber+swaps", "swaps+gauss-newton"),
+        ({"rebuild_ratio": 0.1}, "barber+swaps", "barber+swaps"),
+        ({"preset": "published-code"}, "barber", "barber"),
+        ("swaps", "swaps", "swaps"),
+        ("none", "none", "none"),
+    ],
+)
+def test_the_default_rebuild_depends_on_the_pattern(rebuild, free, grouped):
+    for pattern, method in (("unstructured", free), ("2:4", grouped)):
+        config = BarberConfig(sparsity=0.5, pattern=pattern, rebuild=rebuild)
+        settled = config.under(config.sparsity_pattern())
+        assert settled.rebuild.method == method
+        assert settled.rebuild.error == ("absolute" if method in ("barber", "none") else "relative")
+        assert BarberConfig.model_validate(json.loads(config.model_dump_json())) == config
+        assert BarberConfig.model_validate(json.loads(settled.model_dump_json())) == settled
+    assert RebuildConfig().chain == ["barber", "swaps"]
+
+
 def test_a_preset_holds_wherever_it_is_named():
     for rebuild in (RebuildConfig(preset="published-code"), {"preset": "published-code"}):
         found = BarberConfig(sparsity=0.5, rebuild=rebuild).rebuild

@@ -20,7 +20,7 @@ HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhe
 EPILOG = """\
 producers:   magnitude, wanda, sparsegpt, random, existing (--sparse-model), masks (--masks); all of them with
              what they take: optimum-barber plugins
-rebuilders:  barber, swaps, dsnot; chained with +, such as barber+swaps
+rebuilders:  barber, swaps, gauss-newton, dsnot; chained with +, such as barber+swaps
 allocations: uniform, owl, measured, with what they take: optimum-barber plugins
 
 examples:
