@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from optimum_barber.artifacts import write_json
-from optimum_barber.config import EXCHANGING, parts_of
 from optimum_barber.inspection import skeleton
 from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
+from optimum_barber.rebuild_config import EXCHANGING, parts_of
 from optimum_barber.shards import Entry, TensorFile
 
 MB = 10**6

@@ -15,10 +15,10 @@ import time
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
 from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
-from optimum_barber.config import RebuildConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers, trim
 from optimum_barber.pipeline import peak_memory, reset_peak_memory
+from optimum_barber.rebuild_config import RebuildConfig
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS = {

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 
 from optimum_barber.allocations import as_allocation
 from optimum_barber.artifacts import SPARSITY_NAME, SparsityConfig
-from optimum_barber.config import UNIFORM, BarberConfig, RebuildConfig, one_line
+from optimum_barber.config import UNIFORM, BarberConfig, one_line
 from optimum_barber.errors import BarberError, unknown_name
 from optimum_barber.integrations.lm_eval_cache import cache_key, cached, device_at_hand, items
 from optimum_barber.integrations.lm_eval_shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from optimum_barber.producers import as_producer
 from optimum_barber.ranks import ALONE
+from optimum_barber.rebuild_config import RebuildConfig
 from optimum_barber.rebuilders import REBUILDERS
 from optimum_barber.reconstructions import RECONSTRUCTIONS
 from optimum_barber.sparsifier import BarberSparsifier

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from .artifacts import SparsityConfig as SparsityConfig
     from .calibration import TokenWindows as TokenWindows
     from .config import BarberConfig as BarberConfig
-    from .config import RebuildConfig as RebuildConfig
     from .errors import BarberError as BarberError
     from .evaluate import perplexity as perplexity
     from .patterns import SparsityPattern as SparsityPattern
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from .producers import LinearInput as LinearInput
     from .producers import Produced as Produced
     from .producers import producer as producer
+    from .rebuild_config import RebuildConfig as RebuildConfig
     from .sparsifier import BarberSparsifier as BarberSparsifier
     from .sparsifier import SparsifyResult as SparsifyResult
     from .structured.record import PrunedStructure as PrunedStructure
@@ -40,7 +40,7 @@ _HOME = {
     "MaskFile": "artifacts",
     "Produced": "producers",
     "PrunedStructure": "structured.record",
-    "RebuildConfig": "config",
+    "RebuildConfig": "rebuild_config",
     "ShrinkConfig": "structured.settings",
     "ShrinkResult": "structured.shrinker",
     "SparsifyResult": "sparsifier",

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .derivatives import backward
 from .quadratic import Quadratic, Sums, calls_of, shrink_correlation
 from .sums import Sum
-from .trial import Masks, Trial, backward
+from .trial import Masks, Trial
 
 PROBED = 4  # random signs are sent back through every fourth sample
 LEAST = 1e-6  # of their mean: what rows are worth at the least on which nothing depends

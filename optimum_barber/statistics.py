@@ -97,7 +97,7 @@ class InputRecorder:
         return add
 
     def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
-        """The statistics by Linear over all ranks, to be asked for once if there are several.
+        """The statistics by Linear over all ranks, to be asked for once.
 
         Linears with the same input hold the same tensors.
         """

@@ -14,7 +14,7 @@ from .artifacts import MaskFile, read_record, write_json
 from .budget import Shares
 from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
-from .config import EXCHANGING, BarberConfig
+from .config import BarberConfig
 from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
 from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
@@ -38,6 +38,7 @@ from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import Ranks
 from .rates import predict
+from .rebuild_config import EXCHANGING
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
 from .timing import table
@@ -112,10 +113,9 @@ class StreamingSparsifier(BarberSparsifier):
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
             config = config.under(plan.pattern)
-            needs = self.needs(config, plan, windows, activations, output)
             assert isinstance(source, DiskSource)
-            settings = self._settings(config, source, windows)
-            with self._progress(output, resume, settings, together) as progress:
+            needs = self.needs(config, plan, windows, activations, output)
+            with self._progress(output, resume, self._settings(config, source, windows), together) as progress:
                 plan.scratch = progress.directory if needs.place == "disk" else None
                 shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
                 source.progress = progress

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .activations import Activations
+from .derivatives import backward, differentiable
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
 from .scores import GradientReduction
@@ -148,7 +149,7 @@ class Trial:
                 errors[-1] = errors[-1].detach()
                 yield output.detach()
 
-        with self._wearing(masks), _differentiable([linear.weight for linear in self.linears.values()]):
+        with self._wearing(masks), differentiable([linear.weight for linear in self.linears.values()]):
             outputs = self.inputs.like(seen())
         self.gradient_passes += 1
         return errors, outputs
@@ -172,7 +173,7 @@ class Trial:
     def trainable(self, masks: Masks) -> Iterator[dict[str, Tensor]]:
         """Inside, the block computes with W * M, and the weights of its Linears, (out, in), can be trained."""
         leaves = {name: linear.weight for name, linear in self.linears.items()}
-        with self._wearing(masks), _differentiable(list(leaves.values())):
+        with self._wearing(masks), differentiable(list(leaves.values())):
             yield leaves
         for leaf in leaves.values():
             leaf.grad = None
@@ -255,37 +256,6 @@ def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> T
     return (errors if weights is None else errors * weights).mean()
 
 
-def backward(
-    output: Tensor,
-    leaves: Mapping[str, Tensor],
-    see: Callable[[str, Tensor], None],
-    given: Tensor | None = None,
-    again: bool = False,
-) -> None:
-    """Show `see` the gradient of each leaf as soon as it is made, so that only one is there at a time.
-
-    Args:
-        output: that is differentiated; a scalar unless a gradient is given.
-        leaves: by name; their own `grad` stays empty.
-        see: takes a name and a gradient of the leaf's shape, which it may overwrite.
-        given: the gradient of `output`.
-        again: whether the graph is needed once more.
-    """
-
-    def taker(name: str) -> Callable[[Tensor], None]:
-        def take(leaf: Tensor) -> None:
-            gradient, leaf.grad = leaf.grad, None
-            assert gradient is not None
-            see(name, gradient)
-
-        return take
-
-    with ExitStack() as stack:
-        for name, leaf in leaves.items():
-            stack.callback(leaf.register_post_accumulate_grad_hook(taker(name)).remove)
-        torch.autograd.backward(output, given, retain_graph=again, inputs=list(leaves.values()))
-
-
 def _floats(errors: list[Tensor]) -> list[float]:
     """The samples' errors in one transfer from the device."""
     return torch.stack([error.detach() for error in errors]).tolist() if errors else []
@@ -294,17 +264,3 @@ def _floats(errors: list[Tensor]) -> list[float]:
 def _mean(errors: list[float]) -> float:
     """Their mean, in float64 and in the order of the samples."""
     return sum(errors) / len(errors)
-
-
-@contextmanager
-def _differentiable(leaves: list[Tensor]) -> Iterator[None]:
-    """Gradients for these parameters and no others, even inside `no_grad`."""
-    before = [leaf.requires_grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for leaf, required in zip(leaves, before, strict=True):
-            leaf.requires_grad_(required)

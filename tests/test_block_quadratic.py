@@ -7,8 +7,8 @@ import torch
 
 from optimum_barber import block_quadratic
 from optimum_barber.block_quadratic import PROBED, expand
-from optimum_barber.config import RebuildConfig
 from optimum_barber.quadratic import quadratics
+from optimum_barber.rebuild_config import RebuildConfig
 from optimum_barber.rebuilders import chain_of
 
 from .test_quadratic import token_weights

@@ -11,7 +11,8 @@ import optimum_barber
 from optimum_barber.artifacts import SparsityConfig
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.prune import config_from
-from optimum_barber.config import BarberConfig, RebuildConfig, one_line
+from optimum_barber.config import BarberConfig, one_line
+from optimum_barber.rebuild_config import RebuildConfig
 from optimum_barber.rebuilders import REBUILDERS
 
 SCHEMA = Path(optimum_barber.__file__).parent / "sparsity_config.schema.json"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from optimum_barber.config import RebuildConfig
 from optimum_barber.pipeline import prune
+from optimum_barber.rebuild_config import RebuildConfig
 from optimum_barber.rebuilders import chain_of
 from optimum_barber.rebuilders.foresight import BEGINNINGS, FORESEEN, begin, foresee
 

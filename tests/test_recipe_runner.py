@@ -190,7 +190,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(recipe, tmp_path):
     for _ in range(5):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         try:
-            process.wait(moments.uniform(0.4, 0.9) * whole)
+            process.wait(moments.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

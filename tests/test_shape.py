@@ -18,6 +18,8 @@ TENSORS = [
     "patterns",
     "budget",
     "activations",
+    "sums",
+    "derivatives",
     "trial",
     "swaps",
     "dsnot",

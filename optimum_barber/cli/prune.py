@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import PRESETS, UNIFORM, BarberConfig, RebuildConfig, ReconstructConfig
+from ..config import UNIFORM, BarberConfig, ReconstructConfig
 from ..errors import BarberError
+from ..rebuild_config import PRESETS, RebuildConfig
 from .options import number, pairs, whole
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..config import BarberConfig, RebuildConfig, one_line
+from ..config import BarberConfig, one_line
 from ..errors import BarberError, unknown_name
 from ..patterns import SparsityPattern
+from ..rebuild_config import RebuildConfig
 from .settings import REBUILD_AXES, CompareSettings, label_of, named
 
 CORE = ("producer", "rebuild", "pattern", "sparsity")

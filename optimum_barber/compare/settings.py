@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..config import BarberConfig, RebuildConfig
+from ..config import BarberConfig
 from ..errors import BarberError, unknown_name
+from ..rebuild_config import RebuildConfig
 
 FIXED = {
     "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "text_field",

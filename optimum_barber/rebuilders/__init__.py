@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import RebuildConfig
+from ..rebuild_config import RebuildConfig
 from ..registry import Registry
 from ..trial import Masks, Trial
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import RebuildConfig
 from ..distribution import pair_distribution
 from ..rebuild import Exchange, Ranking
+from ..rebuild_config import RebuildConfig
 from ..scores import finite, importance
 from ..semi_structured import GroupExchange, RowExchange
 from ..trial import Masks, Trial

@@ -1,7 +1,7 @@
 """DSnoT (arXiv 2310.08915): growing and pruning by expected errors, without a gradient and without a Gram matrix."""
 
-from ..config import RebuildConfig
 from ..dsnot import grow_and_prune
+from ..rebuild_config import RebuildConfig
 from ..statistics import InputRecorder
 from ..trial import Trial
 from . import REBUILDERS, Outcome

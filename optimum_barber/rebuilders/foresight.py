@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..config import RebuildConfig
+from ..rebuild_config import RebuildConfig
 from ..trial import Masks, Trial
 
 Beginning = Callable[[Trial, Masks, RebuildConfig], Any]

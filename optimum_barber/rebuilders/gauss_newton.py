@@ -3,8 +3,8 @@
 from typing import Any
 
 from ..block_quadratic import Expansion, expand
-from ..config import RebuildConfig
 from ..quadratic import Quadratic, in_order
+from ..rebuild_config import RebuildConfig
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
 from .foresight import begin, begins

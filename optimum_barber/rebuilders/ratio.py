@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..config import RebuildConfig
 from ..rebuild import Ranking
+from ..rebuild_config import RebuildConfig
 from ..trial import Masks, Trial
 
 STEP = 2.0

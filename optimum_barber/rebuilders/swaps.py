@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import RebuildConfig
 from ..quadratic import Quadratic, in_order, quadratics
+from ..rebuild_config import RebuildConfig
 from ..swaps import exchange
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ..config import DTYPES, one_of
+from ..config import DTYPES
 from ..errors import BarberError
+from ..rebuild_config import one_of
 
 HEAD_UNITS = ("group", "query")
 

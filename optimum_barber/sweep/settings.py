@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import DTYPES, one_of
+from ..config import DTYPES
+from ..rebuild_config import one_of
 from ..structured.settings import HEAD_UNITS, Share, ShrinkConfig
 
 

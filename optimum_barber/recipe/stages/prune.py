@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from ...artifacts import read_record
-from ...config import UNIFORM, BarberConfig, RebuildConfig, ReconstructConfig, one_line
+from ...config import UNIFORM, BarberConfig, ReconstructConfig, one_line
 from ...errors import BarberError
 from ...pipeline import BlockReport
 from ...planning import check_allocation
 from ...producers import as_producer, parse_arguments
+from ...rebuild_config import RebuildConfig
 from ...rebuilders import chain_of
 from ..stage import Stage, Work, stage
 
