@@ -32,21 +32,24 @@ def backward(
 
     Args:
         output: that is differentiated; a scalar unless a gradient is given.
-        leaves: by name; their own `grad` stays empty.
+        leaves: by name, without a `grad`, which stays empty; several names may have the same one.
         see: takes a name and a gradient of the leaf's shape, which it may overwrite.
         given: the gradient of `output`.
         again: whether the graph is needed once more.
     """
+    names: dict[Tensor, list[str]] = {}
+    for name, leaf in leaves.items():
+        names.setdefault(leaf, []).append(name)
 
-    def taker(name: str) -> Callable[[Tensor], None]:
-        def take(leaf: Tensor) -> None:
-            gradient, leaf.grad = leaf.grad, None
-            assert gradient is not None
-            see(name, gradient)
-
-        return take
+    def take(leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        assert gradient is not None
+        *others, last = names[leaf]
+        for name in others:
+            see(name, gradient.clone())
+        see(last, gradient)
 
     with ExitStack() as stack:
-        for name, leaf in leaves.items():
-            stack.callback(leaf.register_post_accumulate_grad_hook(taker(name)).remove)
-        torch.autograd.backward(output, given, retain_graph=again, inputs=list(leaves.values()))
+        for leaf in names:
+            stack.callback(leaf.register_post_accumulate_grad_hook(take).remove)
+        torch.autograd.backward(output, given, retain_graph=again, inputs=list(names))

@@ -81,7 +81,8 @@ class Ranks:
             tile: rows made at once, the same ones by however many ranks, where the last bits of a row depend on its
                 company (products); None for all that a rank makes.
         """
-        return torch.cat([make(rows) for rows in tiles(Share(0, len(like), len(like)), tile)])
+        made = [make(rows) for rows in tiles(Share(0, len(like), len(like)), tile)]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def collect(self, samples: Sequence[Tensor], total: int) -> Iterator[Tensor]:
         """On the first rank all samples in their order, one at a time on the CPU; the others only send theirs."""

@@ -114,8 +114,11 @@ class RebuildConfig(BaseModel):
         given = {"method": given} if isinstance(given, str) else given
         if not isinstance(given, dict):
             return given
-        method = FREE if OF_BARBER & given.keys() else AUTO
-        given = {"method": method, **PRESETS.get(str(given.get("preset")), {}), **given}
+        given = {name: value for name, value in given.items() if (name, value) != ("method", AUTO)}
+        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        usual = {name: WITH_SWAPS.get(name, cls.model_fields[name].default) for name in OF_BARBER}
+        asked = any(given.get(name, value) != value for name, value in usual.items())
+        given = {"method": FREE if asked else AUTO, **given}
         exchanging = {*EXCHANGING, AUTO} & {*str(given["method"]).split("+")}
         return {**(WITH_SWAPS if exchanging else {}), **given}
 
@@ -137,8 +140,8 @@ class RebuildConfig(BaseModel):
 
     @property
     def chain(self) -> list[str]:
-        """The names of the rebuilders in order, as without groups where `auto` is not settled; empty for 'none'."""
-        return parts_of(FREE if self.method == AUTO else self.method)
+        """The names of the rebuilders in order; all that `auto` may mean where it is not settled; empty for 'none'."""
+        return sorted({*parts_of(FREE), *parts_of(GROUPED)}) if self.method == AUTO else parts_of(self.method)
 
 
 def checked_chain(argument: str, members: str, chain: str) -> str:

@@ -131,9 +131,12 @@ def _passing_on(layers: nn.ModuleList, output: Any) -> Iterator[None]:
 
 @contextmanager
 def working_copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Move floating-point weights of `module` to `device` and `dtype`, and back to what each was."""
+    """Move floating-point weights of `module` to `device` and `dtype`, without gradients, and back to what each was."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [(tensor.device, tensor.dtype) for tensor in tensors]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     for tensor in tensors:
         tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
     try:
@@ -141,3 +144,5 @@ def working_copy(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
     finally:
         for tensor, (home, kind) in zip(tensors, before, strict=True):
             tensor.data = tensor.data.to(home, kind)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient

@@ -53,7 +53,7 @@ class _InputSums:
             self.gram.add(x, x)
 
     def over(self, ranks: Ranks) -> InputStatistics:
-        """The sums over all ranks, the norm out of its squares; nothing where no sample was seen by any."""
+        """The sums over all ranks, the norm out of its squares; each has seen a sample, or none has."""
         tokens = int(sum(ranks.gather([self.tokens])))
         if not tokens:
             return InputStatistics()

@@ -14,7 +14,6 @@ from .ranks import ALONE, Ranks
 
 STRIP = 256  # rows of a product that are worked on at once
 PIECE = 2**16  # numbers added at once on the CPU, where torch first copies them to float64
-PIECE_ON_DEVICE = 2**26
 
 
 class Sum:
@@ -28,7 +27,7 @@ class Sum:
         """Add what one sample contributes."""
         if self._total is None:
             self._total, self._dtype = torch.zeros_like(part, dtype=torch.float64), part.dtype
-        together = PIECE if part.device.type == "cpu" else PIECE_ON_DEVICE
+        together = PIECE if part.device.type == "cpu" else part.numel()
         rows = max(together * len(part) // max(part.numel(), 1), 1)
         for total, piece in zip(self._total.split(rows), part.split(rows), strict=True):
             total.add_(piece)

@@ -136,7 +136,7 @@ class BlockShape:
             backward=2 * tokens.count * (self.weights + weights_of(closing)),
             attention_backward=2.5 * forward.attention,  # scores anew, and two products for each of the two
             pointwise=2 * forward.pointwise,
-            weights=tokens.samples * self.weights,
+            weights=3 * tokens.samples * self.weights,  # squared, made float64, added up
         )
 
     def grams(self, tokens: Tokens) -> Work:

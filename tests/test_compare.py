@@ -61,6 +61,13 @@ def test_every_combination_is_a_cell_and_equal_runs_are_one():
     assert [cell.config.samples for cell in found] == [cell.labels["samples"] for cell in found]
 
 
+def test_auto_is_the_rebuild_that_it_means():
+    found = cells(
+        producers=["wanda"], rebuilds=["auto", "swaps+gauss-newton"], patterns=["unstructured", "2:4"], sparsities=[0.5]
+    )
+    assert [cell.name for cell in found] == ["wanda_auto_0.5", "wanda_swaps+gauss-newton_0.5", "wanda_auto_2-4"]
+
+
 def test_a_label_stands_for_settings_and_arguments():
     found = cells(producers=["sparsegpt,update=false,as=mask only"], rebuilds=["barber+barber,rounds=3,as=long"],
                   sparsities=[0.5], rebuild_args={"granularity": "layer", "rounds": 1})  # fmt: skip

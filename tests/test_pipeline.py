@@ -45,6 +45,25 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"method": "swaps+gauss-newton", "pattern": "2:4"}], ids=str)
+def test_gradients_that_a_model_holds_have_no_say_and_stay(settings, dtype):
+    windows, (clean, used) = tiny_windows(4), (tiny_model().to(dtype) for _ in range(2))
+    used(input_ids=windows, labels=windows).loss.mul(1000).backward()
+    held = {name: parameter.grad for name, parameter in used.named_parameters()}
+    assert run(used, windows, **settings)[0] == run(clean, windows, **settings)[0]
+    assert all(parameter.grad is held[name] for name, parameter in used.named_parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "swaps+gauss-newton", "pattern": "2:4"}], ids=str)
+def test_linears_may_share_a_weight(settings):
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.v_proj.weight = layer.self_attn.k_proj.weight
+    _, reports, _ = run(model, **settings)
+    assert all(report.error_after <= report.error_before for report in reports)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_no_error_rises_and_every_count_is_exact(family, settings):

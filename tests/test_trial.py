@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from optimum_barber.activations import Activations
+from optimum_barber.derivatives import backward
 from optimum_barber.patterns import SparsityPattern
 from optimum_barber.scores import importance
 from optimum_barber.trial import Trial
@@ -86,6 +87,22 @@ def test_gradients_equal_finite_differences(trial, expansion, reduction):
     expected = expected_gradients(trial, expansion, reduction)
     for name, gradient in trial.gradients(trial.masks, expansion, reduction).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_come_one_at_a_time_and_the_same_to_all_names_of_a_leaf():
+    leaves = {name: torch.randn(3, 3, requires_grad=True) for name in "ab"}
+    leaves["c"] = leaves["a"]
+    output = (leaves["a"] @ leaves["b"]).square().sum()
+    expected = dict(zip("abc", torch.autograd.grad(output, list(leaves.values()), retain_graph=True), strict=True))
+    seen = {}
+
+    def see(name, gradient):
+        seen[name] = gradient.clone()
+        gradient.zero_()
+
+    backward(output, leaves, see)
+    assert seen.keys() == expected.keys() and all(torch.equal(seen[name], expected[name]) for name in seen)
+    assert all(leaf.grad is None and not leaf._post_accumulate_grad_hooks for leaf in leaves.values())
 
 
 def test_pruned_positions_get_a_gradient(trial):

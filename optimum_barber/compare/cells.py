@@ -57,7 +57,8 @@ def cells_of(settings: CompareSettings, base: BarberConfig) -> list[Cell]:
     for labels in combinations(settings):
         with noted(faults):
             config = config_of(labels, settings, base)
-            found.setdefault(config.model_dump_json(), Cell("", meaningful(labels, config), config))
+            run = config.under(config.sparsity_pattern())
+            found.setdefault(run.model_dump_json(), Cell("", meaningful(labels, config), config))
     if faults:
         raise CompareError(faults)
     return with_names(list(found.values()))

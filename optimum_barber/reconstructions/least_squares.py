@@ -11,7 +11,7 @@ from ..quadratic import Quadratic, in_order, quadratics
 from ..trial import Trial
 from . import RECONSTRUCTIONS
 
-TILE = 256  # rows solved together: products give each row the same bits only in the same company
+TILE = 128  # rows solved together: products give each row the same bits only in the same company
 
 
 @RECONSTRUCTIONS.register("least-squares")
