@@ -105,7 +105,8 @@ class Measured:
 
 def config_of(name: str) -> BarberConfig:
     """Wanda at 50 % with a setting."""
-    return BarberConfig(producer="wanda", sparsity=0.5, **SETTINGS[name])
+    config = BarberConfig(producer="wanda", sparsity=0.5, **SETTINGS[name])
+    return config.under(config.sparsity_pattern())
 
 
 def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:

@@ -106,6 +106,16 @@ def test_inspect_predicts_streaming(model_dir, capsys):
     assert "streaming     0.34 GiB of memory in all" in said and "\ndisk          " in said
 
 
+def test_auto_is_predicted_as_what_it_means_under_the_pattern(model_dir, tmp_path, capsys):
+    assert main(["inspect", str(model_dir), "--samples", "1"]) == 0
+    free = capsys.readouterr().out
+    shape = ("--samples", "2", "--sequence-length", "16", "--calibration", "pydoc")
+    assert main(["prune", str(model_dir), "-o", str(tmp_path / "out"), "--pattern", "2:4", *shape, "--dry-run"]) == 0
+    grouped = capsys.readouterr().out
+    assert ("barber: " in free, "gauss-newton: " in free) == (True, False)
+    assert ("barber: " in grouped, "gauss-newton: " in grouped) == (False, True)
+
+
 def test_small_sizes_are_told_apart():
     spelled_out = [spelled(size) for size in (0, 11 * 2**20, 13 * 2**20, GIB // 4, 5 * GIB // 2)]
     assert spelled_out == ["0.0 MiB", "11.0 MiB", "13.0 MiB", "0.25 GiB", "2.50 GiB"]
