@@ -22,8 +22,13 @@ def return_freed_buffers(bytes_from: int = WEIGHT_SIZED) -> None:
 
 
 def trim() -> None:
-    """Give back what is free now."""
+    """Give back what is free now, garbage too."""
     gc.collect()
+    give_back()
+
+
+def give_back() -> None:
+    """Give back what is free in the heap: small buffers of one pass, which those of the next may not fit into."""
     malloc_trim = getattr(_libc(), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .activations import Activations
 from .derivatives import backward, differentiable
+from .memory import give_back
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
 from .scores import GradientReduction
@@ -132,6 +133,7 @@ class Trial:
         `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
         """
         self._latest = None  # its outputs make room
+        give_back()
         errors, outputs = self._differentiated(masks, self.targets, see)
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
@@ -188,6 +190,7 @@ class Trial:
     def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
         """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
         self._latest = None  # its outputs make room
+        give_back()
         errors: list[Tensor] = []
 
         def measured() -> Iterator[Tensor]:
