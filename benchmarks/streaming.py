@@ -22,8 +22,9 @@ import torch
 from optimum_barber.artifacts import write_json
 from optimum_barber.inspection import skeleton
 from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
-from optimum_barber.rebuild_config import EXCHANGING, parts_of
+from optimum_barber.rebuild_config import EXCHANGING
 from optimum_barber.shards import Entry, TensorFile
+from optimum_barber.validators import parts_of
 
 MB = 10**6
 VOCABULARY = 32000

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from optimum_barber.errors import BarberError
-from optimum_barber.rebuild_config import one_of
+from optimum_barber.validators import one_of
 
 METHODS = ("gptq", "round-to-nearest")
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from .errors import BarberError
 from .patterns import SparsityPattern
-from .rebuild_config import RebuildConfig, checked_chain, one_of, parts_of
+from .rebuild_config import RebuildConfig
+from .validators import checked_chain, one_of, parts_of
 
 CONFIG_NAME = "barber_config.json"
 UNIFORM = "uniform"

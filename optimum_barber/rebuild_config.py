@@ -1,12 +1,12 @@
 """How masks are rebuilt: a chain of rebuilders and their settings. Imports neither torch nor transformers."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from .errors import BarberError, unknown_name
+from .errors import BarberError
 from .patterns import SparsityPattern
+from .validators import checked_chain, one_of, parts_of
 
 METRICS = ("weight_gradient", "weight", "gradient")
 REDUCTIONS = ("rms", "mean")
@@ -34,17 +34,6 @@ EXCHANGING = frozenset({"swaps", "gauss-newton"})  # rebuilders that work with G
 AUTO, FREE, GROUPED = "auto", "barber+swaps", "swaps+gauss-newton"  # what `auto` means without and within N:M groups
 OF_BARBER = {"preset", "granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing"}
 WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where these have their part of the work
-
-
-def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
-    """A validator that answers a name outside of `legal` with the nearest ones and the whole list."""
-
-    def check(value: str) -> str:
-        if value not in legal:
-            raise unknown_name(kind, value, legal)
-        return value
-
-    return AfterValidator(check)
 
 
 def _ratio(value: Any) -> Any:
@@ -142,15 +131,3 @@ class RebuildConfig(BaseModel):
     def chain(self) -> list[str]:
         """The names of the rebuilders in order; all that `auto` may mean where it is not settled; empty for 'none'."""
         return sorted({*parts_of(FREE), *parts_of(GROUPED)}) if self.method == AUTO else parts_of(self.method)
-
-
-def checked_chain(argument: str, members: str, chain: str) -> str:
-    """A chain without empty links."""
-    if not all(chain.split("+")):
-        raise BarberError(f"{argument} {chain!r} is not legal: {members} joined by '+', or 'none'")
-    return chain
-
-
-def parts_of(chain: str) -> list[str]:
-    """The links of a chain; none for 'none'."""
-    return [] if chain == "none" else chain.split("+")

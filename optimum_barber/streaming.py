@@ -143,7 +143,6 @@ class StreamingSparsifier(BarberSparsifier):
         output = Path(save_dir).expanduser().resolve()
         with all_ranks(choose_device(config.device)) as together:
             source, plan, windows = self.plan(config, ranks=together)
-            config = config.under(plan.pattern)
             needs = self.needs(config, plan, windows, activations, output)
         samples, length = windows.tokens.shape
         memory, disk = free_memory(), free_disk(output)

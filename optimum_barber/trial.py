@@ -116,7 +116,7 @@ class Trial:
         get a gradient too. `dense` (published code): V = W, the target Block(W * M, X) is held constant.
         """
         reductions = {name: GradientReduction(reduction) for name in self.linears}
-        leaves = {name: linear.weight for name, linear in self.linears.items()}
+        leaves = self._leaves
 
         def reduce(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
             backward(error, leaves, lambda name, gradient: reductions[name].add(gradient))
@@ -132,8 +132,7 @@ class Trial:
 
         `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
         """
-        self._latest = None  # its outputs make room
-        give_back()
+        self._make_room()
         errors, outputs = self._differentiated(masks, self.targets, see)
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
@@ -151,7 +150,7 @@ class Trial:
                 errors[-1] = errors[-1].detach()
                 yield output.detach()
 
-        with self._wearing(masks), differentiable([linear.weight for linear in self.linears.values()]):
+        with self._wearing(masks), differentiable(list(self._leaves.values())):
             outputs = self.inputs.like(seen())
         self.gradient_passes += 1
         return errors, outputs
@@ -174,7 +173,7 @@ class Trial:
     @contextmanager
     def trainable(self, masks: Masks) -> Iterator[dict[str, Tensor]]:
         """Inside, the block computes with W * M, and the weights of its Linears, (out, in), can be trained."""
-        leaves = {name: linear.weight for name, linear in self.linears.items()}
+        leaves = self._leaves
         with self._wearing(masks), differentiable(list(leaves.values())):
             yield leaves
         for leaf in leaves.values():
@@ -189,8 +188,7 @@ class Trial:
     @torch.no_grad()
     def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
         """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
-        self._latest = None  # its outputs make room
-        give_back()
+        self._make_room()
         errors: list[Tensor] = []
 
         def measured() -> Iterator[Tensor]:
@@ -209,6 +207,15 @@ class Trial:
         self.watch(masks, lambda output, target, weights: None)
         assert self._latest is not None
         return self._latest
+
+    @property
+    def _leaves(self) -> dict[str, Tensor]:
+        return {name: linear.weight for name, linear in self.linears.items()}
+
+    def _make_room(self) -> None:
+        """Before a pass over the samples: without the outputs of the last one, and its free pages."""
+        self._latest = None
+        give_back()
 
     def _forget(self) -> None:
         """Errors and outputs that were measured before hold no longer."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from ..config import DTYPES, BarberConfig
-from ..rebuild_config import one_of
+from ..validators import one_of
 from .stage import STAGES, Stage
 
 Tracker = Literal["mlflow", "tensorboard", "wandb"]

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ..config import DTYPES
 from ..errors import BarberError
-from ..rebuild_config import one_of
+from ..validators import one_of
 
 HEAD_UNITS = ("group", "query")
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import DTYPES
-from ..rebuild_config import one_of
 from ..structured.settings import HEAD_UNITS, Share, ShrinkConfig
+from ..validators import one_of
 
 
 class SweepConfig(BaseModel):

@@ -1,0 +1,30 @@
+"""What fields of configurations share: names out of a list, and chains. Imports neither torch nor transformers."""
+
+from collections.abc import Iterable
+
+from pydantic import AfterValidator
+
+from .errors import BarberError, unknown_name
+
+
+def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
+    """A validator that answers a name outside of `legal` with the nearest ones and the whole list."""
+
+    def check(value: str) -> str:
+        if value not in legal:
+            raise unknown_name(kind, value, legal)
+        return value
+
+    return AfterValidator(check)
+
+
+def checked_chain(argument: str, members: str, chain: str) -> str:
+    """A chain without empty links."""
+    if not all(chain.split("+")):
+        raise BarberError(f"{argument} {chain!r} is not legal: {members} joined by '+', or 'none'")
+    return chain
+
+
+def parts_of(chain: str) -> list[str]:
+    """The links of a chain; none for 'none'."""
+    return [] if chain == "none" else chain.split("+")
