@@ -7,6 +7,14 @@ from typing import Any
 
 WEIGHT_SIZED = 4 * 2**20  # bytes; activations of a window are smaller and stay in the heap, where reuse is free
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
+WORTH_TRIMMING = 256 * 2**20  # bytes; pages that go back must be had again, which costs time
+
+
+class _Mallinfo(ctypes.Structure):
+    """What mallinfo2(3) returns: the heap's size and what of it is free, among others."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 def return_freed_buffers(bytes_from: int = WEIGHT_SIZED) -> None:
@@ -27,11 +35,24 @@ def trim() -> None:
     give_back()
 
 
-def give_back() -> None:
-    """Give back what is free in the heap: small buffers of one pass, which those of the next may not fit into."""
+def give_back(from_bytes: int = 0) -> None:
+    """Give back what is free in the heap: small buffers of one pass, which those of the next may not fit into.
+
+    Args:
+        from_bytes: leave it as it is where less is free.
+    """
     malloc_trim = getattr(_libc(), "malloc_trim", None)
-    if malloc_trim is not None:
+    if malloc_trim is not None and _free_in_heap() >= from_bytes:
         malloc_trim(0)
+
+
+def _free_in_heap() -> int:
+    """Bytes that are free between buffers in use; more than any bound where the C library does not tell."""
+    mallinfo = getattr(_libc(), "mallinfo2", None)
+    if mallinfo is None:
+        return sys.maxsize
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().fordblks)
 
 
 def _libc() -> Any:
