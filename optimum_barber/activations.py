@@ -3,6 +3,7 @@
 import mmap
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .ranks import Share
 from .shards import raw, write_all
+from .transfer import Transfer, to_host
 
 ALIGNMENT = 64  # bytes
 
@@ -50,10 +52,22 @@ class Activations:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Tensor]:
-        waiting = iter(self._samples)
-        together = self.batch_size or (1 if self.folder else max(len(self), 1))
-        while batch := list(islice(waiting, together)):
-            yield from [sample.to(self.device, non_blocking=True) for sample in batch]
+        """The samples on the device, the next ones on their way there while one is worked on."""
+        coming = (Transfer(sample, self.device) for sample in self._samples)
+        ahead = deque(islice(coming, self.together))
+        while ahead:
+            yield ahead.popleft().arrived()
+            ahead.extend(islice(coming, 1))
+
+    @property
+    def together(self) -> int:
+        """How many samples are on the device at once, the one that is worked on among them."""
+        return self.batch_size or (1 if self.folder else max(len(self), 1))
+
+    def keep_together(self, batch_size: int) -> None:
+        """From now on have no more than so many samples on the device at once."""
+        self.batch_size = batch_size
+        self._samples = [to_host(sample) for sample in self._samples]
 
     def every(self, stride: int) -> "Activations":
         """Every stride-th of all samples, as far as they are here, sharing memory."""
@@ -78,7 +92,7 @@ class Activations:
 
     def _placed(self, sample: Tensor) -> Tensor:
         self.device = sample.device
-        return sample if self.batch_size is None and self.folder is None else sample.cpu()
+        return sample if self.batch_size is None and self.folder is None else to_host(sample)
 
 
 def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from .validators import checked_chain, one_of, parts_of
 CONFIG_NAME = "barber_config.json"
 UNIFORM = "uniform"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+PRECISIONS = ("highest", "high", "medium")
 
 
 class ReconstructConfig(BaseModel):
@@ -75,9 +76,16 @@ class BarberConfig(BaseModel):
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="samples on the device at once (default: all); never changes a result"
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
+        "highest",
+        description="of float32 matrix products, as torch has it: high (TF32 on a GPU) and medium (bfloat16 parts) "
+        "are faster where the hardware has them, sums stay float32; masks differ a little",
     )
+    batch_size: int | None = Field(
+        None, ge=1,
+        description="samples on the device at once (default: all that fit); fewer where its memory runs out; never "
+        "changes a result",
+    )  # fmt: skip
     ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
 
     @model_validator(mode="after")

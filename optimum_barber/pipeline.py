@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .rebuilders import Rebuilder
 from .reconstructions import Reconstruction
 from .source import LayerSource
 from .statistics import InputRecorder
+from .transfer import within_memory
 from .trial import Masks, Trial
 
 
@@ -142,17 +144,30 @@ def prune_block(
     plan: Plan,
     callback: BlockCallback,
 ) -> tuple[dict[str, PackedMask], Activations]:
-    """Observe, produce, rebuild, reconstruct, commit: the block's masks and its outputs under them."""
-    started = time.perf_counter()
+    """Settle and commit a block: its masks, and its outputs under them."""
+    started, alone = time.perf_counter(), plan.ranks.count == 1
+    settled = partial(settle, layer, block, hidden, outputs, plan)
+    trial, first, figures = within_memory(block.name, settled, [hidden, *outputs], alone)
+    output = trial.outputs(trial.masks)
+    callback(report(block, trial, first, figures, started))
+    trial.commit()
+    return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
+
+
+def settle(
+    layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan
+) -> tuple[Trial, Masks, dict[str, Any]]:
+    """Observe, produce, rebuild, reconstruct: the block with its last masks, its first ones, and figures of both.
+
+    The block itself stays as it was, and the outputs under the last masks are known.
+    """
     trial = observe(layer, block, hidden, outputs, plan)
     trial.masks = first = produce(trial, plan)
     rounds = rebuild(block.name, trial, plan.rebuilders)
     figures = {"error_before": trial.error(first), "error_rebuilt": trial.error(trial.masks), "rounds": rounds}
     figures["reconstructions"] = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
-    output = trial.outputs(trial.masks)
-    callback(report(block, trial, first, figures, started))
-    trial.commit()
-    return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
+    trial.outputs(trial.masks)
+    return trial, first, figures
 
 
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:

@@ -129,6 +129,14 @@ def needs_of(
     )
 
 
+def batched(needs: Needs, device_memory: int | None) -> Needs:
+    """With as many samples on the device at once as it has room for, where all are too many and none were asked for."""
+    if device_memory is None or needs.batch_size is not None or needs.device_memory <= device_memory:
+        return needs
+    room = (device_memory - needs.work) // (ACTIVATION_COPIES * needs.sample)
+    return replace(needs, batch_size=room) if room > 0 else needs
+
+
 def placed(needs: Needs, place: str, memory: int | None) -> Needs:
     """With activations where they were asked for; `auto` is memory where they fit.
 

@@ -21,6 +21,7 @@ from .masks import PackedMask, keep_highest
 from .memory import return_freed_buffers
 from .patterns import SparsityPattern
 from .pipeline import Plan
+from .precision import matrix_products
 from .producers import LinearInput
 from .producers.sparsegpt import inverse_factor, sparsegpt
 from .rebuild import Ranking
@@ -101,7 +102,7 @@ class Machine:
     @torch.no_grad()
     def rates(self, work: Work) -> Work:
         """Rates of the kinds that occur in `work`; leaves the state of the random numbers alone."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), matrix_products(self.config.precision):
             torch.manual_seed(0)
             return Work(**{kind: getattr(self, kind)() for kind in work.kinds})
 

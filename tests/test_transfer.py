@@ -1,0 +1,149 @@
+"""Samples on their way to the device: how many are there at once, and what happens when they are too many."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from optimum_barber import BarberConfig, BarberError, BarberSparsifier
+from optimum_barber import activations as activations_module
+from optimum_barber.activations import Activations
+from optimum_barber.precision import matrix_products
+from optimum_barber.preflight import batched
+from optimum_barber.transfer import Transfer, within_memory
+
+from .conftest import tiny_model, tiny_windows
+from .test_preflight import NEEDS
+
+GIB = 2**30
+CONFIG = BarberConfig(sparsity=0.5, rebuild="barber+swaps+gauss-newton", reconstruct="gradient")
+
+
+class Device:
+    """A block's forward with room for so many samples at once: more end as they do on a GPU."""
+
+    def __init__(self, monkeypatch, room):
+        self.room, self.failures, self.asked = room, 0, []
+        original = Activations.__iter__
+
+        def iterate(samples):
+            self.asked.append(samples.together)
+            for number, sample in enumerate(original(samples)):
+                if number == 2 and samples.together > self.room:
+                    self.failures += 1
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+                yield sample
+
+        monkeypatch.setattr(Activations, "__iter__", iterate)
+
+
+def pruned(config=CONFIG, **changes):
+    """Masks and weights of a run over eight windows."""
+    model = tiny_model()
+    found = BarberSparsifier(model).sparsify(config.model_copy(update=changes), tiny_windows(8), quiet=True)
+    return {name: mask.unpack() for name, mask in found.masks.items()}, model.state_dict(), found.reports
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 7, 99])
+def test_no_more_samples_are_on_the_device_than_were_asked_for(monkeypatch, batch_size):
+    started, arrived, most = 0, 0, 0
+
+    class Counted(Transfer):
+        def __init__(self, sample, device):
+            nonlocal started
+            started += 1
+            super().__init__(sample, device)
+
+    monkeypatch.setattr(activations_module, "Transfer", Counted)
+    samples = [torch.full((2,), float(s)) for s in range(7)]
+    for expected, found in zip(samples, Activations(samples, batch_size), strict=True):
+        most = max(most, started - arrived)  # on the device or on their way, while this one is worked on
+        arrived += 1
+        assert torch.equal(expected, found)
+    assert most == min(batch_size or 7, 7)
+
+
+def test_a_run_whose_samples_do_not_fit_goes_on_with_fewer(monkeypatch, caplog):
+    masks, weights, reports = pruned()
+    device = Device(monkeypatch, room=2)
+    with caplog.at_level(logging.WARNING):
+        again, others, retold = pruned()
+    assert device.failures == 2  # from 8 to 4 to 2, and never again
+    assert [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()] == [
+        "model.layers.0.attention: out of memory with 8 samples on the device at once; now 4",
+        "model.layers.0.attention: out of memory with 4 samples on the device at once; now 2",
+    ]
+    assert all(torch.equal(masks[name], again[name]) for name in masks)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert [r.error_after for r in reports] == [r.error_after for r in retold]
+
+
+def test_memory_that_runs_out_later_changes_no_mask_either(monkeypatch):
+    masks, weights, reports = pruned()
+    device = Device(monkeypatch, room=99)
+    told = []
+
+    def smaller(report):
+        told.append(report.block)
+        device.room = 3  # the second block finds less
+
+    model = tiny_model()
+    found = BarberSparsifier(model).sparsify(CONFIG, tiny_windows(8), callbacks=[smaller], quiet=True)
+    assert device.failures == 2
+    assert told == [report.block for report in reports]
+    assert all(torch.equal(masks[name], found.masks[name].unpack()) for name in masks)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_one_sample_that_is_too_many_ends_the_run_with_one_line(monkeypatch):
+    Device(monkeypatch, room=0)
+    with pytest.raises(BarberError, match=r"^model.layers.0.attention: out of memory with 1 samples .* 2\.00 GiB\.$"):
+        pruned()
+
+
+def test_a_rank_does_not_go_back_while_others_wait():
+    def work():
+        raise torch.OutOfMemoryError("none left")
+
+    held = Activations([torch.zeros(1)] * 4)
+    with pytest.raises(BarberError, match="block: out of memory with 4 samples .* give a smaller --batch-size"):
+        within_memory("block", work, [held], alone=False)
+    assert held.together == 4
+
+
+def test_the_batch_is_as_large_as_the_device_has_room_for():
+    on = replace(NEEDS, device=True)
+    sample = on.device_memory - on.work  # of all windows
+    assert batched(on, None) is on
+    assert batched(on, on.device_memory) is on
+    found = batched(on, on.device_memory - 1)
+    assert found.batch_size == on.share - 1
+    assert found.device_memory <= on.device_memory - 1
+    assert found.memory > on.memory
+    assert batched(on, on.work + sample // on.share).batch_size == 1
+    assert batched(on, on.work).batch_size is None  # refused where everything is checked
+    assert batched(replace(on, batch_size=2), 0).batch_size == 2
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_matrix_products_are_as_precise_as_asked_for_while_a_run_lasts(precision):
+    seen = set()
+
+    def producer(linear):
+        seen.add(torch.get_float32_matmul_precision())
+        return linear.weight.abs() > linear.weight.abs().median(1, keepdim=True).values
+
+    before = torch.get_float32_matmul_precision()
+    config = BarberConfig(producer=producer, sparsity=0.5, rebuild="none", precision=precision)
+    BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), quiet=True)
+    assert seen == {precision}
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ZeroDivisionError), matrix_products(precision):
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_an_unknown_precision_is_answered_with_the_legal_ones():
+    with pytest.raises(ValueError, match="unknown precision 'half': known are high, highest, medium"):
+        BarberConfig(sparsity=0.5, precision="half")
