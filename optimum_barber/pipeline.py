@@ -131,7 +131,8 @@ def prune(
             found, output = prune_block(layer, block, hidden, outputs, plan, callback)
             kept |= found
             outputs.append(output)
-        hidden = advance(layer, hidden, outputs)
+        passed_on = partial(advance, layer, hidden, outputs)
+        hidden = within_memory(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
         masks |= source.keep(kept, hidden)
     return masks
 

@@ -106,7 +106,7 @@ class StreamingSparsifier(BarberSparsifier):
 
         Raises:
             BarberError: bad input, or what the machine has not; nothing was written.
-            UnfinishedError: the disk is full, or another rank has ended; what is done is kept.
+            UnfinishedError: the disk or the device's memory is full, or another rank has ended; what is done is kept.
         """
         if save_dir is None:
             raise BarberError("streaming writes as it goes: save_dir is missing")

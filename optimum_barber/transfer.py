@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import BarberError
+from .errors import UnfinishedError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -73,7 +73,7 @@ def within_memory(name: str, work: Callable[[], Result], held: Sequence[Held], a
         alone: whether this process shares the work with no other, which would wait for it.
 
     Raises:
-        BarberError: one sample at once is too many already, or others would wait.
+        UnfinishedError: one sample at once is too many already, or others would wait.
     """
     while True:
         try:
@@ -83,9 +83,10 @@ def within_memory(name: str, work: Callable[[], Result], held: Sequence[Held], a
         together = max(samples.together for samples in held)
         if together == 1 or not alone:
             advice = "no smaller batch is left" if together == 1 else "give a smaller --batch-size"
-            raise BarberError(f"{name}: out of memory with {together} samples on the device at once, {advice}: {told}")
+            fullness = f"out of memory with {together} of the samples on the device at once"
+            raise UnfinishedError(f"{name}: {fullness}, {advice}: {told}")
         for samples in held:
             samples.keep_together(together // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("%s: out of memory with %d samples on the device at once; now %d", name, together, together // 2)
+        logger.warning("%s: out of memory with %d of the samples there; now %d", name, together, together // 2)

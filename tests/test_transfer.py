@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from optimum_barber import BarberConfig, BarberError, BarberSparsifier
+from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber import activations as activations_module
 from optimum_barber.activations import Activations
+from optimum_barber.errors import UnfinishedError
+from optimum_barber.loading import resolve_model
 from optimum_barber.precision import matrix_products
 from optimum_barber.preflight import batched
+from optimum_barber.streaming import StreamingSparsifier
 from optimum_barber.transfer import Transfer, within_memory
 
 from .conftest import tiny_model, tiny_windows
@@ -71,8 +74,8 @@ def test_a_run_whose_samples_do_not_fit_goes_on_with_fewer(monkeypatch, caplog):
         again, others, retold = pruned()
     assert device.failures == 2  # from 8 to 4 to 2, and never again
     assert [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()] == [
-        "model.layers.0.attention: out of memory with 8 samples on the device at once; now 4",
-        "model.layers.0.attention: out of memory with 4 samples on the device at once; now 2",
+        "model.layers.0.attention: out of memory with 8 of the samples there; now 4",
+        "model.layers.0.attention: out of memory with 4 of the samples there; now 2",
     ]
     assert all(torch.equal(masks[name], again[name]) for name in masks)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
@@ -98,8 +101,26 @@ def test_memory_that_runs_out_later_changes_no_mask_either(monkeypatch):
 
 def test_one_sample_that_is_too_many_ends_the_run_with_one_line(monkeypatch):
     Device(monkeypatch, room=0)
-    with pytest.raises(BarberError, match=r"^model.layers.0.attention: out of memory with 1 samples .* 2\.00 GiB\.$"):
+    with pytest.raises(UnfinishedError, match=r"layers.0.attention: out of memory with 1 of the .* 2\.00 GiB\.$"):
         pruned()
+
+
+def test_what_is_done_stays_when_the_device_has_no_room_for_one_sample(monkeypatch, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    config = BarberConfig(sparsity=0.5, rebuild="swaps", batch_size=2)
+
+    def run(name, **given):
+        made = StreamingSparsifier(resolve_model(str(tmp_path / "model")))
+        return made.sparsify(config, tiny_windows(8), save_dir=tmp_path / name, quiet=True, **given)
+
+    expected = run("undisturbed")
+    with monkeypatch.context() as patched, pytest.raises(UnfinishedError, match="layers.1.mlp: out of memory"):
+        device = Device(patched, room=99)
+        run(
+            "out", callbacks=[lambda report: setattr(device, "room", 0 if report.block.endswith("1.attention") else 99)]
+        )
+    found = run("out", resume=True)
+    assert all(torch.equal(expected.masks[name].unpack(), found.masks[name].unpack()) for name in expected.masks)
 
 
 def test_a_rank_does_not_go_back_while_others_wait():
@@ -107,7 +128,7 @@ def test_a_rank_does_not_go_back_while_others_wait():
         raise torch.OutOfMemoryError("none left")
 
     held = Activations([torch.zeros(1)] * 4)
-    with pytest.raises(BarberError, match="block: out of memory with 4 samples .* give a smaller --batch-size"):
+    with pytest.raises(UnfinishedError, match="block: out of memory with 4 of .* give a smaller --batch-size"):
         within_memory("block", work, [held], alone=False)
     assert held.together == 4
 
