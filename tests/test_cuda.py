@@ -72,7 +72,7 @@ def test_groups_hold_on_the_device():
 def test_the_same_masks_twice_and_whatever_the_batch_size():
     results = [pruned("cuda", batch_size=size)[0] for size in (None, None, 1, 3)]
     hashes = [{name: mask.sha256 for name, mask in result.masks.items()} for result in results]
-    assert hashes[0] == hashes[1] == hashes[2]
+    assert all(found == hashes[0] for found in hashes)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
