@@ -61,7 +61,7 @@ class Held(Protocol):
     def keep_together(self, batch_size: int) -> None: ...  # noqa: D102
 
 
-def within_memory(name: str, work: Callable[[], Result], held: Sequence[Held], alone: bool = True) -> Result:
+def within_memory(name: str, work: Callable[[], Result], held: Sequence[Held], alone: bool) -> Result:
     """`work()`; where the device's memory does not suffice, again with half as many samples there at once.
 
     How many are there never changes a result, so work that leaves nothing behind when it fails may be done again.

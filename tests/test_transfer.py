@@ -19,7 +19,6 @@ from optimum_barber.transfer import Transfer, within_memory
 from .conftest import tiny_model, tiny_windows
 from .test_preflight import NEEDS
 
-GIB = 2**30
 CONFIG = BarberConfig(sparsity=0.5, rebuild="barber+swaps+gauss-newton", reconstruct="gradient")
 
 
@@ -27,11 +26,10 @@ class Device:
     """A block's forward with room for so many samples at once: more end as they do on a GPU."""
 
     def __init__(self, monkeypatch, room):
-        self.room, self.failures, self.asked = room, 0, []
+        self.room, self.failures = room, 0
         original = Activations.__iter__
 
         def iterate(samples):
-            self.asked.append(samples.together)
             for number, sample in enumerate(original(samples)):
                 if number == 2 and samples.together > self.room:
                     self.failures += 1
@@ -116,9 +114,11 @@ def test_what_is_done_stays_when_the_device_has_no_room_for_one_sample(monkeypat
     expected = run("undisturbed")
     with monkeypatch.context() as patched, pytest.raises(UnfinishedError, match="layers.1.mlp: out of memory"):
         device = Device(patched, room=99)
-        run(
-            "out", callbacks=[lambda report: setattr(device, "room", 0 if report.block.endswith("1.attention") else 99)]
-        )
+
+        def fill(report):
+            device.room = 0 if report.block.endswith("1.attention") else 99
+
+        run("out", callbacks=[fill])
     found = run("out", resume=True)
     assert all(torch.equal(expected.masks[name].unpack(), found.masks[name].unpack()) for name in expected.masks)
 
