@@ -1,11 +1,8 @@
-"""Decoder layers read from safetensors shards one at a time, worked on, written to the output, and let go."""
+"""Decoder layers read from the disk one at a time, worked on, written to the output, and let go."""
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,74 +14,21 @@ from .loading import ModelReference, brief, load_config
 from .masks import PackedMask
 from .memory import return_freed_buffers, trim
 from .progress import Progress
-from .shards import Header, read_header
 from .source import ModelSource, working_copy
-from .weights import CheckpointWeights
-
-INDEX_NAME = "model.safetensors.index.json"
+from .stored import SafetensorsWeights, StoredWeights
 
 
-class DiskWeights(CheckpointWeights):
-    """The weights of a checkpoint as mapped files; every header is checked on opening, no weight is read.
+def stored_weights(reference: ModelReference) -> StoredWeights:
+    """Open the files that a reference names; no weight is read.
 
-    Attributes:
-        headers: by file name.
-        index: content of the index file; None for a checkpoint of one file.
+    Raises:
+        BarberError: a file is missing, truncated or damaged.
     """
-
-    headers: dict[str, Header]
-    index: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, reference: ModelReference) -> "DiskWeights":
-        """Open the safetensors files of a local directory or hub snapshot.
-
-        Raises:
-            BarberError: there are none, one is missing, truncated or damaged, or the index speaks of others.
-        """
-        path = reference.directory / INDEX_NAME
-        try:
-            index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-            files = set(index["weight_map"].values()) if index else {"model.safetensors"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BarberError(f"model {reference.name!r}: {INDEX_NAME} is no index: {brief(error)}") from None
-        if any(os.path.basename(file) != file for file in files):
-            raise BarberError(f"model {reference.name!r}: {INDEX_NAME} names files outside of its directory")
-        try:
-            headers = {file: read_header(reference.directory / file) for file in sorted(files)}
-        except BarberError as error:
-            raise BarberError(f"model {reference.name!r}: {error}") from None
-        where = index["weight_map"] if index else {n: f for f in headers for n in headers[f].entries}
-        for name, file in where.items():
-            if name not in headers[file].entries:
-                raise BarberError(f"model {reference.name!r}: {file} lacks {name}, which the index says it holds")
-        weights = cls({name: reference.directory / file for name, file in where.items()}, reference.name)
-        weights.headers, weights.index = headers, index
-        return weights
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from its header."""
-        return self.headers[self.files[name].name].entries[name].shape
-
-    def read_ahead(self, names: Iterable[str]) -> None:
-        """Have the system read these tensors while others are worked on."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for name in names:
-            header = self.headers[self.files[name].name]
-            with self.files[name].open("rb") as file:
-                start, size = header.starts[name], header.entries[name].bytes
-                os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+    return SafetensorsWeights.of(reference)
 
 
-def first_dtype(weights: DiskWeights) -> torch.dtype:
-    """The dtype of the first floating-point tensor, or float32: what transformers takes where no config says it."""
-    entries = (entry for header in weights.headers.values() for entry in header.entries.values())
-    return next((entry.dtype for entry in entries if entry.dtype.is_floating_point), torch.float32)
-
-
-def skeleton(reference: ModelReference, weights: DiskWeights, dtype: str = "auto") -> nn.Module:
-    """The causal LM of a checkpoint without its weights, in the dtype that loading it would give.
+def skeleton(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> nn.Module:
+    """The causal LM of a checkpoint without its weights, in the dtype that loading it would give; names the weights.
 
     Raises:
         BarberError: its configuration does not fit its weights.
@@ -94,18 +38,19 @@ def skeleton(reference: ModelReference, weights: DiskWeights, dtype: str = "auto
 
     config = load_config(reference)
     try:
-        chosen = getattr(torch, dtype) if dtype != "auto" else getattr(config, "dtype", None) or first_dtype(weights)
+        chosen = getattr(torch, dtype) if dtype != "auto" else getattr(config, "dtype", None) or weights.dtype
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=chosen)
         model.tie_weights()
         if (reference.directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(reference.directory)
+        weights.named_as(model)
     except Exception as error:  # whatever transformers raises on a bad configuration
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     return model.eval()
 
 
-def why_whole(model: nn.Module, weights: DiskWeights) -> str | None:
+def why_whole(model: nn.Module, weights: StoredWeights) -> str | None:
     """Why a checkpoint must be loaded whole to be pruned; None where its layers can be read one by one.
 
     Raises:
@@ -113,15 +58,17 @@ def why_whole(model: nn.Module, weights: DiskWeights) -> str | None:
     """
     if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
         return f"{type(model).__name__} keeps some weights in float32"
-    parameters = dict(model.named_parameters())
+    if weights.whole:
+        return weights.whole
+    parameters, entries = dict(model.named_parameters()), weights.entries
     state = model.state_dict()
     tied = state.keys() - parameters.keys() - dict(model.named_buffers()).keys()
     for name, tensor in sorted(state.items()):
-        if name not in weights.files and name not in tied:
+        if name not in entries and name not in tied:
             return f"its files have no {name}"
-        if name in weights.files and weights.shape(name) != tuple(tensor.shape):
+        if name in entries and entries[name].shape != tuple(tensor.shape):
             raise BarberError(
-                f"model {weights.name!r}: {name} has shape {weights.shape(name)}, its config says {tuple(tensor.shape)}"
+                f"model {weights.name!r}: {name} has shape {entries[name].shape}, its config says {tuple(tensor.shape)}"
             )
     return None
 
@@ -137,7 +84,7 @@ class DiskSource(ModelSource):
     """
 
     def __init__(
-        self, model: nn.Module, weights: DiskWeights, device: torch.device, dtype: torch.dtype = torch.float32
+        self, model: nn.Module, weights: StoredWeights, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(model, device, dtype)
         return_freed_buffers()
@@ -173,13 +120,13 @@ class DiskSource(ModelSource):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight from its file, in the file's dtype, tied ones once."""
         for name in self.model.state_dict():
-            if name in self.disk.files:
+            if name in self.disk.entries:
                 yield name, self.disk.tensor(name)
 
     def others(self) -> list[str]:
         """The tensors on the disk that no decoder layer holds, the model's own and those that it does not know."""
         inner = {name for index in range(len(self)) for name in self._within(index).values()}
-        return [name for name in self.disk.files if name not in inner]
+        return [name for name in self.disk.entries if name not in inner]
 
     def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
         with self._lent(self.model, self._around):
@@ -200,7 +147,7 @@ class DiskSource(ModelSource):
     def _lent(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
         """Inside, these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
-        opened = CheckpointWeights(self.disk.files, self.disk.name)  # anew, so that changes go with the mapping
+        opened = self.disk.reopened()  # so that changes go with the mapping
         stored = {name: opened.tensor(full).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
         del stored, opened

@@ -15,7 +15,7 @@ from .budget import Shares
 from .calibration import TokenWindows
 from .checkpoint import pointer, save_record, software
 from .config import BarberConfig
-from .disk import INDEX_NAME, DiskSource, DiskWeights, skeleton, why_whole
+from .disk import DiskSource, skeleton, stored_weights, why_whole
 from .errors import BarberError, UnfinishedError
 from .loading import ModelReference, load_tokenizer, resolve_model
 from .output import STATE_DIRECTORY, alone, check_output, full_disk, partial_of, shown, staged
@@ -42,6 +42,7 @@ from .rates import predict
 from .rebuild_config import EXCHANGING
 from .shards import Entry
 from .sparsifier import BarberSparsifier, Callback, SparsifyResult
+from .stored import INDEX_NAME
 from .timing import table
 from .verify import verify_checkpoint
 
@@ -64,7 +65,7 @@ class StreamingSparsifier(BarberSparsifier):
     reference: ModelReference
 
     def __init__(self, reference: ModelReference, tokenizer: Any = None, dtype: str = "auto") -> None:
-        self.weights = DiskWeights.of(reference)
+        self.weights = stored_weights(reference)
         super().__init__(skeleton(reference, self.weights, dtype), tokenizer, reference)
         self.whole = why_whole(self.model, self.weights)
 
@@ -188,12 +189,11 @@ class StreamingSparsifier(BarberSparsifier):
             ranks.wait()
             yield Follower(shown(state), settings, ranks)
             return
-        files = {name: path.name for name, path in self.weights.files.items()}
-        metadata = {file: header.metadata for file, header in self.weights.headers.items()}
+        layout = self.weights.layout
         with staged(output, resume) as partial, alone(partial, STATE_DIRECTORY), full_disk(partial):
             progress = Progress(state, settings, ranks)  # may refuse, and then no file has been touched
             try:
-                with OutputShards(partial, files, self._entries(), metadata) as progress.shards:
+                with OutputShards(partial, layout.files, self._entries(), layout.metadata) as progress.shards:
                     ranks.wait()
                     yield progress
             except UnfinishedError:
@@ -241,10 +241,11 @@ class StreamingSparsifier(BarberSparsifier):
         model.config.save_pretrained(partial)
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
-        if self.weights.index is not None:
+        index = self.weights.layout.index
+        if index is not None:
             size = sum(entry.bytes for entry in self._entries().values())
-            metadata = {**self.weights.index.get("metadata", {}), "total_size": size}
-            write_json(partial / INDEX_NAME, {**self.weights.index, "metadata": metadata})
+            metadata = {**index.get("metadata", {}), "total_size": size}
+            write_json(partial / INDEX_NAME, {**index, "metadata": metadata})
         save_record(partial, self.tokenizer, config, record, result.masks, result.as_report())
         carry_structure(self.reference.directory, partial, {"name": "prune", "producer": config.producer_name})
         for fault in verify_checkpoint(partial).faults:
@@ -252,11 +253,10 @@ class StreamingSparsifier(BarberSparsifier):
 
     def _entries(self) -> dict[str, Entry]:
         """Dtype and shape of every tensor that is written; tensors that the model does not know stay as they are."""
-        stored = {name: header for header in self.weights.headers.values() for name in header.entries}
         state = self.model.state_dict()
         return {
-            name: Entry(state[name].dtype, tuple(state[name].shape)) if name in state else stored[name].entries[name]
-            for name in self.weights.files
+            name: Entry(state[name].dtype, tuple(state[name].shape)) if name in state else entry
+            for name, entry in self.weights.entries.items()
         }
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from optimum_barber.activations import Activations
-from optimum_barber.disk import DiskWeights
 from optimum_barber.errors import BarberError
 from optimum_barber.loading import resolve_model
 from optimum_barber.shards import DTYPES, Entry, TensorFile, read_header, write_tensors
+from optimum_barber.stored import SafetensorsWeights
 
 from .conftest import tiny_model
 
@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_named_before_any_weight_is_read(tmp_path, damage, me
     shard = tmp_path / "m" / index["weight_map"][NORM]
     damage(shard)
     with pytest.raises(BarberError, match=message) as error:
-        DiskWeights.of(resolve_model(str(tmp_path / "m")))
+        SafetensorsWeights.of(resolve_model(str(tmp_path / "m")))
     assert shard.name in str(error.value)
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_index_is_named(tmp_path, change, message):
     change(index)
     path.write_text(json.dumps(index))
     with pytest.raises(BarberError, match=message):
-        DiskWeights.of(resolve_model(str(tmp_path / "m")))
+        SafetensorsWeights.of(resolve_model(str(tmp_path / "m")))
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
