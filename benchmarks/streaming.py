@@ -1,11 +1,11 @@
 """Peak anonymous memory of a run from disk to disk, for a depth and for twice that depth.
 
-    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--work DIR]
+    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--gguf] [--work DIR]
 
 A LLaMA of random bf16 parameters is written to the disk in place, a layer at a time (24 layers of the default width
-are about 1.5B parameters), then pruned from Wanda's masks by the default rebuild, or another one, over 4 x 256 tokens
-in a process of its own, whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32,
-the activations, and 600 MB for Python and torch themselves.
+are about 1.5B parameters), or as one GGUF file of Q8_0 blocks; then it is pruned from Wanda's masks by the default
+rebuild, or another one, over 4 x 256 tokens in a process of its own, whose RssAnon is sampled. The bound is the
+embedding and 4 decoder layers in float32, the activations, and 600 MB for Python and torch themselves.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from optimum_barber.artifacts import write_json
@@ -50,17 +51,10 @@ def write_model(
     kv_heads: int | None = None,
 ) -> Any:
     """A LLaMA-shaped checkpoint of random bf16 parameters, a shard a layer; its configuration."""
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=intermediate or hidden * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=heads or hidden // 64, num_key_value_heads=kv_heads or max(hidden // 256, 1),
-        vocab_size=VOCABULARY, max_position_embeddings=4096, dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
-    )  # fmt: skip
+    config = llama(layers, hidden, intermediate, heads, kv_heads)
     directory.mkdir(parents=True)
     config.save_pretrained(directory)
-    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    shapes = shapes_of(config)
     homes = {name: name.split(".")[2] if ".layers." in name else "rest" for name in shapes}
     generator = torch.Generator().manual_seed(0)
     where = {}
@@ -75,6 +69,63 @@ def write_model(
         shard.close()
     write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
     return config
+
+
+def llama(
+    layers: int, hidden: int, intermediate: int | None = None, heads: int | None = None, kv_heads: int | None = None
+) -> Any:
+    """The configuration of a LLaMA of that depth and width."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=intermediate or hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=heads or hidden // 64, num_key_value_heads=kv_heads or max(hidden // 256, 1),
+        vocab_size=VOCABULARY, max_position_embeddings=4096, dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def shapes_of(config: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model."""
+    return {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+
+
+def write_gguf(directory: Path, layers: int, hidden: int) -> Any:
+    """A LLaMA-shaped GGUF file of random Q8_0 blocks, norms in float32; its configuration."""
+    import gguf
+
+    config, generator = llama(layers, hidden), np.random.default_rng(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    directory.mkdir(parents=True)
+    writer = gguf.GGUFWriter(directory / "model.gguf", "llama")
+    for key, value in (
+        ("block_count", layers), ("context_length", 4096), ("embedding_length", hidden),
+        ("feed_forward_length", config.intermediate_size), ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads), ("vocab_size", VOCABULARY),
+    ):  # fmt: skip
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
+    kinds = {1: gguf.GGMLQuantizationType.F32, 2: gguf.GGMLQuantizationType.Q8_0}
+    known = {names.get_name(name, (".weight",)): shape for name, shape in shapes_of(config).items()}
+    for name, shape in known.items():
+        stored = shape if len(shape) == 1 else (shape[0], shape[1] // 32 * 34)
+        kind = np.dtype(np.float32 if len(shape) == 1 else np.uint8)
+        writer.add_tensor_info(name, stored, kind, int(np.prod(stored)) * kind.itemsize, raw_dtype=kinds[len(shape)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for shape in known.values():
+        writer.write_tensor_data(np.ones(shape, np.float32) if len(shape) == 1 else blocks(shape, generator))
+    writer.close()
+    return config
+
+
+def blocks(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Rows of Q8_0 blocks, a float16 scale and 32 uniform bytes each; values with standard deviation 0.02."""
+    found = np.empty((*shape[:-1], shape[-1] // 32, 34), np.uint8)
+    found[..., :2] = np.frombuffer(np.float16(0.02 / 74).tobytes(), np.uint8)
+    found[..., 2:] = generator.integers(0, 256, (*found.shape[:-1], 32), np.uint8)
+    return found.reshape(*shape[:-1], -1)
 
 
 def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -102,7 +153,7 @@ def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     """One depth, one line; the peak in bytes."""
     from optimum_barber.architectures import architecture_of, decoder_stack
 
-    config = write_model(work / "model", layers, args.hidden_size)
+    config = (write_gguf if args.gguf else write_model)(work / "model", layers, args.hidden_size)
     model = skeleton(config)
     parameters = sum(p.numel() for p in model.parameters())
     architecture = architecture_of(model)
@@ -134,6 +185,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--activations", choices=("memory", "disk"), default="memory")
+    parser.add_argument("--gguf", action="store_true", help="one GGUF file instead of safetensors")
     parser.add_argument("--work", type=Path, help="where models are written (default: a temporary directory)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as folder:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .activations import Activations
 from .blocks import DecoderLayer
 from .errors import BarberError
+from .gguf_weights import GgufWeights
 from .loading import ModelReference, brief, load_config
 from .masks import PackedMask
 from .memory import return_freed_buffers, trim
@@ -24,7 +25,7 @@ def stored_weights(reference: ModelReference) -> StoredWeights:
     Raises:
         BarberError: a file is missing, truncated or damaged.
     """
-    return SafetensorsWeights.of(reference)
+    return GgufWeights.of(reference) if reference.gguf_file else SafetensorsWeights.of(reference)
 
 
 def skeleton(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> nn.Module:
@@ -42,7 +43,7 @@ def skeleton(reference: ModelReference, weights: StoredWeights, dtype: str = "au
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=chosen)
         model.tie_weights()
-        if (reference.directory / "generation_config.json").is_file():
+        if reference.gguf_file is None and (reference.directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(reference.directory)
         weights.named_as(model)
     except Exception as error:  # whatever transformers raises on a bad configuration

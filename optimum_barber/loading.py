@@ -215,9 +215,14 @@ def brief(error: Exception) -> str:
 def _gguf(reference: ModelReference) -> dict[str, str]:
     if reference.gguf_file is None:
         return {}
+    needs_gguf()
+    return {"gguf_file": reference.gguf_file}
+
+
+def needs_gguf() -> None:
+    """Refuse to go on without the package that reads GGUF files."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("a GGUF model", "gguf")
-    return {"gguf_file": reference.gguf_file}
 
 
 def _dequantized(config: Any) -> dict[str, Any]:

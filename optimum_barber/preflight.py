@@ -37,6 +37,7 @@ class Needs:
         device: whether layers are worked on elsewhere than in the host's memory.
         copies: of the layer, while it is worked on.
         ranks: that share the windows. Memory is that of one of them.
+        around: the largest tensor outside of the layers, where reading it is more than mapping it.
     """
 
     layer: int
@@ -50,6 +51,7 @@ class Needs:
     device: bool = False
     copies: int = LAYER_COPIES
     ranks: int = 1
+    around: int = 0
 
     @property
     def share(self) -> int:
@@ -70,7 +72,8 @@ class Needs:
     def memory(self) -> int:
         """Peak of the host's anonymous memory."""
         on_host = self.place == "memory" and not (self.device and self.batch_size is None)
-        return INTERPRETER + (self.layer if self.device else self.work) + (self.waiting if on_host else 0)
+        at_once = max(self.layer if self.device else self.work, self.around)
+        return INTERPRETER + at_once + (self.waiting if on_host else 0)
 
     @property
     def device_memory(self) -> int:

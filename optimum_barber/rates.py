@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from .activations import Activations
 from .config import BarberConfig
+from .disk import DiskSource
 from .distribution import pair_distribution
 from .masks import PackedMask, keep_highest
 from .memory import return_freed_buffers
@@ -28,6 +30,7 @@ from .rebuild import Ranking
 from .rebuilders.barber import rank
 from .source import ModelSource
 from .statistics import InputStatistics
+from .stored import StoredWeights
 from .sums import Products, entries
 from .swaps import TOGETHER, exchange
 from .timing import seconds_of, stages
@@ -44,6 +47,7 @@ COLUMNS = 256  # of the weights that are timed under a producer with Gram matric
 WEIGHTS = 2**19  # that are timed in other work, at most
 EXCHANGES = 20  # a row that are timed, at most
 BYTES = 2**25  # that are written
+READ = 2  # times that a run reads every weight: to check it, and to work on it
 
 
 def predict(
@@ -65,6 +69,9 @@ def predict(
     tokens = Tokens(*windows, text.hidden_size)
     shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden, config.ignore)
     found = stages(shapes, tokens, config, plan.producer.needs, checkpoint)
+    stored = source.disk if isinstance(source, DiskSource) and source.disk.unpacks else None
+    if stored:
+        found["dequantize"] = Work(unpacked=READ * sum(prod(entry.shape) for entry in stored.entries.values()))
     machine = Machine(
         layer=shapes[: len(shapes) // len(source)],
         tokens=tokens,
@@ -73,6 +80,7 @@ def predict(
         head=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         directory=next(path for path in (directory, *directory.parents) if path.exists()),
         device=source.device,
+        stored=stored,
     )
     return seconds_of(found, machine.rates(total(work for work in found.values() if work)))
 
@@ -89,6 +97,7 @@ class Machine:
         head: width of an attention head.
         directory: on the disk that is written to.
         device: where layers are worked on.
+        stored: weights that are dequantized as they are read; None where they are mapped.
     """
 
     layer: Sequence[BlockShape]
@@ -98,6 +107,7 @@ class Machine:
     head: int
     directory: Path
     device: torch.device
+    stored: StoredWeights | None = None
 
     @torch.no_grad()
     def rates(self, work: Work) -> Work:
@@ -211,6 +221,13 @@ class Machine:
                 os.fsync(file.fileno())
 
             return self._rate(BYTES, write)
+
+    def unpacked(self) -> float:
+        """Weights a second that are dequantized, by the smallest matrix of the file."""
+        assert self.stored is not None
+        stored, entries = self.stored, self.stored.entries
+        name = min((n for n in entries if len(entries[n].shape) > 1), key=lambda n: prod(entries[n].shape))
+        return self._rate(prod(entries[name].shape), lambda: stored.tensor(name))
 
     def _rate(self, amount: float, work: Callable[[], Any]) -> float:
         """Amount over the median time of some runs, after one that is not timed."""

@@ -57,6 +57,10 @@ class StoredWeights(Protocol):
     def layout(self) -> Layout:
         """The files that a pruned copy is written to."""
 
+    @property
+    def unpacks(self) -> bool:
+        """Whether `tensor` makes its result in memory, and does not map it."""
+
     def named_as(self, model: nn.Module) -> None:
         """Take on the names that this model, which may be without weights, gives its tensors."""
 
@@ -79,6 +83,7 @@ class SafetensorsWeights:
     headers: Mapping[str, Header]
     layout: Layout
     whole: str | None = None
+    unpacks: bool = False
 
     def __post_init__(self) -> None:
         self._mapped = CheckpointWeights(dict(self.paths), self.name)

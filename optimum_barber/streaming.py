@@ -51,9 +51,9 @@ class StreamingSparsifier(BarberSparsifier):
     """Prunes a checkpoint from disk to disk, the same bits as in memory; a decoder layer is resident at a time.
 
     Args:
-        reference: a local directory or hub snapshot of safetensors files.
+        reference: a GGUF file, or a local directory or hub snapshot of safetensors files.
         tokenizer: as in `BarberSparsifier`.
-        dtype: of the result; auto keeps the checkpoint's.
+        dtype: of the result; auto keeps the checkpoint's, float16 for GGUF.
 
     Attributes:
         whole: why the model can only be pruned as a whole in memory; None where it can be streamed.
@@ -71,10 +71,8 @@ class StreamingSparsifier(BarberSparsifier):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
-        """Open a hub id, a directory or `installed:PACKAGE`, without reading a weight."""
+        """Open a hub id, a directory, a GGUF file or `installed:PACKAGE`, without reading a weight."""
         reference = resolve_model(str(model))
-        if reference.gguf_file:
-            raise BarberError(f"model {str(model)!r} is a GGUF file, which must be loaded whole")
         found = cls(reference, None, dtype)
         found.tokenizer = load_tokenizer(reference)
         return found
@@ -178,8 +176,14 @@ class StreamingSparsifier(BarberSparsifier):
         """What a run over so many windows of so many tokens takes."""
         source = DiskSource(self.model, self.weights, choose_device("cpu"))
         hidden = self.model.config.get_text_config().hidden_size
-        size = sum(entry.bytes for entry in self._entries().values())
-        return needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
+        written, stored = self._entries(), self.weights.entries
+        size = sum(entry.bytes for entry in written.values())
+        made = {  # in memory: what comes out of a file's blocks, and what is not of the dtype that is written
+            name: stored[name].bytes * self.weights.unpacks + entry.bytes * (entry.dtype != stored[name].dtype)
+            for name, entry in written.items()
+        }
+        found = needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
+        return replace(found, around=max((made[name] for name in source.others()), default=0))
 
     @contextmanager
     def _progress(self, output: Path, resume: bool, settings: Mapping[str, Any], ranks: Ranks) -> Iterator[Progress]:

@@ -29,6 +29,7 @@ class Work:
         exchanged: weights times exchanges a row.
         kept: weights that are checked, packed, written as masks and verified.
         written: bytes on their way to the disk.
+        unpacked: weights that are made of a file's blocks as they are read.
     """
 
     forward: float = 0.0
@@ -45,6 +46,7 @@ class Work:
     exchanged: float = 0.0
     kept: float = 0.0
     written: float = 0.0
+    unpacked: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

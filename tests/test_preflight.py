@@ -38,6 +38,12 @@ def test_on_a_device_the_activations_of_a_batch_lie_there():
     assert replace(on, batch_size=1).memory == INTERPRETER + (2 + 5 * 4) * GIB
 
 
+def test_what_lies_around_the_layers_counts_where_it_is_larger_than_their_work():
+    assert replace(NEEDS, around=8 * GIB).memory == NEEDS.memory
+    assert replace(NEEDS, around=9 * GIB).memory == NEEDS.memory + GIB
+    assert replace(NEEDS, around=9 * GIB, device=True).memory == INTERPRETER + 9 * GIB
+
+
 @pytest.mark.parametrize(
     ("memory", "disk", "message"),
     [

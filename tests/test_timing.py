@@ -15,6 +15,7 @@ from optimum_barber.producers import PRODUCERS
 from optimum_barber.rates import Machine, predict
 from optimum_barber.rebuilders import chain_of
 from optimum_barber.reconstructions import reconstructions_of
+from optimum_barber.shards import Entry
 from optimum_barber.source import ModelSource
 from optimum_barber.timing import CANDIDATES, spell, stages, table
 from optimum_barber.work import BlockShape, Tokens, Work, shapes_of, total
@@ -153,12 +154,22 @@ def test_of_a_plug_in_nothing_is_known():
     assert "and what plug-ins take" in table({"sorcery": None, "dense": 1.0})[0]
 
 
+class Unpacking:
+    """Stored weights of which each is made in memory."""
+
+    entries = {"norm": Entry(torch.float32, (4,)), "large": Entry(torch.float32, (64, 64))}
+
+    def tensor(self, name):
+        assert name == "large"
+        return torch.randn(self.entries[name].shape)
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"pattern": "2:4"}, {"producer": "sparsegpt", "rebuild": {"granularity": "output"}}]
 )
 def test_every_kind_of_work_has_a_rate(settings, tmp_path):
     _, config, plan = made_of("llama", **settings)
-    machine = Machine([ATTENTION, MLP], TOKENS, config, plan.pattern, 8, tmp_path, torch.device("cpu"))
+    machine = Machine([ATTENTION, MLP], TOKENS, config, plan.pattern, 8, tmp_path, torch.device("cpu"), Unpacking())
     before = torch.get_rng_state()
     rates = machine.rates(Work(*[1.0] * len(fields(Work))))
     assert all(0 < getattr(rates, field.name) < float("inf") for field in fields(Work))

@@ -212,9 +212,7 @@ def streamed(
     from ..streaming import StreamingSparsifier
 
     reason: str | None = "--stream never"
-    if args.stream != "never" and reference.gguf_file:
-        reason = "a GGUF file must be loaded whole"
-    elif args.stream != "never":
+    if args.stream != "never":
         found = StreamingSparsifier(reference, None, config.dtype)
         if found.whole is None:
             found.tokenizer = load_tokenizer(reference)
