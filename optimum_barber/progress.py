@@ -18,7 +18,7 @@ from .errors import BarberError
 from .masks import PackedMask
 from .output import STATE_NAME
 from .ranks import ALONE, Ranks
-from .shards import Entry, TensorFile, read_header, sync_directory
+from .shards import Entry, TensorFile, damaged, read_header, sync_directory
 from .weights import CheckpointWeights
 
 
@@ -38,6 +38,7 @@ class Progress:
         layers: how many are done.
         reports: of the blocks so far.
         shares: of the blocks, once they are known.
+        checksums: CRC-32 of every tensor that has been written, by its name, by file beside the state's directory.
 
     Raises:
         BarberError: the state that lies there is of other settings, or damaged.
@@ -52,6 +53,7 @@ class Progress:
         self.layers = 0
         self.reports: list[dict[str, Any]] = []
         self.shares: Shares | None = None
+        self.checksums: dict[str, dict[str, int]] = {}
         if (directory / STATE_NAME).exists():
             self._take_up(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
 
@@ -65,11 +67,25 @@ class Progress:
             raise BarberError(f"resume is not possible with other settings: {'; '.join(differences)}")
         self.layers, self.reports = state["layers"], state["reports"]
         self.shares = Shares(**state["shares"]) if state.get("shares") else None
-        for path in [*map(self._masks, range(self.layers)), self._hidden(self.layers)]:
-            try:
+        self.checksums = state["checksums"]
+        try:
+            for path in map(self._masks, range(self.layers)):
                 read_header(path)
-            except BarberError as error:
-                raise BarberError(f"resume is not possible: {error}; start anew with --overwrite") from None
+            if self.ranks.first:
+                self.check()
+        except BarberError as error:
+            raise BarberError(f"resume is not possible: {error}; start anew with --overwrite") from None
+
+    def check(self) -> None:
+        """Read back every tensor that has been written.
+
+        Raises:
+            BarberError: one is not what was written.
+        """
+        for file, checksums in self.checksums.items():
+            name = damaged(self.directory.parent / file, checksums)
+            if name is not None:
+                raise BarberError(f"{file} does not hold {name} as it was written")
 
     def hidden(self) -> Iterator[Tensor]:
         """What enters the first layer that is still to be done, mapped from the disk, sample by sample of this rank."""
@@ -87,22 +103,32 @@ class Progress:
         write_masks(self._masks(self.layers), masks, "")
         entry = Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape))
         entries = {f"{index:08d}": entry for index in range(hidden.total)}
-        with closing(TensorFile(self._hidden(self.layers + 1), entries, {})) as file:
-            for name, sample in zip(entries, self.ranks.collect(hidden.held, hidden.total), strict=True):
-                file.write(name, sample)
+        path = self._hidden(self.layers + 1)
+        with closing(TensorFile(path, entries, {})) as file:
+            samples = zip(entries, self.ranks.collect(hidden.held, hidden.total), strict=True)
+            self.checksums[self._beside(path)] = {name: file.write(name, sample) for name, sample in samples}
         return dict(MaskFile(self._masks(self.layers)))
 
     def finish(self, weights: Mapping[str, Tensor]) -> None:
         """Write the weights of the layer at hand, and count it as done."""
         for name, weight in weights.items():
-            self.shards.write(name, weight)
+            self.write(name, weight)
         self.shards.sync()
         sync_directory(self.directory)
+        self.checksums.pop(self._beside(self._hidden(self.layers)), None)
         shares = asdict(self.shares) if self.shares else None
-        state = {"settings": self.settings, "layers": self.layers + 1, "reports": self.reports, "shares": shares}
+        state = {
+            "settings": self.settings, "layers": self.layers + 1, "reports": self.reports, "shares": shares,
+            "checksums": self.checksums,
+        }  # fmt: skip
         write_durably(self.directory / STATE_NAME, json.dumps(state))
         self._hidden(self.layers).unlink(missing_ok=True)
         self.layers += 1
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Write a weight of the output, and keep its checksum."""
+        file, checksum = self.shards.write(name, weight)
+        self.checksums.setdefault(file, {})[name] = checksum
 
     def discard(self) -> None:
         """Throw the state away: the run is complete, or a resumed one would fare no better."""
@@ -111,6 +137,9 @@ class Progress:
 
     def _masks(self, layer: int) -> Path:
         return self.directory / f"masks-{layer:05d}.safetensors"
+
+    def _beside(self, path: Path) -> str:
+        return str(path.relative_to(self.directory.parent))
 
     def _hidden(self, layer: int) -> Path:
         return self.directory / f"hidden-{layer:05d}.safetensors"
@@ -150,9 +179,10 @@ class OutputShards:
         for folder in (directory, directory.parent):
             sync_directory(folder)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor into its file."""
-        self._open[self.files[name]].write(name, tensor)
+    def write(self, name: str, tensor: Tensor) -> tuple[str, int]:
+        """Write a tensor into its file; the file's name, and the CRC-32 of the tensor."""
+        file = self.files[name]
+        return file, self._open[file].write(name, tensor)
 
     def sync(self) -> None:
         """Return when everything is on the disk."""

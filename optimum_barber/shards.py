@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +116,15 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text, starts, position
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, converted to the file's dtype piece by piece."""
-        entry, position = self.entries[name], self._starts[name]
+    def write(self, name: str, tensor: Tensor) -> int:
+        """Write one tensor, converted to the file's dtype piece by piece; the CRC-32 of what was written."""
+        entry, position, checksum = self.entries[name], self._starts[name], 0
         assert tuple(tensor.shape) == entry.shape, (name, tensor.shape, entry.shape)
         for piece in tensor.detach().reshape(-1).split(CHUNK):
             data = raw(piece.to("cpu", entry.dtype))
             write_all(self._file, data, position)
-            position += len(data)
+            position, checksum = position + len(data), zlib.crc32(data, checksum)
+        return checksum
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk."""
@@ -142,6 +144,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             file.write(name, tensor)
     finally:
         file.close()
+
+
+def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
+    """The first tensor of a safetensors file that does not have the CRC-32 given for it; None where all have.
+
+    Raises:
+        BarberError: the file is missing, truncated, or no safetensors file.
+    """
+    header = read_header(path)
+    with path.open("rb") as file:
+        for name, expected in checksums.items():
+            file.seek(header.starts[name])
+            left, found = header.entries[name].bytes, 0
+            while left > 0:
+                data = file.read(min(left, CHUNK))
+                left, found = left - len(data), zlib.crc32(data, found)
+            if found != expected:
+                return name
+    return None
 
 
 def raw(tensor: Tensor) -> memoryview:

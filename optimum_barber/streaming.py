@@ -218,7 +218,8 @@ class StreamingSparsifier(BarberSparsifier):
     ) -> None:
         """Write everything that is no decoder layer; the state goes when the checkpoint has been checked."""
         for name in source.others():
-            progress.shards.write(name, self.weights.tensor(name))
+            progress.write(name, self.weights.tensor(name))
+        progress.check()
         result = self._result(config, source, plan, windows, progress.masks(), reports, shares)
         self._save(progress.directory.parent, config, result)
         progress.discard()

@@ -17,6 +17,7 @@ from optimum_barber.errors import BarberError, UnfinishedError
 from optimum_barber.loading import resolve_model
 from optimum_barber.output import partial_of, unfinished
 from optimum_barber.progress import OutputShards, Progress
+from optimum_barber.shards import read_header
 from optimum_barber.streaming import StreamingSparsifier
 
 from .conftest import tiny_model, tiny_windows
@@ -198,6 +199,42 @@ def test_a_damaged_state_is_refused(tmp_path):
     hidden.write_bytes(hidden.read_bytes()[:-4])
     with pytest.raises(BarberError, match=r"resume is not possible: hidden-00001.safetensors is truncated"):
         stream(streaming, tmp_path / "out", resume=True)
+
+
+def flip(path, name):
+    """Change one bit of a tensor where it lies."""
+    header = read_header(path)
+    content = bytearray(path.read_bytes())
+    content[header.starts[name] + header.entries[name].bytes // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["weight", "hidden"])
+def test_a_bit_that_changed_meanwhile_is_found(tmp_path, what):
+    streaming = stored(tmp_path)
+    stopped(streaming, tmp_path / "out", 3)
+    partial = tmp_path / "out.partial"
+    file, name = (
+        ("model.safetensors", "model.layers.0.mlp.up_proj.weight")
+        if what == "weight"
+        else (".resume/hidden-00001.safetensors", "00000003")
+    )
+    flip(partial / file, name)
+    with pytest.raises(
+        BarberError, match=rf"resume is not possible: {file} does not hold {name} as it was written; st"
+    ):
+        stream(streaming, tmp_path / "out", resume=True)
+    flip(partial / file, name)
+    stream(streaming, tmp_path / "out", resume=True)
+
+
+def test_a_bit_that_changes_before_the_end_is_found(tmp_path):
+    streaming = stored(tmp_path)
+    shard, name = tmp_path / "out.partial" / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    later = [lambda report: flip(shard, name) if report.block == "model.layers.1.mlp" else None]
+    with pytest.raises(BarberError, match=f"model.safetensors does not hold {name} as it was written"):
+        stream(streaming, tmp_path / "out", callbacks=later)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_bad_input_in_a_later_layer_leaves_nothing(tmp_path):
