@@ -80,11 +80,11 @@ def needed_flops(source: ModelSource, windows: torch.Tensor, name: str, found: M
 
 
 def gathered(shape: BlockShape, tokens: Tokens, chain: list[str], rounds: list[dict[str, Any]]) -> Work:
-    """The Gram matrices of swaps, and of as many rounds of gauss-newton as there were."""
+    """The Gram matrices of swaps, and of the closing Linear in as many rounds of gauss-newton as there were."""
     if "gauss-newton" not in chain:
         return shape.grams(tokens) * chain.count("swaps")
-    newton = Work(gram=shape.grams(tokens).gram) * sum("length" in record for record in rounds)
-    return newton + shape.inner_grams(tokens) * chain.count("swaps")
+    newton = shape.closing_grams(tokens) * sum("length" in record for record in rounds)
+    return newton + shape.inner_grams(tokens)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def expand(
         shrinkage: rho, in [0, 1].
         worth: of an expansion around masks nearby, taken over; None to send random signs back.
     """
-    slopes, sums = _Slopes(trial, names, probing=worth is None), Sums(names)
+    slopes, sums = _Slopes(trial, names, probing=worth is None), Sums(trial, names, shrinkage)
     with calls_of(trial, names) as calls:
 
         def see(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
@@ -67,7 +67,7 @@ def expand(
                 sums.add(calls, output, output, weights)
 
         trial.differentiate(masks, see)
-    grams, _ = sums.over(trial.ranks, shrinkage)
+    grams, _ = sums.over()
     worth = worth or {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
     found = {}
     for name, gram in grams.items():

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .ranks import Ranks
 from .sums import Products
 from .trial import Masks, Trial
 
-CLOSING = "closing Linear"  # a note on a trial
+CLOSING, GRAMS = "closing Linear", "Gram matrices"  # notes on a trial
 
 
 @dataclass
@@ -48,10 +47,10 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
         names: of the Linears.
         shrinkage: rho, in [0, 1].
     """
-    sums = Sums(names)
+    sums = Sums(trial, names, shrinkage)
     with calls_of(trial, names) as calls:
         trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
-    grams, correlations = sums.over(trial.ranks, shrinkage)
+    grams, correlations = sums.over()
     found = {}
     for name in names:
         missing = trial.weight(name) - trial.weight(name, masks[name])
@@ -84,12 +83,30 @@ def _closing_linear(trial: Trial) -> str | None:
         return next((name for name, (_, made) in calls.items() if _same(made, output)), None)
 
 
-class Sums:
-    """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's."""
+@dataclass
+class _Known:
+    """A shrunk Gram matrix, and what its Linear was given for this rank's first sample."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    first: Tensor
+    gram: Tensor
+
+
+class Sums:
+    """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's.
+
+    Inputs that no mask of the block reaches are the same in every pass: their Gram matrices are summed in the first.
+
+    Args:
+        trial: the block, whose notes keep those.
+        names: of the Linears.
+        shrinkage: of the Gram matrices, in [0, 1].
+    """
+
+    def __init__(self, trial: Trial, names: Sequence[str], shrinkage: float) -> None:
+        self.names, self.ranks, self.shrinkage = names, trial.ranks, shrinkage
+        self.known: dict[str, _Known] = trial.notes.setdefault(f"{GRAMS} {shrinkage}", {})
         self.input_of: dict[str, str] = {}  # the first Linear with the same input
+        self.first: dict[str, Tensor] = {}  # what those are given first, the closing one left out
         self.grams: dict[str, Products] = {}
         self.correlations: dict[str, Products] = {}
 
@@ -97,20 +114,32 @@ class Sums:
         self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor, weights: Tensor | None
     ) -> None:
         """Add what the Linears were called with and gave for one sample."""
+        if not self.input_of:
+            self._begin({name: calls[name][0] for name in self.names if not _same(calls[name][1], output)})
         first: dict[int, str] = {}
         for name in self.names:
             given, made = calls[name]
             x = _weighed(given, weights)
             self.input_of[name] = first.setdefault(id(given), name)
-            if self.input_of[name] == name:
+            if self.input_of[name] == name and name not in self.known:
                 self.grams.setdefault(name, Products(symmetric=True)).add(x, x)
             if _same(made, output):
                 self.correlations.setdefault(name, Products()).add(_weighed(target - output, weights), x)
 
-    def over(self, ranks: Ranks, shrinkage: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _begin(self, given: dict[str, Tensor]) -> None:
+        """Forget the Gram matrices of inputs, the closing Linear's aside, that are not what they were on every rank."""
+        for name in [name for name in self.names if name in self.known]:
+            alike = name in given and torch.equal(given[name], self.known[name].first)
+            if not all(self.ranks.gather([float(alike)])):
+                del self.known[name]
+        self.first = {name: x.detach() for name, x in given.items() if name not in self.known}
+
+    def over(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Shrunk Gram matrices of all Linears, and correlations, over all ranks; once, behind the last sample."""
-        grams = {name: shrink(total.over(ranks), shrinkage) for name, total in self.grams.items()}
-        correlations = {name: total.over(ranks) for name, total in self.correlations.items()}
+        grams = {name: shrink(total.over(self.ranks), self.shrinkage) for name, total in self.grams.items()}
+        self.known.update({name: _Known(self.first[name], grams[name]) for name in grams if name in self.first})
+        grams = {name: known.gram for name, known in self.known.items()} | grams
+        correlations = {name: total.over(self.ranks) for name, total in self.correlations.items()}
         return {name: grams[self.input_of[name]] for name in self.names}, correlations
 
 

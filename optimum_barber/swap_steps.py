@@ -124,9 +124,11 @@ class GroupRows(Rows):
         super().__init__(values, keep, gram, correlation)
         self.members = len(values), group, values.shape[1] // group
         self.one, self.other = torch.triu_indices(group, group, 1, device=values.device)  # of a pair, as in `_paired`
+        self.ones, self.others = (self.members[2] * place for place in (self.one, self.other))  # columns, in group 0
+        self.starts = self.members[2] * torch.arange(len(self.one), device=values.device)  # of each pair's groups
         self.coupled = self._coupled()
-        same = self._paired(keep, lambda one, others: one == others)
-        self.joint = self.coupled.masked_fill(same, torch.inf)
+        self.joint = self.coupled.masked_fill(self._paired(keep, torch.eq), torch.inf)
+        self.costs = torch.empty_like(self.coupled)
 
     @property
     def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
@@ -135,10 +137,11 @@ class GroupRows(Rows):
 
     def turned(self, pair: Tensor, kept: Tensor) -> None:
         """Which pairs of the groups concerned are one kept and one pruned weight."""
-        groups = pair[:, 0] % self.members[2]
-        members = self.keep.view(self.members)[self.each, :, groups]
-        same = members[:, self.one] == members[:, self.other]
-        self.joint[self.each, :, groups] = self.coupled[self.each, :, groups].masked_fill_(same, torch.inf)
+        group = pair[:, :1] % self.members[2]
+        same = self.keep.gather(1, group + self.ones) == self.keep.gather(1, group + self.others)
+        at = group + self.starts
+        coupled = self.coupled.flatten(1).gather(1, at)
+        self.joint.flatten(1).scatter_(1, at, coupled.masked_fill_(same, torch.inf))
 
     def _coupled(self) -> Tensor:
         """-2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups)."""
@@ -146,17 +149,21 @@ class GroupRows(Rows):
         gram = self.gram.view(group, groups, group, groups).diagonal(dim1=1, dim2=3)
         return self._paired(self.values, torch.mul).mul_(-2 * gram[self.one, self.other])
 
-    def _paired(self, tensor: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _paired(self, tensor: Tensor, combine: Callable[..., Tensor], into: Tensor | None = None) -> Tensor:
         """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
-        members = tensor.view(self.members)
-        return torch.cat([combine(members[:, i, None], members[:, i + 1 :]) for i in range(self.members[1] - 1)], dim=1)
+        (rows, group, groups), members = self.members, tensor.view(self.members)
+        found = tensor.new_empty((rows, len(self.one), groups)) if into is None else into
+        parts = found.split(list(range(group - 1, 0, -1)), dim=1)
+        for place, part in enumerate(parts):
+            combine(members[:, place, None], members[:, place + 1 :], out=part)
+        return found
 
     def _best_pair(self, costs: Tensor) -> Pair:
         """The best pair within any M-group of each row."""
-        groups = self.members[2]
-        pairs = self._paired(costs, torch.add).add_(self.joint).flatten(1)
+        pairs = self._paired(costs, torch.add, self.costs).add_(self.joint).flatten(1)
         best = lowest(pairs)
-        which, at = best // groups, best % groups
-        one, other = self.one[which] * groups + at, self.other[which] * groups + at
+        which = best // self.members[2]
+        at = best - self.starts[which]
+        one, other = self.ones[which] + at, self.others[which] + at
         kept = self.keep[self.each, one]
         return torch.where(kept, one, other), torch.where(kept, other, one), pairs[self.each, best]

@@ -41,10 +41,20 @@ def exchange(
     """
     if group is None:
         return _exchanged(values, keep, gram, correlation, most, None)
-    # the same place of all M-groups side by side, so that pairs are formed along long rows
-    order = torch.arange(values.shape[1], device=values.device).view(-1, group).t().reshape(-1)
-    ordered = values[:, order], keep[:, order], gram[order][:, order], correlation[:, order]
-    return _exchanged(*ordered, most, group)[:, order.argsort()]
+    values, keep, correlation = (by_place(rows, group) for rows in (values, keep, correlation))
+    return by_group(
+        _exchanged(values, keep, by_place(by_place(gram, group).t(), group), correlation, most, group), group
+    )
+
+
+def by_place(rows: Tensor, group: int) -> Tensor:
+    """Rows with the same place of all M-groups side by side, so that pairs are formed along long rows."""
+    return rows.view(len(rows), -1, group).transpose(1, 2).reshape(rows.shape)
+
+
+def by_group(rows: Tensor, group: int) -> Tensor:
+    """Such rows as they were."""
+    return rows.view(len(rows), group, -1).transpose(1, 2).reshape(rows.shape)
 
 
 def _exchanged(

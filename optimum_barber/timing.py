@@ -129,20 +129,24 @@ def _exchanges(
 
 
 def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
-    """A gradient pass with Gram matrices a round, random signs once, the candidates, a pass for the closing Linear."""
+    """A gradient pass a round, the candidates, a pass with the Gram matrix of the closing Linear; random signs once.
+
+    The other Gram matrices are summed in the first pass, which is `swaps`' where that comes before.
+    """
     rounds, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
     slopes = shape.gradient(tokens) + Work(backward=-2 * tokens.count * closing)  # none of the closing weights
     probes = (slopes + shape.forward(tokens) * -1.0) * (len(range(0, tokens.samples, PROBED)) / tokens.samples)
     some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples
     step = Work(exchanged=EACH * (shape.weights - closing))
     found = {
-        "gauss-newton: gradients": slopes + Work(gram=shape.grams(tokens).gram),
+        "gauss-newton: gradients": slopes,
         "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS + step,
         "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
-        + Work(exchanged=closing * config.rebuild.swaps),
+        + Work(gram=shape.closing_grams(tokens).gram * bool(closing), exchanged=closing * config.rebuild.swaps),
     }
     found = {name: work * rounds for name, work in found.items()}
-    found["gauss-newton: gradients"] += probes
+    summed = "swaps" in config.rebuild.chain[: config.rebuild.chain.index("gauss-newton")]
+    found["gauss-newton: gradients"] += probes + Work(gram=shape.inner_grams(tokens).gram * (not summed))
     return found | {"gauss-newton: last masks": shape.masked(tokens)}
 
 

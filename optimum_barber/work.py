@@ -143,9 +143,12 @@ class BlockShape:
 
     def grams(self, tokens: Tokens) -> Work:
         """Gram matrices of the inputs, and the correlation of each Linear's residual with its input."""
+        return self.inner_grams(tokens) + self.closing_grams(tokens)
+
+    def closing_grams(self, tokens: Tokens) -> Work:
+        """Those of the Linear that closes the block."""
         closing = self.linears[-1]
-        own = Work(gram=2 * tokens.count * (entries(closing[1]) + weights_of([closing])))
-        return self.inner_grams(tokens) + own
+        return Work(gram=2 * tokens.count * (entries(closing[1]) + weights_of([closing])))
 
     def inner_grams(self, tokens: Tokens) -> Work:
         """The same without the Linear that closes the block."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from optimum_barber.activations import Activations
 from optimum_barber.quadratic import closing_linear, quadratics
+from optimum_barber.sums import Products
 
 from .test_trial import ToyBlock, trial  # noqa: F401
 
@@ -67,6 +68,36 @@ def test_watching_measures_the_error_and_keeps_the_outputs(trial):  # noqa: F811
     passes = trial.forward_passes
     trial.error(trial.masks), trial.outputs(trial.masks)
     assert trial.forward_passes == passes
+
+
+def another(trial):  # noqa: F811
+    """Other masks."""
+    return {name: ~keep for name, keep in trial.masks.items()}
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+@torch.no_grad()
+def test_a_second_pass_sums_what_a_first_one_would(trial, behind):  # noqa: F811
+    inner, names = trial.forward, list(trial.linears)
+    trial.forward = lambda x: inner(x) * behind  # with a factor behind it no Linear closes the block
+    quadratics(trial, trial.masks, names, 0.1)
+    found = quadratics(trial, another(trial), names, 0.1)
+    trial.notes.clear()
+    for name, expected in quadratics(trial, another(trial), names, 0.1).items():
+        assert torch.equal(found[name].gram, expected.gram)
+        assert torch.equal(found[name].correlation, expected.correlation)
+
+
+@torch.no_grad()
+def test_gram_matrices_that_no_mask_reaches_are_summed_once(trial, monkeypatch):  # noqa: F811
+    made, add = [], Products.add
+    monkeypatch.setattr(Products, "add", lambda self, left, right: (made.append(right.shape), add(self, left, right)))
+    first = quadratics(trial, trial.masks, ["gate", "up"], 0.1)
+    assert len(made) == trial.inputs.total
+    second = quadratics(trial, another(trial), ["gate", "up", "down"], 0.1)
+    assert len(made) == 3 * trial.inputs.total and second["up"].gram is first["gate"].gram
+    quadratics(trial, trial.masks, ["gate"], 0.2)
+    assert len(made) == 4 * trial.inputs.total
 
 
 def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial):  # noqa: F811

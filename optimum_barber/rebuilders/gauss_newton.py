@@ -54,16 +54,17 @@ def _step(
 ) -> tuple[Masks, float, list[list[float]]]:
     """The masks of the best step found, its length and the errors of all lengths; the given ones where none helps."""
     stride, few = stride_of(trial.inputs.total), config.model_copy(update={"swaps": EACH})
-    errors = {0.0: trial.error_on_every(stride, masks)}
-
-    def stepped(length: float) -> Masks:
-        shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
-        return with_exchanges(trial, masks, shorter, few)
+    errors, stepped = {0.0: trial.error_on_every(stride, masks)}, dict[float, Masks]()
 
     def measure(length: float) -> float:
-        errors[length] = trial.error_on_every(stride, stepped(length))
+        shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
+        stepped[length] = with_exchanges(trial, masks, shorter, few)
+        errors[length] = trial.error_on_every(stride, stepped[length])
+        best = min(stepped, key=errors.__getitem__)
+        for worse in stepped.keys() - {best}:
+            del stepped[worse]
         return errors[length]
 
     length, error = climb(measure, start, (2.0, 0.5), errors[0.0])
     tried = [list(pair) for pair in sorted(errors.items())]
-    return (masks, start, tried) if error is None else (stepped(length), length, tried)
+    return (masks, start, tried) if error is None else (stepped[length], length, tried)
