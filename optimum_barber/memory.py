@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 WEIGHT_SIZED = 4 * 2**20  # bytes; activations of a window are smaller and stay in the heap, where reuse is free
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
+HEAP_TOP = 16 * 2**20  # bytes; activations come and go there, and pages that went back would be faulted in every time
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 WORTH_TRIMMING = 256 * 2**20  # bytes; pages that go back must be had again, which costs time
 
 
@@ -21,12 +22,14 @@ def return_freed_buffers(bytes_from: int = WEIGHT_SIZED) -> None:
     """Have buffers of this size and above go back to the system as soon as they are freed, from now on.
 
     Left to itself, glibc serves ever larger buffers from its heap, where small long-lived ones, such as packed
-    masks, pin what lies beneath them: the resident size then grows with every decoder layer.
-    `MALLOC_MMAP_THRESHOLD_=4194304` in the environment does the same.
+    masks, pin what lies beneath them: the resident size then grows with every decoder layer. What is free at the heap's
+    end stays there for reuse, up to `HEAP_TOP`. `MALLOC_MMAP_THRESHOLD_=4194304` and `MALLOC_TRIM_THRESHOLD_=16777216`
+    in the environment do the same.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, bytes_from)
+        mallopt(M_TRIM_THRESHOLD, HEAP_TOP)
 
 
 def trim() -> None:
