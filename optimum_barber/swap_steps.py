@@ -30,8 +30,8 @@ class Rows(ABC):
 
     @property
     @abstractmethod
-    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
-        """The ways of choosing a pair in each row, given the costs, (rows, width); taken in turn."""
+    def ways(self) -> Sequence[Callable[[], Pair]]:
+        """The ways of choosing a pair in each row; taken in turn."""
 
     @abstractmethod
     def turned(self, pair: Tensor, kept: Tensor) -> None:
@@ -41,8 +41,7 @@ class Rows(ABC):
         """Take some steps; which rows may have more to gain, (rows,) bool: no way improves the others."""
         ways, idle = self.ways, torch.zeros_like(self.each)
         for step in range(steps):
-            costs = torch.addcmul(self.alone, self.turn, self.correlation)
-            idle = torch.where(self._exchange(*ways[step % len(ways)](costs)), 0, idle + 1)
+            idle = torch.where(self._exchange(*ways[step % len(ways)]()), 0, idle + 1)
             if self.values.device.type == "cpu" and bool((idle >= len(ways)).all()):  # a device would stall over it
                 break
         return idle < len(ways)
@@ -69,51 +68,60 @@ class FreeRows(Rows):
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, thorough: bool) -> None:
         super().__init__(values, keep, gram, correlation)
         self.thorough = thorough
-        self.kept_only = torch.zeros_like(values).masked_fill_(~keep, torch.inf)
-        self.pruned_only = torch.zeros_like(values).masked_fill_(keep, torch.inf)
+        self.kept_alone = self.alone.masked_fill(~keep, torch.inf)
+        self.pruned_alone = self.alone.masked_fill(keep, torch.inf)
 
     @property
-    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
+    def ways(self) -> Sequence[Callable[[], Pair]]:
         """From the one end, from the other, and perhaps the best of all pairs."""
         return [self._grower_first, self._pruner_first, *([self._best_pair] if self.thorough else [])]
 
     def turned(self, pair: Tensor, kept: Tensor) -> None:
         """Who may be pruned and who may be grown."""
-        never = torch.full_like(self.kept_only[:, :2], torch.inf)
-        self.kept_only.scatter_(1, pair, never.masked_fill(kept, 0.0))
-        self.pruned_only.scatter_(1, pair, never.masked_fill(~kept, 0.0))
+        alone = self.alone.gather(1, pair)
+        self.kept_alone.scatter_(1, pair, alone.masked_fill(~kept, torch.inf))
+        self.pruned_alone.scatter_(1, pair, alone.masked_fill(kept, torch.inf))
 
-    def _grower_first(self, costs: Tensor) -> Pair:
+    def _costs(self) -> tuple[Tensor, Tensor]:
+        """What each kept weight costs when it goes, and each pruned one when it is grown; infinite for the others."""
+        return (
+            torch.addcmul(self.kept_alone, self.turn, self.correlation),
+            torch.addcmul(self.pruned_alone, self.turn, self.correlation),
+        )
+
+    def _grower_first(self) -> Pair:
         """The pruned weight of each row that gains most alone, and the kept one that suits it."""
-        grow = lowest(costs + self.pruned_only)
-        return self._pair(lowest(self._beside(grow, costs + self.kept_only)), grow, costs)
+        kept, pruned = self._costs()
+        grow = lowest(pruned)
+        return self._pair(lowest(self._beside(grow, kept)), grow, kept, pruned)
 
-    def _pruner_first(self, costs: Tensor) -> Pair:
+    def _pruner_first(self) -> Pair:
         """The kept weight of each row that costs least alone, and the pruned one that suits it."""
-        prune = lowest(costs + self.kept_only)
-        return self._pair(prune, lowest(self._beside(prune, costs + self.pruned_only)), costs)
+        kept, pruned = self._costs()
+        prune = lowest(kept)
+        return self._pair(prune, lowest(self._beside(prune, pruned)), kept, pruned)
 
     def _beside(self, chosen: Tensor, costs: Tensor) -> Tensor:
         """What every other weight's change costs beside that of one chosen weight of its row."""
         coupled = self.gram.index_select(0, chosen).mul_(2 * self.values[self.each, chosen][:, None])
         return torch.addcmul(costs, self.values, coupled, value=-1)
 
-    def _pair(self, prune: Tensor, grow: Tensor, costs: Tensor) -> Pair:
+    def _pair(self, prune: Tensor, grow: Tensor, kept: Tensor, pruned: Tensor) -> Pair:
         """With what the exchange changes; infinite where a row has nothing to prune or to grow."""
         coupled = 2 * self.values[self.each, prune] * self.values[self.each, grow] * self.gram[prune, grow]
-        change = costs[self.each, prune] + costs[self.each, grow] - coupled
-        return prune, grow, change + self.kept_only[self.each, prune] + self.pruned_only[self.each, grow]
+        return prune, grow, kept[self.each, prune] + pruned[self.each, grow] - coupled
 
-    def _best_pair(self, costs: Tensor) -> Pair:
+    def _best_pair(self) -> Pair:
         """The best of all pairs of each row: O(width^2) a row."""
-        width = costs.shape[1]
+        kept, pruned = self._costs()
+        width = kept.shape[1]
         rows = max(PAIRS // width**2, 1)
-        best = torch.cat([self._best_of(costs, some) for some in self.each.split(rows)])
-        return self._pair(best // width, best % width, costs)
+        best = torch.cat([self._best_of(kept[some], pruned[some], some) for some in self.each.split(rows)])
+        return self._pair(best // width, best % width, kept, pruned)
 
-    def _best_of(self, costs: Tensor, rows: Tensor) -> Tensor:
-        prune, grow, values = (costs + self.kept_only)[rows], (costs + self.pruned_only)[rows], self.values[rows]
-        pairs = prune[:, :, None] + grow[:, None, :]
+    def _best_of(self, kept: Tensor, pruned: Tensor, rows: Tensor) -> Tensor:
+        values = self.values[rows]
+        pairs = kept[:, :, None] + pruned[:, None, :]
         return lowest(pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1))
 
 
@@ -131,7 +139,7 @@ class GroupRows(Rows):
         self.costs = torch.empty_like(self.coupled)
 
     @property
-    def ways(self) -> Sequence[Callable[[Tensor], Pair]]:
+    def ways(self) -> Sequence[Callable[[], Pair]]:
         """One, which leaves nothing out."""
         return [self._best_pair]
 
@@ -158,8 +166,9 @@ class GroupRows(Rows):
             combine(members[:, place, None], members[:, place + 1 :], out=part)
         return found
 
-    def _best_pair(self, costs: Tensor) -> Pair:
+    def _best_pair(self) -> Pair:
         """The best pair within any M-group of each row."""
+        costs = torch.addcmul(self.alone, self.turn, self.correlation)
         pairs = self._paired(costs, torch.add, self.costs).add_(self.joint).flatten(1)
         best = lowest(pairs)
         which = best // self.members[2]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .swap_steps import FreeRows, GroupRows
 
-TOGETHER = 2**18  # weights worked on at once on the CPU: what an exchange touches stays near
+TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
 LEG = 20  # steps after which rows that have nothing more to gain are left aside
 
@@ -62,7 +62,8 @@ def _exchanged(
 ) -> Tensor:
     """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together."""
     keep, correlation = keep.clone(), correlation.clone()
-    together = (TOGETHER if values.device.type == "cpu" else TOGETHER_ON_DEVICE) // max((group or 4) // 4, 1)
+    at_once = TOGETHER * torch.get_num_threads() if values.device.type == "cpu" else TOGETHER_ON_DEVICE
+    together = at_once // max((group or 4) // 4, 1)
     going, left = torch.arange(len(keep), device=keep.device), most
     while len(going) and left != 0:
         steps, legs = LEG if left is None else min(LEG, left), []

@@ -57,6 +57,8 @@ def _step(
     errors, stepped = {0.0: trial.error_on_every(stride, masks)}, dict[float, Masks]()
 
     def measure(length: float) -> float:
+        if length in errors:
+            return errors[length]
         shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
         stepped[length] = with_exchanges(trial, masks, shorter, few)
         errors[length] = trial.error_on_every(stride, stepped[length])
@@ -65,6 +67,7 @@ def _step(
             del stepped[worse]
         return errors[length]
 
-    length, error = climb(measure, start, (2.0, 0.5), errors[0.0])
+    too_long = measure(start) > errors[0.0]
+    length, error = climb(measure, start, (0.5,) if too_long else (2.0, 0.5), errors[0.0])
     tried = [list(pair) for pair in sorted(errors.items())]
     return (masks, start, tried) if error is None else (stepped[length], length, tried)
