@@ -86,7 +86,9 @@ def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
 @pytest.mark.parametrize(("family", "settings"), [("llama", {}), ("opt", {}), ("phi3", {"pattern": "2:4"})])
 def test_the_products_of_gauss_newton_are_those_that_torch_counts(family, settings, monkeypatch):
     monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.climb", lambda see, start, *_: (start, see(start)))
+    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.FURTHER", float("inf"))
     monkeypatch.setattr("optimum_barber.timing.LENGTHS", 1)
+    monkeypatch.setattr("optimum_barber.timing.IN_ATTENTION", 2)
     rebuild = {"method": "swaps+gauss-newton", "newton_rounds": 2, "accept": "always"}
     source, config, plan = made_of(family, rebuild=rebuild, **settings)
     predicted = foreseen(source, config, plan, replace(TOKENS, samples=2))
