@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from .activations import Activations
 from .derivatives import backward, differentiable
-from .memory import WORTH_TRIMMING, give_back
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
 from .scores import GradientReduction
@@ -213,9 +212,8 @@ class Trial:
         return {name: linear.weight for name, linear in self.linears.items()}
 
     def _make_room(self) -> None:
-        """Before a pass over the samples: without the outputs of the last one, and its free pages if they are many."""
+        """Before a pass over the samples: without the outputs of the last one."""
         self._latest = None
-        give_back(WORTH_TRIMMING)
 
     def _forget(self) -> None:
         """Errors and outputs that were measured before hold no longer."""
