@@ -71,7 +71,7 @@ class RebuildConfig(BaseModel):
     rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
     swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
     newton_rounds: int = Field(
-        2, ge=1, description="most rounds of gradient, exchange and measurement that the rebuilder 'gauss-newton' makes"
+        2, ge=1, description="of gradient, exchange and measurement that the rebuilder 'gauss-newton' makes"
     )
     shrinkage: float = Field(
         0.3, ge=0, le=1, description="of the Gram matrices of exchanges to their diagonal: calibration tokens are few"

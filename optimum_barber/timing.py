@@ -13,7 +13,6 @@ from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
 LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
-IN_ATTENTION = 1  # rounds of 'gauss-newton' at most, whose second would hardly help there: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
 
@@ -134,8 +133,7 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
 
     The other Gram matrices are summed in the first pass, which is `swaps`' where that comes before.
     """
-    most, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
-    rounds = min(most, IN_ATTENTION) if shape.scores else most
+    rounds, closing = config.rebuild.newton_rounds, weights_of(shape.linears[-1:] if len(shape.linears) > 1 else ())
     slopes = shape.gradient(tokens) + Work(backward=-2 * tokens.count * closing)  # none of the closing weights
     probes = (slopes + shape.forward(tokens) * -1.0) * (len(range(0, tokens.samples, PROBED)) / tokens.samples)
     some = len(range(0, tokens.samples, stride_of(tokens.samples))) / tokens.samples

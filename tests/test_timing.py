@@ -86,25 +86,11 @@ def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
 @pytest.mark.parametrize(("family", "settings"), [("llama", {}), ("opt", {}), ("phi3", {"pattern": "2:4"})])
 def test_the_products_of_gauss_newton_are_those_that_torch_counts(family, settings, monkeypatch):
     monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.climb", lambda see, start, *_: (start, see(start)))
-    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.FURTHER", float("inf"))
     monkeypatch.setattr("optimum_barber.timing.LENGTHS", 1)
-    monkeypatch.setattr("optimum_barber.timing.IN_ATTENTION", 2)
     rebuild = {"method": "swaps+gauss-newton", "newton_rounds": 2, "accept": "always"}
     source, config, plan = made_of(family, rebuild=rebuild, **settings)
     predicted = foreseen(source, config, plan, replace(TOKENS, samples=2))
     assert counted(source, plan, tiny_windows(samples=2)) == predicted > 0
-
-
-def test_gauss_newton_ends_behind_a_step_that_hardly_helped(monkeypatch):
-    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.climb", lambda see, start, *_: (start, see(start)))
-    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.FURTHER", 0.0)
-    monkeypatch.setattr("optimum_barber.timing.LENGTHS", 1)
-    once, twice = (
-        made_of("llama", rebuild={"method": "swaps+gauss-newton", "newton_rounds": rounds, "accept": "always"})
-        for rounds in (1, 2)
-    )
-    predicted = foreseen(once[0], once[1], once[2], replace(TOKENS, samples=2))
-    assert counted(twice[0], twice[2], tiny_windows(samples=2)) == predicted
 
 
 def test_gram_matrices_of_a_producer_are_counted():

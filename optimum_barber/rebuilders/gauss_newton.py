@@ -1,6 +1,5 @@
 """Exchanges in all rows of a block at once, by what they do to the block error (Gauss-Newton)."""
 
-from operator import itemgetter
 from typing import Any
 
 from ..block_quadratic import Expansion, expand
@@ -13,7 +12,6 @@ from .ratio import climb, stride_of
 from .swaps import difference, exchanged, outcome, with_exchanges
 
 LENGTH = 1 / 8  # of the first step that is tried: 1 would suit rows whose effects never meet
-FURTHER = 0.95  # of the error is what a step must leave at most, or the next round, of a gradient pass, is not worth it
 EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
 
 
@@ -22,9 +20,9 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
     """Rounds of: exchanges in all Linears but the closing one by the gradient of the block error, then in that one.
 
     How far a round goes, 1 / mu, is found by the measured error. The gradient pass of a round measures the masks of the
-    round before on the way. It ends where no length helps, or hardly; in the first round the closing Linear has its
-    turn even so, since `swaps` left it to this one. Of all masks those with the lowest block error are returned
-    (`accept: always`: the last).
+    round before on the way. Where no length helps it ends; in the first round the closing Linear has its turn even so,
+    since `swaps` left it to this one. Of all masks those with the lowest block error are returned (`accept: always`:
+    the last).
     """
     inner, *closing = in_order(trial)
     steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
@@ -38,7 +36,7 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
             candidate = exchanged(trial, candidate, names, config)
         rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
         steps.append(candidate)
-        if len(rounds) == config.newton_rounds or min(tried, key=itemgetter(1))[1] > FURTHER * tried[0][1]:
+        if len(rounds) == config.newton_rounds:
             break
         around = expand(trial, candidate, inner, config.shrinkage, around.worth)
         if config.accept != "always" and trial.error(candidate) >= trial.error(steps[-2]):
