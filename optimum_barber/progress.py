@@ -67,7 +67,7 @@ class Progress:
             raise BarberError(f"resume is not possible with other settings: {'; '.join(differences)}")
         self.layers, self.reports = state["layers"], state["reports"]
         self.shares = Shares(**state["shares"]) if state.get("shares") else None
-        self.checksums = state["checksums"]
+        self.checksums = state.get("checksums", {})
         try:
             for path in map(self._masks, range(self.layers)):
                 read_header(path)
