@@ -29,6 +29,7 @@ class GgufWeights:
         processor: transformers' own, of one tensor at a time; None where its model takes more than that.
         tensors: of the file, by its names; each a view of the mapped file.
         sources: for each of the model's tensors, the name of the file's.
+        entries: dtype and shape of each of these.
         dtype: of a pruned copy, where no other is asked for.
         unpacks: a tensor is made in memory.
     """
@@ -38,6 +39,7 @@ class GgufWeights:
     processor: Any
     tensors: Mapping[str, Any]
     sources: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     dtype: torch.dtype = torch.float16
     unpacks: bool = True
 
@@ -68,11 +70,6 @@ class GgufWeights:
         return WHOLE if self.processor is None else None
 
     @property
-    def entries(self) -> dict[str, Entry]:
-        """Dtype and shape of every tensor of the model's."""
-        return {name: Entry(torch.float32, shape_of(self.tensors[source])) for name, source in self.sources.items()}
-
-    @property
     def layout(self) -> Layout:
         """One file, as transformers would save it."""
         return Layout(dict.fromkeys(self.sources, FILE_NAME), {FILE_NAME: {"format": "pt"}})
@@ -86,6 +83,7 @@ class GgufWeights:
         known: Mapping[str, str] = get_gguf_hf_weights_map(model, self.processor)
         state = model.state_dict()
         self.sources = {name: source for source, name in known.items() if source in self.tensors and name in state}
+        self.entries = {n: Entry(torch.float32, shape_of(self.tensors[source])) for n, source in self.sources.items()}
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of that name, float32.

@@ -140,7 +140,7 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
     step = Work(exchanged=EACH * (shape.weights - closing))
     found = {
         "gauss-newton: gradients": slopes,
-        "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS + step,
+        "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS,
         "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
         + Work(gram=shape.closing_grams(tokens).gram * bool(closing), exchanged=closing * config.rebuild.swaps),
     }

@@ -131,7 +131,7 @@ class Trial:
 
         `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
         """
-        self._make_room()
+        self._latest = None  # the outputs of the last pass make room for those of this one
         errors, outputs = self._differentiated(masks, self.targets, see)
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
@@ -187,7 +187,7 @@ class Trial:
     @torch.no_grad()
     def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
         """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
-        self._make_room()
+        self._latest = None  # the outputs of the last pass make room for those of this one
         errors: list[Tensor] = []
 
         def measured() -> Iterator[Tensor]:
@@ -210,10 +210,6 @@ class Trial:
     @property
     def _leaves(self) -> dict[str, Tensor]:
         return {name: linear.weight for name, linear in self.linears.items()}
-
-    def _make_room(self) -> None:
-        """Before a pass over the samples: without the outputs of the last one."""
-        self._latest = None
 
     def _forget(self) -> None:
         """Errors and outputs that were measured before hold no longer."""
