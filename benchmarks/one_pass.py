@@ -9,10 +9,8 @@ the plain pass, passes per block, and the peak memory above the loaded model.
 import argparse
 import gc
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +22,7 @@ from optimum_barber.calibration import calibration_windows
 from optimum_barber.config import BarberConfig
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers
-from optimum_barber.pipeline import BlockReport
+from optimum_barber.pipeline import BlockReport, peak_memory, reset_peak_memory
 from optimum_barber.source import ModelSource
 
 MEASURED: dict[str, Any] = {"allocation": "measured", "allocation_args": {"spread": 0.15}}
@@ -37,31 +35,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gauss-newton, 2:4": {"rebuild": "swaps+gauss-newton", "pattern": "2:4"},
     "least squares": {"reconstruct": "least-squares", **MEASURED},
 }
-
-
-def resident() -> int:
-    """Resident memory of this process in bytes."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
-@contextmanager
-def peak() -> Iterator[list[int]]:
-    """The largest resident memory inside the block, sampled every 5 ms, in the list's only item."""
-    found, running = [resident()], True
-
-    def watch() -> None:
-        while running:
-            found[0] = max(found[0], resident())
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        running = False
-        thread.join()
 
 
 @torch.no_grad()
@@ -112,10 +85,10 @@ def config_of(name: str) -> BarberConfig:
 def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:
     """Prune the model in place."""
     gc.collect()
-    loaded, started = resident(), time.perf_counter()
-    with peak() as highest:
-        found = BarberSparsifier(model).sparsify(config_of(name), windows, quiet=True)
-    return Measured(found.reports, time.perf_counter() - started, highest[0] - loaded)
+    reset_peak_memory()
+    loaded, started = peak_memory(), time.perf_counter()
+    found = BarberSparsifier(model).sparsify(config_of(name), windows, quiet=True)
+    return Measured(found.reports, time.perf_counter() - started, peak_memory() - loaded)
 
 
 def tell(name: str, found: Measured, plain: float) -> None:

@@ -14,6 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,32 @@ def attention_flops(query: tuple[int, ...], key: tuple[int, ...], *_: Any, **__:
     return 4 * batch * heads * length * key[2] * width
 
 
-def needed_flops(source: ModelSource, windows: torch.Tensor, name: str, found: Measured) -> float:
+@dataclass
+class Passes:
+    """Passes over samples.
+
+    Attributes:
+        seconds: of all of them.
+        alone: the shapes of the block's Linears, for each pass in which the closing one alone ran.
+    """
+
+    seconds: float = 0.0
+    alone: list[frozenset[tuple[int, int]]] = field(default_factory=list)
+
+
+def needed_flops(source: ModelSource, windows: torch.Tensor, name: str, found: Measured, passes: Passes) -> float:
     """FLOP of the passes and Gram matrices that the run's reports tell of."""
     config = config_of(name)
     tokens = Tokens(*windows.shape, source.model.config.hidden_size)
     shapes = shapes_of(source.stack, source.path, source.architecture, tokens.hidden)
-    return total(
+    everything = total(
         shape.forward(tokens) * (1 + report.forward_passes)
         + shape.gradient(tokens) * report.gradient_passes
         + gathered(shape, tokens, config.rebuild.chain, report.rounds)
         for shape, report in zip(shapes, found.reports, strict=True)
-    ).flops
+    )
+    spared = {frozenset(shape.linears): (shape.forward(tokens) + shape.last(tokens) * -1.0).flops for shape in shapes}
+    return everything.flops - sum(spared[linears] for linears in passes.alone)
 
 
 def gathered(shape: BlockShape, tokens: Tokens, chain: list[str], rounds: list[dict[str, Any]]) -> Work:
@@ -88,29 +104,31 @@ def gathered(shape: BlockShape, tokens: Tokens, chain: list[str], rounds: list[d
 
 
 @contextmanager
-def timed_passes() -> Iterator[list[float]]:
-    """Seconds of every pass over samples inside the block."""
-    seconds: list[float] = []
+def timed_passes() -> Iterator[Passes]:
+    """The passes over samples inside the block."""
+    found = Passes()
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
+            if function.__name__ == "_run" and args[2] is not args[0].forward:
+                found.alone.append(frozenset(tuple(linear.weight.shape) for linear in args[0].linears.values()))
             started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds.append(time.perf_counter() - started)
+                found.seconds += time.perf_counter() - started
 
         return run
 
     with ExitStack() as stack:
         for owner, name in (
             (pipeline, "watch"),
-            (Trial, "watch"),
+            (Trial, "_run"),
             (Trial, "_differentiated"),
             (Trial, "error_on_every"),
         ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
-        yield seconds
+        yield found
 
 
 def predicted(source: ModelSource, windows: torch.Tensor, name: str) -> float:
@@ -127,14 +145,14 @@ def row(name: str, model: nn.Module, windows: torch.Tensor, rate: float) -> list
     expected = predicted(source, windows, name)
     with timed_passes() as passes:
         found = measure(name, model, windows)
-    needed = needed_flops(source, windows, name, found)
+    needed = needed_flops(source, windows, name, found, passes)
     return [
         name,
         f"{plain:.1f} s ({flops / plain / rate:.0%})",
         f"{found.seconds:.1f} s",
         f"{found.seconds / plain:.2f}",
         f"{needed / flops:.2f}",
-        f"{needed / sum(passes) / rate:.0%}",
+        f"{needed / passes.seconds / rate:.0%}",
         f"{needed / found.seconds / rate:.0%}",
         f"{expected:.1f} s",
         f"{expected / found.seconds - 1:+.0%}",

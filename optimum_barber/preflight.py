@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .architectures import Architecture, linears_of
+from .closing import ROOM
 from .errors import BarberError
 
 GIB = 2**30
@@ -38,6 +39,7 @@ class Needs:
         copies: of the layer, while it is worked on.
         ranks: that share the windows. Memory is that of one of them.
         around: the largest tensor outside of the layers, where reading it is more than mapping it.
+        closing: what the Linears that close blocks are given for one window, at most.
     """
 
     layer: int
@@ -52,6 +54,7 @@ class Needs:
     copies: int = LAYER_COPIES
     ranks: int = 1
     around: int = 0
+    closing: int = 0
 
     @property
     def share(self) -> int:
@@ -69,11 +72,17 @@ class Needs:
         return ACTIVATION_COPIES * self.share * self.sample
 
     @property
+    def kept(self) -> int:
+        """What the closing Linear was given, where all of that may be kept to run it alone."""
+        kept = self.share * self.closing
+        return kept if kept <= ROOM and self.place == "memory" and self.batch_size is None else 0
+
+    @property
     def memory(self) -> int:
         """Peak of the host's anonymous memory."""
         on_host = self.place == "memory" and not (self.device and self.batch_size is None)
         at_once = max(self.layer if self.device else self.work, self.around)
-        return INTERPRETER + at_once + (self.waiting if on_host else 0)
+        return INTERPRETER + at_once + (self.waiting + self.kept if on_host else 0)
 
     @property
     def device_memory(self) -> int:
@@ -81,7 +90,7 @@ class Needs:
         if not self.device:
             return 0
         together = self.batch_size or (1 if self.place == "disk" else self.share)
-        return self.work + ACTIVATION_COPIES * min(together, self.share) * self.sample
+        return self.work + ACTIVATION_COPIES * min(together, self.share) * self.sample + self.kept
 
     @property
     def disk(self) -> int:
@@ -127,6 +136,7 @@ def needs_of(
         gram=4 * grams * max(sum(w * w for w in {linear.in_features for linear in ls}) for ls in blocks),
         sample=4 * length * hidden_size,
         within=4 * length * max(sum(linear.out_features for linear in linears) for linears in blocks),
+        closing=4 * length * max(w.in_features for ls in blocks for w in ls if w.out_features == hidden_size),
         samples=samples,
         checkpoint=checkpoint + 2 * prunable // 8,  # masks of the layers, and the mask file
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .closing import Behind, may_be_kept
 from .sums import Products
 from .trial import Masks, Trial
 
@@ -31,7 +32,9 @@ class Quadratic:
 
 
 @torch.no_grad()
-def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0) -> dict[str, Quadratic]:
+def quadratics(
+    trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0, again: bool = False
+) -> dict[str, Quadratic]:
     """The quadratic of each named Linear while the block wears `masks`; E(masks) is measured on the way.
 
     The target of the closing Linear is the block's; that of any other its dense weights on the input that it gets.
@@ -46,10 +49,18 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
         masks: that it wears.
         names: of the Linears.
         shrinkage: rho, in [0, 1].
+        again: whether masks will be measured that differ by the closing Linear's alone, which is one of those named.
     """
-    sums = Sums(trial, names, shrinkage)
+    sums, behind = Sums(trial, names, shrinkage), _behind(trial, masks, names) if again else None
     with calls_of(trial, names) as calls:
-        trial.watch(masks, lambda output, target, weights: sums.add(calls, output, target, weights))
+
+        def see(output: Tensor, target: Tensor, weights: Tensor | None) -> None:
+            sums.add(calls, output, target, weights)
+            if behind is not None:
+                behind.inputs.append(calls[behind.name][0])
+
+        trial.watch(masks, see)
+    trial.behind = behind
     grams, correlations = sums.over()
     found = {}
     for name in names:
@@ -60,6 +71,14 @@ def quadratics(trial: Trial, masks: Masks, names: Sequence[str], shrinkage: floa
             correlation = missing @ grams[name]
         found[name] = Quadratic(grams[name], correlation)
     return found
+
+
+def _behind(trial: Trial, masks: Masks, names: Sequence[str]) -> Behind | None:
+    """Where what the closing Linear is given under the masks is kept; None where that is not among those named."""
+    closing = closing_linear(trial)
+    if closing is None or closing not in names or not may_be_kept(trial.linears, closing, trial.inputs):
+        return None
+    return Behind(closing, masks)
 
 
 def in_order(trial: Trial) -> list[list[str]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .activations import Activations
+from .bits import kept_or_zero
 from .config import BarberConfig
 from .disk import DiskSource
 from .distribution import pair_distribution
@@ -158,7 +159,7 @@ class Machine:
     def weights(self) -> float:
         """Weights a second that are masked."""
         weight, keep = self._weight, self._keep
-        return self._rate(weight.numel(), lambda: torch.where(keep, weight, 0.0))
+        return self._rate(weight.numel(), lambda: kept_or_zero(weight, keep))
 
     def chosen(self) -> float:
         """Weights a second among which the producer chooses."""
@@ -204,7 +205,7 @@ class Machine:
         """Weights a second that are checked, packed, hashed, unpacked and verified."""
 
         def keep() -> None:
-            torch.isfinite(self._weight).all()
+            self._weight.aminmax()
             packed = PackedMask.pack(self._keep)
             (self._weight[~packed.unpack().to(self.device)] == 0).count_nonzero(), packed.sha256, packed.pruned
 

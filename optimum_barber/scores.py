@@ -50,4 +50,5 @@ def importance(weight: Tensor, gradient: Tensor | None, metric: str = "weight_gr
 
 def finite(tensors: list[Tensor]) -> bool:
     """Whether no value of any tensor is NaN or infinite."""
-    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()) if tensors else True
+    ends = [end for tensor in tensors for end in tensor.aminmax()]  # NaN where any value is
+    return bool(torch.stack(ends).isfinite().all()) if ends else True

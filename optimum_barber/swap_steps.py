@@ -5,15 +5,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from .bits import infinite_where, signed
 from .selection import lowest
 
 PAIRS = 2**24  # examined at once where every pair of a row is
-Pair = tuple[Tensor, Tensor, Tensor]  # of each row: the weight to prune, the one to grow, what both do to its error
+Way = Callable[[], Tensor]  # takes one step in each row; which rows it improved, (rows,) bool
 
 
 class Rows(ABC):
     """Some rows: `alone` + `turn` * c is what each weight's change of state would cost by itself.
+
+    `turn` is 2 v where a weight is kept and -2 v where it is pruned: half of it times a row of G is what its change of
+    state adds to c, and its sign what it becomes.
 
     Args:
         values: v, (rows, width) float.
@@ -25,38 +30,34 @@ class Rows(ABC):
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor) -> None:
         self.values, self.keep, self.gram, self.correlation = values, keep, gram, correlation
         self.each = torch.arange(len(values), device=values.device)
-        self.alone = values.square() * gram.diagonal()
-        self.turn = torch.where(keep, 2 * values, -2 * values)
+        self.turn = signed(2 * values, keep)
+        self.costs = torch.empty_like(self.turn)
 
     @property
     @abstractmethod
-    def ways(self) -> Sequence[Callable[[], Pair]]:
-        """The ways of choosing a pair in each row; taken in turn."""
-
-    @abstractmethod
-    def turned(self, pair: Tensor, kept: Tensor) -> None:
-        """Told after every exchange of the two columns of each row, and whether they are kept now, (rows, 2)."""
+    def ways(self) -> Sequence[Way]:
+        """The ways of choosing a pair in each row and exchanging it where that lowers the row's error; in turn."""
 
     def run(self, steps: int) -> Tensor:
         """Take some steps; which rows may have more to gain, (rows,) bool: no way improves the others."""
         ways, idle = self.ways, torch.zeros_like(self.each)
         for step in range(steps):
-            idle = torch.where(self._exchange(*ways[step % len(ways)]()), 0, idle + 1)
+            idle = torch.where(ways[step % len(ways)](), 0, idle + 1)
             if self.values.device.type == "cpu" and bool((idle >= len(ways)).all()):  # a device would stall over it
                 break
         return idle < len(ways)
 
-    def _exchange(self, prune: Tensor, grow: Tensor, change: Tensor) -> Tensor:
-        """Prune and grow a weight of each row, (rows,) indices, where that lowers its error; where it did."""
-        better, pair = change < 0, torch.stack((prune, grow), dim=1)
-        values, kept = self.values.gather(1, pair), self.keep.gather(1, pair) ^ better[:, None]
-        lost, grown = (values * better[:, None]).unbind(1)
-        self.correlation.addcmul_(self.gram.index_select(0, prune), lost[:, None])
-        self.correlation.addcmul_(self.gram.index_select(0, grow), grown[:, None], value=-1)
+    def flip(self, pair: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
+        """Change the state of two weights of each row, (rows, 2) columns, where that is `better`.
+
+        Returns:
+            What that adds to c in units of their rows of G, and whether they are kept now; (rows, 2).
+        """
+        turn = self.turn.gather(1, pair).mul_(better[:, None])
+        kept = self.keep.gather(1, pair).logical_xor_(better[:, None])
+        self.turn.scatter_add_(1, pair, -2 * turn)
         self.keep.scatter_(1, pair, kept)
-        self.turn.scatter_(1, pair, torch.where(kept, 2 * values, -2 * values))
-        self.turned(pair, kept)
-        return better
+        return turn.div_(2), kept
 
 
 class FreeRows(Rows):
@@ -68,111 +69,126 @@ class FreeRows(Rows):
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, thorough: bool) -> None:
         super().__init__(values, keep, gram, correlation)
         self.thorough = thorough
-        self.kept_alone = self.alone.masked_fill(~keep, torch.inf)
-        self.pruned_alone = self.alone.masked_fill(keep, torch.inf)
+        self.alone = values.square() * gram.diagonal()
+        self.kept_alone = infinite_where(self.alone, ~keep)
+        self.pruned_alone = infinite_where(self.alone, keep)
 
     @property
-    def ways(self) -> Sequence[Callable[[], Pair]]:
+    def ways(self) -> Sequence[Way]:
         """From the one end, from the other, and perhaps the best of all pairs."""
         return [self._grower_first, self._pruner_first, *([self._best_pair] if self.thorough else [])]
 
-    def turned(self, pair: Tensor, kept: Tensor) -> None:
-        """Who may be pruned and who may be grown."""
+    def _grower_first(self) -> Tensor:
+        """The pruned weight of each row that gains most alone, and the kept one that suits it."""
+        return self._one_by_one(self.pruned_alone, self.kept_alone)
+
+    def _pruner_first(self) -> Tensor:
+        """The kept weight of each row that costs least alone, and the pruned one that suits it."""
+        return self._one_by_one(self.kept_alone, self.pruned_alone)
+
+    def _one_by_one(self, first: Tensor, second: Tensor) -> Tensor:
+        """The weight that costs least by `first`, then by `second` another; the one goes back where both cost."""
+        one, cost = self._least(first)
+        turn = self.turn[self.each, one] / 2
+        self._feel(one, turn)
+        other, further = self._least(second)
+        better = cost + further < 0
+        following = torch.where(better, other, one)
+        self._feel(following, torch.where(better, self.turn[self.each, other] / 2, -turn))
+        self._exchange(torch.stack((one, other), dim=1), better)
+        return better
+
+    def _least(self, alone: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of each row whose change of state costs least, and what; infinite where there is none."""
+        costs = torch.addcmul(alone, self.turn, self.correlation, out=self.costs)
+        least = lowest(costs)
+        return least, costs[self.each, least]
+
+    def _feel(self, columns: Tensor, change: Tensor) -> None:
+        """What c becomes when one weight of each row changes by -change."""
+        self.correlation.addcmul_(self.gram.index_select(0, columns), change[:, None])
+
+    def _exchange(self, pair: Tensor, better: Tensor) -> Tensor:
+        """Change the state of both weights of each row where that is better; what is to be felt."""
+        change, kept = self.flip(pair, better)
         alone = self.alone.gather(1, pair)
         self.kept_alone.scatter_(1, pair, alone.masked_fill(~kept, torch.inf))
         self.pruned_alone.scatter_(1, pair, alone.masked_fill(kept, torch.inf))
+        return change
 
-    def _costs(self) -> tuple[Tensor, Tensor]:
-        """What each kept weight costs when it goes, and each pruned one when it is grown; infinite for the others."""
-        return (
-            torch.addcmul(self.kept_alone, self.turn, self.correlation),
-            torch.addcmul(self.pruned_alone, self.turn, self.correlation),
-        )
-
-    def _grower_first(self) -> Pair:
-        """The pruned weight of each row that gains most alone, and the kept one that suits it."""
-        kept, pruned = self._costs()
-        grow = lowest(pruned)
-        return self._pair(lowest(self._beside(grow, kept)), grow, kept, pruned)
-
-    def _pruner_first(self) -> Pair:
-        """The kept weight of each row that costs least alone, and the pruned one that suits it."""
-        kept, pruned = self._costs()
-        prune = lowest(kept)
-        return self._pair(prune, lowest(self._beside(prune, pruned)), kept, pruned)
-
-    def _beside(self, chosen: Tensor, costs: Tensor) -> Tensor:
-        """What every other weight's change costs beside that of one chosen weight of its row."""
-        coupled = self.gram.index_select(0, chosen).mul_(2 * self.values[self.each, chosen][:, None])
-        return torch.addcmul(costs, self.values, coupled, value=-1)
-
-    def _pair(self, prune: Tensor, grow: Tensor, kept: Tensor, pruned: Tensor) -> Pair:
-        """With what the exchange changes; infinite where a row has nothing to prune or to grow."""
-        coupled = 2 * self.values[self.each, prune] * self.values[self.each, grow] * self.gram[prune, grow]
-        return prune, grow, kept[self.each, prune] + pruned[self.each, grow] - coupled
-
-    def _best_pair(self) -> Pair:
+    def _best_pair(self) -> Tensor:
         """The best of all pairs of each row: O(width^2) a row."""
-        kept, pruned = self._costs()
-        width = kept.shape[1]
-        rows = max(PAIRS // width**2, 1)
-        best = torch.cat([self._best_of(kept[some], pruned[some], some) for some in self.each.split(rows)])
-        return self._pair(best // width, best % width, kept, pruned)
+        kept, pruned = (torch.addcmul(a, self.turn, self.correlation) for a in (self.kept_alone, self.pruned_alone))
+        rows = max(PAIRS // kept.shape[1] ** 2, 1)
+        found = [self._best_of(kept[some], pruned[some], self.values[some]) for some in self.each.split(rows)]
+        pair, better = (torch.cat(parts) for parts in zip(*found, strict=True))
+        for columns, change in zip(pair.unbind(1), self._exchange(pair, better).unbind(1), strict=True):
+            self._feel(columns, change)
+        return better
 
-    def _best_of(self, kept: Tensor, pruned: Tensor, rows: Tensor) -> Tensor:
-        values = self.values[rows]
+    def _best_of(self, kept: Tensor, pruned: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some rows the best pair, and whether it lowers the error."""
         pairs = kept[:, :, None] + pruned[:, None, :]
-        return lowest(pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1))
+        pairs = pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1)
+        best, width = lowest(pairs), kept.shape[1]
+        return torch.stack((best // width, best % width), dim=1), pairs.gather(1, best[:, None])[:, 0] < 0
 
 
 class GroupRows(Rows):
-    """Exchanges within M-groups; the columns are ordered by their place in the group, then by the group."""
+    """Exchanges within M-groups; the columns are ordered by their place in the group, then by the group.
+
+    The rows of G are in the weights' own order.
+    """
 
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, group: int) -> None:
         super().__init__(values, keep, gram, correlation)
         self.members = len(values), group, values.shape[1] // group
-        self.one, self.other = torch.triu_indices(group, group, 1, device=values.device)  # of a pair, as in `_paired`
-        self.ones, self.others = (self.members[2] * place for place in (self.one, self.other))  # columns, in group 0
-        self.starts = self.members[2] * torch.arange(len(self.one), device=values.device)  # of each pair's groups
+        pairs = torch.triu_indices(group, group, 1, device=values.device).t()  # places of the one and of the other
+        self.places, self.columns = pairs, self.members[2] * pairs  # columns of group 0
+        self.both = values.new_zeros(len(pairs), group).scatter_(1, pairs, 1.0).expand(len(values), -1, -1)
+        self.starts = self.members[2] * torch.arange(len(pairs), device=values.device)  # of each pair's groups
         self.coupled = self._coupled()
-        self.joint = self.coupled.masked_fill(self._paired(keep, torch.eq), torch.inf)
-        self.costs = torch.empty_like(self.coupled)
+        self.joint = infinite_where(self.coupled, self._paired(keep, torch.eq))
+        self.pairs = torch.empty_like(self.coupled)
 
     @property
-    def ways(self) -> Sequence[Callable[[], Pair]]:
+    def ways(self) -> Sequence[Way]:
         """One, which leaves nothing out."""
         return [self._best_pair]
 
-    def turned(self, pair: Tensor, kept: Tensor) -> None:
-        """Which pairs of the groups concerned are one kept and one pruned weight."""
-        group = pair[:, :1] % self.members[2]
-        same = self.keep.gather(1, group + self.ones) == self.keep.gather(1, group + self.others)
-        at = group + self.starts
-        coupled = self.coupled.flatten(1).gather(1, at)
-        self.joint.flatten(1).scatter_(1, at, coupled.masked_fill_(same, torch.inf))
-
     def _coupled(self) -> Tensor:
-        """-2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups)."""
+        """v_i^2 G_ii + v_j^2 G_jj - 2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups)."""
         _, group, groups = self.members
-        gram = self.gram.view(group, groups, group, groups).diagonal(dim1=1, dim2=3)
-        return self._paired(self.values, torch.mul).mul_(-2 * gram[self.one, self.other])
+        gram = self.gram.view(groups, group, group, groups).diagonal(dim1=0, dim2=3)  # place, place, group
+        alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
+        one, other = self.places.unbind(1)
+        coupled = self._paired(self.values, torch.mul).mul_(-2 * gram[one, other])
+        return coupled.add_(self._paired(alone, torch.add))
 
-    def _paired(self, tensor: Tensor, combine: Callable[..., Tensor], into: Tensor | None = None) -> Tensor:
+    def _paired(self, tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
         """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
         (rows, group, groups), members = self.members, tensor.view(self.members)
-        found = tensor.new_empty((rows, len(self.one), groups)) if into is None else into
+        found = tensor.new_empty((rows, len(self.places), groups))
         parts = found.split(list(range(group - 1, 0, -1)), dim=1)
         for place, part in enumerate(parts):
             combine(members[:, place, None], members[:, place + 1 :], out=part)
         return found
 
-    def _best_pair(self) -> Pair:
+    def _best_pair(self) -> Tensor:
         """The best pair within any M-group of each row."""
-        costs = torch.addcmul(self.alone, self.turn, self.correlation)
-        pairs = self._paired(costs, torch.add, self.costs).add_(self.joint).flatten(1)
-        best = lowest(pairs)
+        costs = torch.mul(self.turn, self.correlation, out=self.costs)
+        torch.baddbmm(self.joint, self.both, costs.view(self.members), out=self.pairs)  # one product beats many sums
+        best = lowest(self.pairs.flatten(1))
         which = best // self.members[2]
-        at = best - self.starts[which]
-        one, other = self.ones[which] + at, self.others[which] + at
-        kept = self.keep[self.each, one]
-        return torch.where(kept, one, other), torch.where(kept, other, one), pairs[self.each, best]
+        group = (best - self.starts.index_select(0, which))[:, None]
+        pair = self.columns.index_select(0, which) + group
+        joint = self.joint.flatten(1)
+        better = costs.gather(1, pair).sum(1) + joint.gather(1, best[:, None])[:, 0] < 0  # the product may be inexact
+        change, _ = self.flip(pair, better)
+        rows = group * self.members[1] + self.places.index_select(0, which)
+        self.correlation.add_(functional.embedding_bag(rows, self.gram, per_sample_weights=change, mode="sum"))
+        kept = (self.keep.gather(1, group + places) for places in self.columns.t())
+        same = torch.eq(*kept)
+        at = group + self.starts
+        joint.scatter_(1, at, self.coupled.flatten(1).gather(1, at).masked_fill_(same, torch.inf))
+        return better

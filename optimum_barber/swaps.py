@@ -42,9 +42,7 @@ def exchange(
     if group is None:
         return _exchanged(values, keep, gram, correlation, most, None)
     values, keep, correlation = (by_place(rows, group) for rows in (values, keep, correlation))
-    return by_group(
-        _exchanged(values, keep, by_place(by_place(gram, group).t(), group), correlation, most, group), group
-    )
+    return by_group(_exchanged(values, keep, by_place(gram, group), correlation, most, group), group)
 
 
 def by_place(rows: Tensor, group: int) -> Tensor:
@@ -68,9 +66,9 @@ def _exchanged(
     while len(going) and left != 0:
         steps, legs = LEG if left is None else min(LEG, left), []
         for rows in going.split(max(together // values.shape[1], 1)):
-            state = values[rows], keep[rows], gram, correlation[rows]
-            leg = FreeRows(*state, thorough=most is None) if group is None else GroupRows(*state, group)
+            v, m, c = (tensor.index_select(0, rows) for tensor in (values, keep, correlation))
+            leg = FreeRows(v, m, gram, c, thorough=most is None) if group is None else GroupRows(v, m, gram, c, group)
             legs.append(rows[leg.run(steps)])
-            keep[rows], correlation[rows] = leg.keep, leg.correlation
+            keep.index_copy_(0, rows, m), correlation.index_copy_(0, rows, c)
         going, left = torch.cat(legs), None if left is None else left - steps
     return keep

@@ -106,8 +106,9 @@ def _first_sample(shape: BlockShape, tokens: Tokens) -> Work:
 
 def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
     """A pass with Gram matrices for all Linears but the closing one, one for that, and the last masks measured."""
-    passes = min(len(shape.linears), 2)
-    return _exchanges(shape, tokens, shape.masked(tokens) * passes + shape.grams(tokens), shape.weights, config)
+    gathered = shape.masked(tokens) * min(len(shape.linears), 2) + shape.grams(tokens)
+    found = _exchanges(shape, tokens, gathered, shape.weights, config)
+    return {**found, "swaps: last masks": shape.last(tokens)}
 
 
 def _inner_swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
@@ -147,7 +148,7 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
     found = {name: work * rounds for name, work in found.items()}
     summed = "swaps" in config.rebuild.chain[: config.rebuild.chain.index("gauss-newton")]
     found["gauss-newton: gradients"] += probes + Work(gram=shape.inner_grams(tokens).gram * (not summed))
-    return found | {"gauss-newton: last masks": shape.masked(tokens)}
+    return found | {"gauss-newton: last masks": shape.last(tokens)}
 
 
 def _dsnot(shape: BlockShape, tokens: Tokens, _: BarberConfig) -> dict[str, Work]:

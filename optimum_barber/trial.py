@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .activations import Activations
+from .bits import kept_or_zero
+from .closing import Behind
 from .derivatives import backward, differentiable
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
@@ -51,10 +53,11 @@ class Trial:
         statistics: of the inputs of each Linear, as far as anybody asked.
         updated: weights that a producer changed on purpose, used where its own mask keeps them.
         ranks: that share the samples; all of them ask the same questions in the same order.
-        forward_passes: forward passes over all samples, in units of the whole set.
+        forward_passes: forward passes over all samples, in units of the whole set, be it of the closing Linear alone.
         gradient_passes: forward and backward passes over all samples.
         following: the name of the rebuilder behind the one at work.
         notes: what one rebuilder leaves for the next, so that no pass is made twice.
+        behind: what the closing Linear was given in the latest pass, where that was kept.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -71,13 +74,14 @@ class Trial:
     gradient_passes: float = 0.0
     following: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    behind: Behind | None = None
     _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
     _latest: _Measured | None = None
 
     def weight(self, name: str, keep: Tensor | None = None) -> Tensor:
         """The weight of one Linear under a mask (None: dense): exact zeros where pruned."""
         dense = self.linears[name].weight.detach()
-        return dense if keep is None else torch.where(keep, self.values(name), 0.0)
+        return dense if keep is None else kept_or_zero(self.values(name), keep)
 
     def values(self, name: str) -> Tensor:
         """What each weight of one Linear is worth where it is kept, (out, in)."""
@@ -131,7 +135,7 @@ class Trial:
 
         `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
         """
-        self._latest = None  # the outputs of the last pass make room for those of this one
+        self._latest = self.behind = None  # the outputs of the last pass make room for those of this one
         errors, outputs = self._differentiated(masks, self.targets, see)
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
@@ -184,15 +188,25 @@ class Trial:
         for name, linear in self.linears.items():
             linear.weight.data.copy_(self.weight(name, self.masks[name]))
 
-    @torch.no_grad()
     def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
         """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
+        self.behind = None
+        self._run(masks, self.forward, self.samples(), see)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        masks: Masks,
+        forward: Callable[[Tensor], Tensor],
+        samples: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+        see: Callable[[Tensor, Tensor, Tensor | None], None],
+    ) -> None:
         self._latest = None  # the outputs of the last pass make room for those of this one
         errors: list[Tensor] = []
 
         def measured() -> Iterator[Tensor]:
-            for x, y, w in self.samples():
-                output = self.forward(x)
+            for x, y, w in samples:
+                output = forward(x).view_as(y)
                 errors.append(error_of(output, y, w))
                 see(output, y, w)
                 yield output
@@ -203,7 +217,12 @@ class Trial:
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
     def _measure(self, masks: Masks) -> _Measured:
-        self.watch(masks, lambda output, target, weights: None)
+        behind, self.behind = self.behind, None
+        if behind is not None and behind.same(masks):
+            samples = ((x, y, w) for x, (_, y, w) in zip(behind.inputs, self.samples(), strict=True))
+            self._run(masks, self.linears[behind.name], samples, lambda *_: None)
+        else:
+            self.watch(masks, lambda *_: None)
         assert self._latest is not None
         return self._latest
 
@@ -213,7 +232,7 @@ class Trial:
 
     def _forget(self) -> None:
         """Errors and outputs that were measured before hold no longer."""
-        self._errors, self._latest = [], None
+        self._errors, self._latest, self.behind = [], None, None
 
     def samples(
         self, targets: Activations | None = None, stride: int = 1

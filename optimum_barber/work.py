@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .architectures import Architecture, linears_of
+from .closing import ROOM
 from .sums import entries
 
 
@@ -130,6 +131,14 @@ class BlockShape:
     def masked(self, tokens: Tokens) -> Work:
         """The same under masks."""
         return self.forward(tokens) + Work(weights=self.weights)
+
+    def last(self, tokens: Tokens) -> Work:
+        """The same where only the mask of the closing Linear is another one than in the pass before."""
+        *inner, (out, width) = self.linears
+        if not inner or 4 * tokens.count * width > ROOM:
+            return self.masked(tokens)
+        pointwise = 2 * tokens.count * (out + 2 * tokens.hidden)
+        return Work(forward=2 * tokens.count * out * width, pointwise=pointwise, weights=self.weights)
 
     def gradient(self, tokens: Tokens) -> Work:
         """One masked pass forward and backward: gradients of the weights, and on the way that of the closing input."""

@@ -96,7 +96,7 @@ def prune_checkpoint(rank, directory, model, settings, windows):
 
 def told(result):
     """Hashes of the masks and the errors of the blocks."""
-    errors = [(report.error_before, report.error_after, report.forward_passes) for report in result.reports]
+    errors = [(report.error_before, report.error_after, report.swaps) for report in result.reports]
     return {"masks": {name: mask.sha256 for name, mask in result.masks.items()}, "errors": errors}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from optimum_barber.architectures import architecture_of, decoder_stack
 from optimum_barber.cli import main
+from optimum_barber.closing import ROOM
 from optimum_barber.errors import BarberError
 from optimum_barber.preflight import GIB, INTERPRETER, Needs, check_fit, free_memory, needs_of, placed, spelled
 
@@ -24,8 +25,12 @@ def test_the_arithmetic_by_hand():
     assert needs.sample == 4 * 16 * 32
     assert needs.within == 4 * 16 * (48 + 48 + 32)
     assert needs.checkpoint == 1000 + 2 * 2 * (layer - 64) // 8
-    assert needs.memory == INTERPRETER + 4 * needs.layer + needs.gram + 3 * needs.within + 5 * 8 * needs.sample
-    assert replace(needs, place="disk").memory == needs.memory - 5 * 8 * needs.sample
+    assert needs.closing == 4 * 16 * 48
+    waiting = 5 * 8 * needs.sample
+    assert needs.memory == INTERPRETER + 4 * needs.layer + needs.gram + 3 * needs.within + waiting + 8 * needs.closing
+    assert replace(needs, batch_size=2).memory == needs.memory - 8 * needs.closing
+    assert replace(needs, closing=ROOM // 8 + 1).memory == needs.memory - 8 * needs.closing
+    assert replace(needs, place="disk").memory == needs.memory - waiting - 8 * needs.closing
     assert replace(needs, place="disk").disk == needs.disk + 5 * 8 * needs.sample
 
 

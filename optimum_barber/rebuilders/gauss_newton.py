@@ -11,7 +11,7 @@ from .foresight import begin, begins
 from .ratio import climb, stride_of
 from .swaps import difference, exchanged, outcome, with_exchanges
 
-LENGTH = 1 / 8  # of the first step that is tried: 1 would suit rows whose effects never meet
+LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
 EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
 
 

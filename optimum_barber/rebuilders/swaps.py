@@ -51,7 +51,7 @@ def outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: lis
 
 def exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildConfig) -> Masks:
     """The masks after as many exchanges as there may be in every row of the named Linears; E(masks) is measured."""
-    return with_exchanges(trial, masks, quadratics(trial, masks, names, config.shrinkage), config)
+    return with_exchanges(trial, masks, quadratics(trial, masks, names, config.shrinkage, again=True), config)
 
 
 def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], config: RebuildConfig) -> Masks:
