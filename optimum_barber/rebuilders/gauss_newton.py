@@ -35,6 +35,7 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
         for names in closing:
             candidate = exchanged(trial, candidate, names, config)
         rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
+        length = min(2 * length, 1.0)  # nearer to the end, rows spoil each other less
         steps.append(candidate)
         if len(rounds) == config.newton_rounds:
             break
