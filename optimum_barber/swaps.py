@@ -16,7 +16,7 @@ from .swap_steps import FreeRows, GroupRows
 
 TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
-LEG = 20  # steps after which rows that have nothing more to gain are left aside
+LEG = 10  # steps after which rows that have nothing more to gain are left aside
 
 
 def exchange(
