@@ -148,7 +148,8 @@ class GroupRows(Rows):
         self.both = values.new_zeros(len(pairs), group).scatter_(1, pairs, 1.0).expand(len(values), -1, -1)
         self.starts = self.members[2] * torch.arange(len(pairs), device=values.device)  # of each pair's groups
         self.coupled = self._coupled()
-        self.joint = infinite_where(self.coupled, self._paired(keep, torch.eq))
+        kept = torch.baddbmm(self.coupled, self.both, keep.to(values.dtype).view(self.members), beta=0)
+        self.joint = infinite_where(self.coupled, kept != 1)  # 0 or 2 of the pair
         self.pairs = torch.empty_like(self.coupled)
 
     @property
@@ -162,17 +163,11 @@ class GroupRows(Rows):
         gram = self.gram.view(groups, group, group, groups).diagonal(dim1=0, dim2=3)  # place, place, group
         alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
         one, other = self.places.unbind(1)
-        coupled = self._paired(self.values, torch.mul).mul_(-2 * gram[one, other])
-        return coupled.add_(self._paired(alone, torch.add))
-
-    def _paired(self, tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
-        """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
-        (rows, group, groups), members = self.members, tensor.view(self.members)
-        found = tensor.new_empty((rows, len(self.places), groups))
-        parts = found.split(list(range(group - 1, 0, -1)), dim=1)
-        for place, part in enumerate(parts):
-            combine(members[:, place, None], members[:, place + 1 :], out=part)
-        return found
+        members = self.values.view(self.members)
+        coupled = members.new_empty((len(members), len(one), groups))
+        for place, part in enumerate(coupled.split(list(range(group - 1, 0, -1)), dim=1)):
+            torch.mul(members[:, place, None], members[:, place + 1 :], out=part)
+        return torch.baddbmm(coupled.mul_(-2 * gram[one, other]), self.both, alone.view(self.members))
 
     def _best_pair(self) -> Tensor:
         """The best pair within any M-group of each row."""

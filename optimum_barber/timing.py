@@ -7,6 +7,7 @@ from .config import BarberConfig
 from .rebuilders.foresight import BEGINNINGS, FORESEEING
 from .rebuilders.gauss_newton import EACH
 from .rebuilders.ratio import stride_of
+from .rebuilders.swaps import BEFORE_NEWTON
 from .reconstructions.gradient import HELD_OUT
 from .sums import entries
 from .work import BlockShape, Tokens, Work, weights_of
@@ -107,7 +108,7 @@ def _first_sample(shape: BlockShape, tokens: Tokens) -> Work:
 def _swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dict[str, Work]:
     """A pass with Gram matrices for all Linears but the closing one, one for that, and the last masks measured."""
     gathered = shape.masked(tokens) * min(len(shape.linears), 2) + shape.grams(tokens)
-    found = _exchanges(shape, tokens, gathered, shape.weights, config)
+    found = _exchanges(shape, tokens, gathered, shape.weights, config.rebuild.swaps)
     return {**found, "swaps: last masks": shape.last(tokens)}
 
 
@@ -116,15 +117,14 @@ def _inner_swaps(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> dic
     inner = weights_of(shape.linears[:-1])
     if not inner:
         return _swaps(shape, tokens, config)
-    return _exchanges(shape, tokens, shape.masked(tokens) + shape.inner_grams(tokens), inner, config)
+    most = min(config.rebuild.swaps, BEFORE_NEWTON) if ":" in (config.pattern or "") else config.rebuild.swaps
+    return _exchanges(shape, tokens, shape.masked(tokens) + shape.inner_grams(tokens), inner, most)
 
 
-def _exchanges(
-    shape: BlockShape, tokens: Tokens, gathered: Work, weights: int, config: BarberConfig
-) -> dict[str, Work]:
+def _exchanges(shape: BlockShape, tokens: Tokens, gathered: Work, weights: int, most: int) -> dict[str, Work]:
     return {
         "swaps: Gram matrices": gathered + _first_sample(shape, tokens),
-        "swaps: exchanges": Work(exchanged=weights * config.rebuild.swaps),
+        "swaps: exchanges": Work(exchanged=weights * most),
         "swaps: last masks": shape.masked(tokens),
     }
 

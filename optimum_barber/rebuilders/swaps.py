@@ -14,6 +14,8 @@ from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
 from .foresight import begin, begins, foresee
 
+BEFORE_NEWTON = 40  # exchanges a row within M-groups where gauss-newton follows, which would undo further ones
+
 
 @REBUILDERS.register("swaps")
 def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
@@ -24,7 +26,9 @@ def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
     after, those with the lowest block error are returned (`accept: always`: the last).
     """
     first, *closing = in_order(trial)[: 1 if trial.following == "gauss-newton" else None]
-    steps = [trial.masks, with_exchanges(trial, trial.masks, begin("swaps", trial, config), config)]
+    early = trial.pattern.semi_structured and trial.following == "gauss-newton"
+    fewer = config.model_copy(update={"swaps": min(config.swaps, BEFORE_NEWTON) if early else config.swaps})
+    steps = [trial.masks, with_exchanges(trial, trial.masks, begin("swaps", trial, config), fewer)]
     for names in closing:
         steps.append(exchanged(trial, steps[-1], names, config))
     pairs = zip(pairwise(steps), [first, *closing], strict=True)
