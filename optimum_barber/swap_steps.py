@@ -18,7 +18,7 @@ class Rows(ABC):
     """Some rows: `alone` + `turn` * c is what each weight's change of state would cost by itself.
 
     `turn` is 2 v where a weight is kept and -2 v where it is pruned: half of it times a row of G is what its change of
-    state adds to c, and its sign what it becomes.
+    state adds to c.
 
     Args:
         values: v, (rows, width) float.
@@ -163,11 +163,16 @@ class GroupRows(Rows):
         gram = self.gram.view(groups, group, group, groups).diagonal(dim1=0, dim2=3)  # place, place, group
         alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
         one, other = self.places.unbind(1)
-        members = self.values.view(self.members)
-        coupled = members.new_empty((len(members), len(one), groups))
-        for place, part in enumerate(coupled.split(list(range(group - 1, 0, -1)), dim=1)):
-            torch.mul(members[:, place, None], members[:, place + 1 :], out=part)
-        return torch.baddbmm(coupled.mul_(-2 * gram[one, other]), self.both, alone.view(self.members))
+        coupled = self._paired(self.values, torch.mul).mul_(-2 * gram[one, other])
+        return coupled.add_(self._paired(alone, torch.add))
+
+    def _paired(self, tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
+        """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
+        (rows, group, groups), members = self.members, tensor.view(self.members)
+        found = tensor.new_empty((rows, len(self.places), groups))
+        for place, part in enumerate(found.split(list(range(group - 1, 0, -1)), dim=1)):
+            combine(members[:, place, None], members[:, place + 1 :], out=part)
+        return found
 
     def _best_pair(self) -> Tensor:
         """The best pair within any M-group of each row."""
