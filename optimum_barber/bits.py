@@ -1,7 +1,7 @@
 """Masking by bitwise arithmetic. Torch only.
 
 A CPU mispredicts every other branch on the bits of a keep mask, which makes `torch.where` and `masked_fill` about ten
-times as slow as what is here. The results are the same, to the bit.
+times as slow as what is here. The results are the same.
 """
 
 import torch
