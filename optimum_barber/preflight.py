@@ -136,7 +136,9 @@ def needs_of(
         gram=4 * grams * max(sum(w * w for w in {linear.in_features for linear in ls}) for ls in blocks),
         sample=4 * length * hidden_size,
         within=4 * length * max(sum(linear.out_features for linear in linears) for linears in blocks),
-        closing=4 * length * max(w.in_features for ls in blocks for w in ls if w.out_features == hidden_size),
+        closing=4
+        * length
+        * max((m.in_features for b in blocks for m in b if m.out_features == hidden_size), default=0),
         samples=samples,
         checkpoint=checkpoint + 2 * prunable // 8,  # masks of the layers, and the mask file
     )
