@@ -30,7 +30,7 @@ class Rows(ABC):
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor) -> None:
         self.values, self.keep, self.gram, self.correlation = values, keep, gram, correlation
         self.each = torch.arange(len(values), device=values.device)
-        self.turn = signed(2 * values, keep)
+        self.turn = signed(values, keep).mul_(2)
         self.costs = torch.empty_like(self.turn)
 
     @property
@@ -147,24 +147,25 @@ class GroupRows(Rows):
         self.places, self.columns = pairs, self.members[2] * pairs  # columns of group 0
         self.both = values.new_zeros(len(pairs), group).scatter_(1, pairs, 1.0).expand(len(values), -1, -1)
         self.starts = self.members[2] * torch.arange(len(pairs), device=values.device)  # of each pair's groups
-        self.coupled = self._coupled()
-        kept = torch.baddbmm(self.coupled, self.both, keep.to(values.dtype).view(self.members), beta=0)
-        self.joint = infinite_where(self.coupled, kept != 1)  # 0 or 2 of the pair
-        self.pairs = torch.empty_like(self.coupled)
+        self.coupled, self.pairs = self._coupled()
+        state = keep.to(values.dtype).sub_(0.5)
+        alike = self._paired(state, torch.add)  # 1 or -1 where both are kept or pruned, else 0
+        huge = torch.finfo(values.dtype).max
+        self.joint = torch.addcmul(self.coupled, alike, alike.mul(2), value=huge, out=alike)
 
     @property
     def ways(self) -> Sequence[Way]:
         """One, which leaves nothing out."""
         return [self._best_pair]
 
-    def _coupled(self) -> Tensor:
-        """v_i^2 G_ii + v_j^2 G_jj - 2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups)."""
+    def _coupled(self) -> tuple[Tensor, Tensor]:
+        """v_i^2 G_ii + v_j^2 G_jj - 2 v_i v_j G_ij of all pairs of an M-group, (rows, pairs, groups), and scratch."""
         _, group, groups = self.members
         gram = self.gram.view(groups, group, group, groups).diagonal(dim1=0, dim2=3)  # place, place, group
         alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
         one, other = self.places.unbind(1)
-        coupled = self._paired(self.values, torch.mul).mul_(-2 * gram[one, other])
-        return coupled.add_(self._paired(alone, torch.add))
+        products = self._paired(self.values, torch.mul)
+        return self._paired(alone, torch.add).addcmul_(products, gram[one, other], value=-2), products
 
     def _paired(self, tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
         """What `combine` makes of all pairs of an M-group, (rows, pairs, groups), of a (rows, width) tensor."""
