@@ -17,6 +17,7 @@ from .swap_steps import FreeRows, GroupRows
 TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
 LEG = 10  # steps after which rows that have nothing more to gain are left aside
+LONGER = 2  # times the leg before is each further one within groups, where to begin one costs some steps
 
 
 def exchange(
@@ -62,13 +63,14 @@ def _exchanged(
     keep, correlation = keep.clone(), correlation.clone()
     at_once = TOGETHER * torch.get_num_threads() if values.device.type == "cpu" else TOGETHER_ON_DEVICE
     together = at_once // max((group or 4) // 4, 1)
-    going, left = torch.arange(len(keep), device=keep.device), most
+    going, left, steps = torch.arange(len(keep), device=keep.device), most, LEG
     while len(going) and left != 0:
-        steps, legs = LEG if left is None else min(LEG, left), []
+        legs, steps = [], steps if left is None else min(steps, left)
         for rows in going.split(max(together // values.shape[1], 1)):
             v, m, c = (tensor.index_select(0, rows) for tensor in (values, keep, correlation))
             leg = FreeRows(v, m, gram, c, thorough=most is None) if group is None else GroupRows(v, m, gram, c, group)
             legs.append(rows[leg.run(steps)])
             keep.index_copy_(0, rows, m), correlation.index_copy_(0, rows, c)
         going, left = torch.cat(legs), None if left is None else left - steps
+        steps *= 1 if group is None else LONGER
     return keep
