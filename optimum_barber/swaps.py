@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .swap_steps import FreeRows, GroupRows
 
-TOGETHER = 2**19  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
+TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
 LEG = 10  # steps after which rows that have nothing more to gain are left aside
 LONGER = 2  # times the leg before is each further one within groups, where to begin one costs some steps
