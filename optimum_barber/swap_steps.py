@@ -14,6 +14,11 @@ PAIRS = 2**24  # examined at once where every pair of a row is
 Way = Callable[[], Tensor]  # takes one step in each row; which rows it improved, (rows,) bool
 
 
+def turn_of(values: Tensor, keep: Tensor) -> Tensor:
+    """2 v where a weight is kept, -2 v where it is pruned; (rows, width)."""
+    return signed(values, keep).mul_(2)
+
+
 class Rows(ABC):
     """Some rows: `alone` + `turn` * c is what each weight's change of state would cost by itself.
 
@@ -24,14 +29,12 @@ class Rows(ABC):
         values: v, (rows, width) float.
         keep: m, (rows, width) bool; changed in place.
         gram: G, (width, width).
-        correlation: c, (rows, width); changed in place.
     """
 
-    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor) -> None:
-        self.values, self.keep, self.gram, self.correlation = values, keep, gram, correlation
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor) -> None:
+        self.values, self.keep, self.gram = values, keep, gram
         self.each = torch.arange(len(values), device=values.device)
-        self.turn = signed(values, keep).mul_(2)
-        self.costs = torch.empty_like(self.turn)
+        self.turn = turn_of(values, keep)
 
     @property
     @abstractmethod
@@ -63,12 +66,15 @@ class Rows(ABC):
 class FreeRows(Rows):
     """Exchanges between any two places of a row.
 
-    With `thorough`, to look at every pair is one of the ways: O(width^2) a row.
+    Args:
+        correlation: c, (rows, width); changed in place.
+        thorough: whether to look at every pair is one of the ways: O(width^2) a row.
     """
 
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, thorough: bool) -> None:
-        super().__init__(values, keep, gram, correlation)
-        self.thorough = thorough
+        super().__init__(values, keep, gram)
+        self.correlation, self.thorough = correlation, thorough
+        self.costs = torch.empty_like(self.turn)
         self.alone = values.square() * gram.diagonal()
         self.kept_alone = infinite_where(self.alone, ~keep)
         self.pruned_alone = infinite_where(self.alone, keep)
@@ -138,10 +144,15 @@ class GroupRows(Rows):
     """Exchanges within M-groups; the columns are ordered by their place in the group, then by the group.
 
     The rows of G are in the weights' own order.
+
+    Args:
+        slopes: `turn` * c, (rows, width); changed in place.
+        group: M.
     """
 
-    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, group: int) -> None:
-        super().__init__(values, keep, gram, correlation)
+    def __init__(self, values: Tensor, keep: Tensor, gram: Tensor, slopes: Tensor, group: int) -> None:
+        super().__init__(values, keep, gram)
+        self.slopes = slopes
         self.members = len(values), group, values.shape[1] // group
         pairs = torch.triu_indices(group, group, 1, device=values.device).t()  # places of the one and of the other
         self.places, self.columns = pairs, self.members[2] * pairs  # columns of group 0
@@ -177,17 +188,17 @@ class GroupRows(Rows):
 
     def _best_pair(self) -> Tensor:
         """The best pair within any M-group of each row."""
-        costs = torch.mul(self.turn, self.correlation, out=self.costs)
-        torch.baddbmm(self.joint, self.both, costs.view(self.members), out=self.pairs)  # one product beats many sums
+        torch.baddbmm(self.joint, self.both, self.slopes.view(self.members), out=self.pairs)  # beats many sums
         best = lowest(self.pairs.flatten(1))
         which = best // self.members[2]
         group = (best - self.starts.index_select(0, which))[:, None]
         pair = self.columns.index_select(0, which) + group
-        joint = self.joint.flatten(1)
-        better = costs.gather(1, pair).sum(1) + joint.gather(1, best[:, None])[:, 0] < 0  # the product may be inexact
+        joint, slopes = self.joint.flatten(1), self.slopes.gather(1, pair)
+        better = slopes.sum(1) + joint.gather(1, best[:, None])[:, 0] < 0  # the product may be inexact
         change, _ = self.flip(pair, better)
         rows = group * self.members[1] + self.places.index_select(0, which)
-        self.correlation.add_(functional.embedding_bag(rows, self.gram, per_sample_weights=change, mode="sum"))
+        felt = functional.embedding_bag(rows, self.gram, per_sample_weights=change, mode="sum")
+        self.slopes.scatter_add_(1, pair, slopes.mul_(better[:, None]).mul_(-2)).addcmul_(self.turn, felt)
         kept = (self.keep.gather(1, group + places) for places in self.columns.t())
         same = torch.eq(*kept)
         at = group + self.starts

@@ -9,10 +9,14 @@ c = sum of (t - (v * m) x) x, pruning the kept i and growing the pruned j change
 and c then by v_i G_i - v_j G_j. Rows are independent. One exchange costs O(rows * width).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .swap_steps import FreeRows, GroupRows
+from .swap_steps import FreeRows, GroupRows, Rows, turn_of
+
+Begin = Callable[[Tensor, Tensor, Tensor], Rows]  # of some rows, by values, keep masks and what they feel
 
 TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
@@ -41,9 +45,12 @@ def exchange(
         (rows, width) bool, every row (every M-group) with as many kept as before.
     """
     if group is None:
-        return _exchanged(values, keep, gram, correlation, most, None)
-    values, keep, correlation = (by_place(rows, group) for rows in (values, keep, correlation))
-    return by_group(_exchanged(values, keep, by_place(gram, group), correlation, most, group), group)
+        thorough = most is None
+        return _exchanged(values, keep, correlation, most, lambda v, m, c: FreeRows(v, m, gram, c, thorough))
+    values, keep, correlation, ordered = (by_place(rows, group) for rows in (values, keep, correlation, gram))
+    slopes = turn_of(values, keep).mul_(correlation)
+    rebuilt = _exchanged(values, keep, slopes, most, lambda v, m, s: GroupRows(v, m, ordered, s, group), group)
+    return by_group(rebuilt, group)
 
 
 def by_place(rows: Tensor, group: int) -> Tensor:
@@ -57,20 +64,22 @@ def by_group(rows: Tensor, group: int) -> Tensor:
 
 
 def _exchanged(
-    values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, most: int | None, group: int | None
+    values: Tensor, keep: Tensor, felt: Tensor, most: int | None, begin: Begin, group: int | None = None
 ) -> Tensor:
-    """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together."""
-    keep, correlation = keep.clone(), correlation.clone()
+    """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together.
+
+    What rows feel of all exchanges so far is c, or c times `turn`, as whatever begins a leg has it.
+    """
+    keep, felt = keep.clone(), felt.clone()
     at_once = TOGETHER * torch.get_num_threads() if values.device.type == "cpu" else TOGETHER_ON_DEVICE
     together = at_once // max((group or 4) // 4, 1)
     going, left, steps = torch.arange(len(keep), device=keep.device), most, LEG
     while len(going) and left != 0:
         legs, steps = [], steps if left is None else min(steps, left)
         for rows in going.split(max(together // values.shape[1], 1)):
-            v, m, c = (tensor.index_select(0, rows) for tensor in (values, keep, correlation))
-            leg = FreeRows(v, m, gram, c, thorough=most is None) if group is None else GroupRows(v, m, gram, c, group)
-            legs.append(rows[leg.run(steps)])
-            keep.index_copy_(0, rows, m), correlation.index_copy_(0, rows, c)
+            v, m, f = (tensor.index_select(0, rows) for tensor in (values, keep, felt))
+            legs.append(rows[begin(v, m, f).run(steps)])
+            keep.index_copy_(0, rows, m), felt.index_copy_(0, rows, f)
         going, left = torch.cat(legs), None if left is None else left - steps
         steps *= 1 if group is None else LONGER
     return keep
