@@ -138,11 +138,12 @@ class Sums:
         first: dict[int, str] = {}
         for name in self.names:
             given, made = calls[name]
-            x = _weighed(given, weights)
             self.input_of[name] = first.setdefault(id(given), name)
-            if self.input_of[name] == name and name not in self.known:
+            summed, closing = self.input_of[name] == name and name not in self.known, _same(made, output)
+            x = _weighed(given, weights) if summed or closing else given
+            if summed:
                 self.grams.setdefault(name, Products(symmetric=True)).add(x, x)
-            if _same(made, output):
+            if closing:
                 self.correlations.setdefault(name, Products()).add(_weighed(target - output, weights), x)
 
     def _begin(self, given: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .activations import Activations
 from .bits import kept_or_zero
@@ -275,7 +276,7 @@ def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> T
 
     First over channels, then over tokens: a sum over everything would depend on the number of threads.
     """
-    errors = (output - target).square().mean(-1, keepdim=True)
+    errors = functional.mse_loss(output, target, reduction="none").mean(-1, keepdim=True)
     return (errors if weights is None else errors * weights).mean()
 
 
