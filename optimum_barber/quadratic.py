@@ -4,7 +4,7 @@ For the Linear that closes its block (o, down) that is the block error itself, e
 the block's, so residual and input say everything. For the others it is the error of their own output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -33,7 +33,12 @@ class Quadratic:
 
 @torch.no_grad()
 def quadratics(
-    trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0, again: bool = False
+    trial: Trial,
+    masks: Masks,
+    names: Sequence[str],
+    shrinkage: float = 0.0,
+    again: bool = False,
+    grams: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Quadratic]:
     """The quadratic of each named Linear while the block wears `masks`; E(masks) is measured on the way.
 
@@ -50,8 +55,9 @@ def quadratics(
         names: of the Linears.
         shrinkage: rho, in [0, 1].
         again: whether masks will be measured that differ by the closing Linear's alone, which is one of those named.
+        grams: G' by Linear, of masks nearby, taken over; correlations are summed anew.
     """
-    sums, behind = Sums(trial, names, shrinkage), _behind(trial, masks, names) if again else None
+    sums, behind = Sums(trial, names, shrinkage, grams or {}), _behind(trial, masks, names) if again else None
     with calls_of(trial, names) as calls:
 
         def see(output: Tensor, target: Tensor, weights: Tensor | None) -> None:
@@ -119,10 +125,13 @@ class Sums:
         trial: the block, whose notes keep those.
         names: of the Linears.
         shrinkage: of the Gram matrices, in [0, 1].
+        given: Gram matrices that need not be summed.
     """
 
-    def __init__(self, trial: Trial, names: Sequence[str], shrinkage: float) -> None:
-        self.names, self.ranks, self.shrinkage = names, trial.ranks, shrinkage
+    def __init__(
+        self, trial: Trial, names: Sequence[str], shrinkage: float, given: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.names, self.ranks, self.shrinkage, self.given = names, trial.ranks, shrinkage, given or {}
         self.known: dict[str, _Known] = trial.notes.setdefault(f"{GRAMS} {shrinkage}", {})
         self.input_of: dict[str, str] = {}  # the first Linear with the same input
         self.first: dict[str, Tensor] = {}  # what those are given first, the closing one left out
@@ -139,7 +148,8 @@ class Sums:
         for name in self.names:
             given, made = calls[name]
             self.input_of[name] = first.setdefault(id(given), name)
-            summed, closing = self.input_of[name] == name and name not in self.known, _same(made, output)
+            summed = self.input_of[name] == name and name not in self.known and name not in self.given
+            closing = _same(made, output)
             x = _weighed(given, weights) if summed or closing else given
             if summed:
                 self.grams.setdefault(name, Products(symmetric=True)).add(x, x)
@@ -158,7 +168,7 @@ class Sums:
         """Shrunk Gram matrices of all Linears, and correlations, over all ranks; once, behind the last sample."""
         grams = {name: shrink(total.over(self.ranks), self.shrinkage) for name, total in self.grams.items()}
         self.known.update({name: _Known(self.first[name], grams[name]) for name in grams if name in self.first})
-        grams = {name: known.gram for name, known in self.known.items()} | grams
+        grams = {name: known.gram for name, known in self.known.items()} | grams | dict(self.given)
         correlations = {name: total.over(self.ranks) for name, total in self.correlations.items()}
         return {name: grams[self.input_of[name]] for name in self.names}, correlations
 

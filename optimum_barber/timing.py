@@ -142,10 +142,12 @@ def _gauss_newton(shape: BlockShape, tokens: Tokens, config: BarberConfig) -> di
     found = {
         "gauss-newton: gradients": slopes,
         "gauss-newton: search": (shape.masked(tokens) * some + step) * LENGTHS,
-        "gauss-newton: closing Linear": shape.masked(tokens) * bool(closing)
-        + Work(gram=shape.closing_grams(tokens).gram * bool(closing), exchanged=closing * config.rebuild.swaps),
+        "gauss-newton: closing Linear": (shape.masked(tokens) + Work(gram=2 * tokens.count * closing)) * bool(closing)
+        + Work(exchanged=closing * config.rebuild.swaps),
     }
     found = {name: work * rounds for name, work in found.items()}
+    once = shape.closing_grams(tokens).gram - 2 * tokens.count * closing  # the correlation is every round's
+    found["gauss-newton: closing Linear"] += Work(gram=once * bool(closing))
     summed = "swaps" in config.rebuild.chain[: config.rebuild.chain.index("gauss-newton")]
     found["gauss-newton: gradients"] += probes + Work(gram=shape.inner_grams(tokens).gram * (not summed))
     return found | {"gauss-newton: last masks": shape.last(tokens)}

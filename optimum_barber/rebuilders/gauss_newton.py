@@ -2,14 +2,16 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from ..block_quadratic import Expansion, expand
-from ..quadratic import Quadratic, in_order
+from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_config import RebuildConfig
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
 from .foresight import begin, begins
 from .ratio import climb, stride_of
-from .swaps import difference, exchanged, outcome, with_exchanges
+from .swaps import difference, outcome, with_exchanges
 
 LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
 EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
@@ -21,19 +23,22 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
 
     How far a round goes, 1 / mu, is found by the measured error. The gradient pass of a round measures the masks of the
     round before on the way. Where no length helps it ends; in the first round the closing Linear has its turn even so,
-    since `swaps` left it to this one. Of all masks those with the lowest block error are returned (`accept: always`:
-    the last).
+    since `swaps` left it to this one. Later ones take its Gram matrix over and sum its correlation anew. Of all masks
+    those with the lowest block error are returned (`accept: always`: the last).
     """
     inner, *closing = in_order(trial)
     steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
     around: Expansion = begin("gauss-newton", trial, config)
+    grams: dict[str, Tensor] = {}
     while True:
         candidate, length, tried = _step(trial, config, around.models, steps[-1], length)
         around.models.clear()  # their memory
         if rounds and candidate is steps[-1]:
             break
         for names in closing:
-            candidate = exchanged(trial, candidate, names, config)
+            models = quadratics(trial, candidate, names, config.shrinkage, again=True, grams=grams)
+            candidate = with_exchanges(trial, candidate, models, config)
+            grams = {name: found.gram for name, found in models.items()}
         rounds.append({"swaps": difference(steps[-1], candidate), "length": length, "candidates": tried})
         length = min(2 * length, 1.0)  # nearer to the end, rows spoil each other less
         steps.append(candidate)
