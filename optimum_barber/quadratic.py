@@ -67,16 +67,18 @@ def quadratics(
 
         trial.watch(masks, see)
     trial.behind = behind
-    grams, correlations = sums.over()
-    found = {}
-    for name in names:
-        missing = trial.weight(name) - trial.weight(name, masks[name])
-        if name in correlations:
-            correlation = shrink_correlation(correlations.pop(name), missing, grams[name], shrinkage)
-        else:
-            correlation = missing @ grams[name]
-        found[name] = Quadratic(grams[name], correlation)
-    return found
+    shrunk, correlations = sums.over()
+    return {name: _around(trial, masks, name, shrunk[name], correlations.get(name), shrinkage) for name in names}
+
+
+def _around(
+    trial: Trial, masks: Masks, name: str, gram: Tensor, correlation: Tensor | None, shrinkage: float
+) -> Quadratic:
+    """One Linear's quadratic; a correlation, of the residual with its input, is that of the closing one."""
+    missing = trial.weight(name) - trial.weight(name, masks[name])
+    if correlation is None:
+        return Quadratic(gram, missing @ gram)
+    return Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
 
 
 def _behind(trial: Trial, masks: Masks, names: Sequence[str]) -> Behind | None:

@@ -159,10 +159,9 @@ class GroupRows(Rows):
         self.both = values.new_zeros(len(pairs), group).scatter_(1, pairs, 1.0).expand(len(values), -1, -1)
         self.starts = self.members[2] * torch.arange(len(pairs), device=values.device)  # of each pair's groups
         self.coupled, self.pairs = self._coupled()
-        state = keep.to(values.dtype).sub_(0.5)
-        alike = self._paired(state, torch.add)  # 1 or -1 where both are kept or pruned, else 0
-        huge = torch.finfo(values.dtype).max
-        self.joint = torch.addcmul(self.coupled, alike, alike.mul(2), value=huge, out=alike)
+        alike = self._paired(keep.to(values.dtype).sub_(0.5), torch.add)  # 1 or -1: kept both, pruned both; else 0
+        prohibitive = torch.finfo(values.dtype).max
+        self.joint = torch.addcmul(self.coupled, alike, alike, value=prohibitive, out=alike)
 
     @property
     def ways(self) -> Sequence[Way]:

@@ -100,6 +100,18 @@ def test_gram_matrices_that_no_mask_reaches_are_summed_once(trial, monkeypatch):
     assert len(made) == 4 * trial.inputs.total
 
 
+@torch.no_grad()
+def test_a_gram_matrix_taken_over_is_not_summed_and_the_correlation_is(trial, monkeypatch):  # noqa: F811
+    near = quadratics(trial, another(trial), ["down"])["down"].gram
+    own = quadratics(trial, trial.masks, ["down"])["down"]
+    made, add = [], Products.add
+    monkeypatch.setattr(Products, "add", lambda self, left, right: (made.append(right.shape), add(self, left, right)))
+    found = quadratics(trial, trial.masks, ["down"], grams={"down": near})["down"]
+    assert found.gram is near and not torch.allclose(near, own.gram)
+    assert torch.equal(found.correlation, own.correlation)
+    assert len(made) == trial.inputs.total
+
+
 def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial):  # noqa: F811
     assert closing_linear(trial) == "down"
     inner = trial.forward
