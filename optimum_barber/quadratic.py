@@ -57,7 +57,7 @@ def quadratics(
         again: whether masks will be measured that differ by the closing Linear's alone, which is one of those named.
         grams: G' by Linear, of masks nearby, taken over; correlations are summed anew.
     """
-    sums, behind = Sums(trial, names, shrinkage, grams or {}), _behind(trial, masks, names) if again else None
+    sums, behind = Sums(trial, names, shrinkage, grams), _behind(trial, masks, names) if again else None
     with calls_of(trial, names) as calls:
 
         def see(output: Tensor, target: Tensor, weights: Tensor | None) -> None:

@@ -187,17 +187,18 @@ class GroupRows(Rows):
 
     def _best_pair(self) -> Tensor:
         """The best pair within any M-group of each row."""
-        torch.baddbmm(self.joint, self.both, self.slopes.view(self.members), out=self.pairs)  # beats many sums
+        slopes = self.slopes.view(self.members)
+        torch.baddbmm(self.joint, self.both, slopes, out=self.pairs)  # one product beats many sums
         best = lowest(self.pairs.flatten(1))
         which = best // self.members[2]
         group = (best - self.starts.index_select(0, which))[:, None]
         pair = self.columns.index_select(0, which) + group
-        joint, slopes = self.joint.flatten(1), self.slopes.gather(1, pair)
-        better = slopes.sum(1) + joint.gather(1, best[:, None])[:, 0] < 0  # the product may be inexact
+        joint, turned = self.joint.flatten(1), self.slopes.gather(1, pair)
+        better = turned.sum(1) + joint.gather(1, best[:, None])[:, 0] < 0  # the product may be inexact
         change, _ = self.flip(pair, better)
         rows = group * self.members[1] + self.places.index_select(0, which)
         felt = functional.embedding_bag(rows, self.gram, per_sample_weights=change, mode="sum")
-        self.slopes.scatter_add_(1, pair, slopes.mul_(better[:, None]).mul_(-2)).addcmul_(self.turn, felt)
+        self.slopes.scatter_add_(1, pair, turned.mul_(better[:, None]).mul_(-2)).addcmul_(self.turn, felt)
         kept = (self.keep.gather(1, group + places) for places in self.columns.t())
         same = torch.eq(*kept)
         at = group + self.starts
