@@ -13,7 +13,7 @@ from .sums import entries
 from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
-LENGTHS = 4  # that a round of 'gauss-newton' tries: typical
+LENGTHS = 3  # that a round of 'gauss-newton' tries: typical
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
 

@@ -127,7 +127,7 @@ def test_outliers_lie_above_the_tukey_fence(granularity, block):
     assert Exchange(scores, keep, granularity, 1.0).outlier_share() == pytest.approx(expected, abs=1e-9)
 
 
-def climbed(error_at, start, factors=(2.0, 0.5), standing=1.0):
+def climbed(error_at, start, factors=(2.0, 0.5), standing=1.0, parabolic=False):
     """Where `climb` ends and what it measured on the way."""
     measured = []
 
@@ -135,7 +135,7 @@ def climbed(error_at, start, factors=(2.0, 0.5), standing=1.0):
         measured.append(ratio)
         return error_at(ratio)
 
-    return *climb(measure, start, factors, standing), measured
+    return *climb(measure, start, factors, standing, parabolic), measured
 
 
 def test_climbing_stops_behind_the_lowest_error():
@@ -161,3 +161,29 @@ def test_climbing_down_goes_on_until_something_beats_standing_still():
     ratio, error, measured = climbed(lambda r: 2.0, 0.1)
     assert error is None
     assert min(measured) > 0.0009
+
+
+@given(
+    st.floats(0.005, 0.9),
+    st.floats(0.01, 100.0),
+    st.sampled_from([(2.0, 0.5), (0.5,)]),
+    st.sampled_from([1 / 16, 0.25]),
+)
+def test_on_a_parabola_fewer_ratios_are_measured_and_the_same_one_is_found(lowest_at, curvature, factors, start):
+    def error_at(ratio):
+        return 1.0 + curvature * ratio * (ratio - 2 * lowest_at)
+
+    ratio, error, measured = climbed(error_at, start, factors)
+    found, its_error, fewer = climbed(error_at, start, factors, parabolic=True)
+    assert (found, its_error) == (ratio, error)
+    assert fewer == measured[: len(fewer)]
+
+
+def test_on_a_parabola_what_cannot_be_lower_is_not_measured():
+    def error_at(ratio):
+        return 1.0 + ratio * (ratio - 0.5)  # lowest at 0.25
+
+    assert climbed(error_at, 0.25)[2] == [0.25, 0.5, 0.125]
+    assert climbed(error_at, 0.25, parabolic=True)[2] == [0.25, 0.5]
+    assert climbed(error_at, 0.125)[2] == [0.125, 0.25, 0.5]
+    assert climbed(error_at, 0.125, parabolic=True)[2] == [0.125, 0.25]

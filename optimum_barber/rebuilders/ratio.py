@@ -1,5 +1,6 @@
 """The mask rebuilding ratio alpha: given, or found by the measured error of a few candidates."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -78,26 +79,43 @@ def stride_of(samples: int) -> int:
 
 
 def climb(
-    measure: Callable[[float], float], start: float, factors: tuple[float, ...], standing: float
+    measure: Callable[[float], float],
+    start: float,
+    factors: tuple[float, ...],
+    standing: float,
+    parabolic: bool = False,
 ) -> tuple[float, float | None]:
     """Walk from `start` by one factor while the measured error falls; by the other if the first never helped.
 
     While nothing beats `standing`, the error without any swap, the walk down goes on; and so does the walk up
-    over ratios that are too small to swap anything.
+    over ratios that are too small to swap anything. Where errors are `parabolic`, once something beats `standing`, a
+    ratio is not measured that has no lower one by the parabola through `standing` and the two nearest ratios.
 
     Returns:
         The best ratio and its error, None where none beats `standing`.
     """
-    best, lowest = start, measure(start)
+    best, errors = start, {start: measure(start)}
     for factor in factors:
         ratio = start * factor
         while SMALLEST_RATIO <= ratio <= LARGEST_RATIO:
-            error = measure(ratio)
+            lowest = errors[best]
+            if parabolic and lowest < standing and _foretold(errors, ratio, standing) >= lowest:
+                break
+            error = errors[ratio] = measure(ratio)
             if error < lowest:
-                best, lowest = ratio, error
+                best = ratio
             elif lowest < standing or (error == standing) == (factor < 1):
                 break  # an error that stands still means no swap: going further down is vain, going up is not
             ratio *= factor
-        if best != start and lowest < standing:
+        if best != start and errors[best] < standing:
             break
-    return best, lowest if lowest < standing else None
+    return best, errors[best] if errors[best] < standing else None
+
+
+def _foretold(errors: dict[float, float], ratio: float, standing: float) -> float:
+    """The error by the parabola through `standing` at 0 and the two measured ratios next to this one; -inf by one."""
+    if len(errors) == 1:
+        return -math.inf
+    one, other = sorted(errors, key=lambda measured: abs(math.log(measured / ratio)))[:2]
+    slope, further = ((errors[measured] - standing) / measured for measured in (one, other))
+    return standing + ratio * (slope + (further - slope) / (other - one) * (ratio - one))

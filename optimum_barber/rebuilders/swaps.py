@@ -14,7 +14,7 @@ from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
 from .foresight import begin, begins, foresee
 
-BEFORE_NEWTON = 40  # exchanges a row within M-groups where gauss-newton follows, which would undo further ones
+BEFORE_NEWTON = 30  # exchanges a row within M-groups where gauss-newton follows, which would undo further ones
 
 
 @REBUILDERS.register("swaps")
