@@ -2,9 +2,9 @@
 
     python -m benchmarks.killed [--model MODEL] [--kills 10] [--seed 0] [--samples 4] [--sequence-length 128]
 
-Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments, each followed by
-`--resume`, until it has been killed so often and ends; compares every file of the two outputs. The report holds seconds
-and memory, and is left out.
+Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments between a start and a few
+layers' work, each followed by `--resume`, until it has been killed so often and ends; compares every file of the two
+outputs. The report holds seconds and memory, and is left out.
 """
 
 import argparse
@@ -19,7 +19,11 @@ from pathlib import Path
 
 from optimum_barber.output import STATE_DIRECTORY, STATE_NAME, partial_of
 
+from .table import emit
+
 MEASURES = {"report.json"}
+SHARE = 5  # a run lives on, past its first layer, for no more than this part of what is left: ten of them do not end it
+POLL = 0.05
 
 
 def main() -> int:
@@ -38,20 +42,32 @@ def main() -> int:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
-        started = time.perf_counter()
-        subprocess.run([*command, str(calm)], check=True)
-        seconds = time.perf_counter() - started
-        sys.stdout.write(f"undisturbed: {seconds:.1f} s\n")
-        disturb([*command, str(killed)], killed, args, seconds)
+        first, seconds = timed([*command, str(calm)], calm)
+        emit(f"undisturbed: {seconds:.1f} s, the first layer done after {first:.1f}")
+        disturb([*command, str(killed)], killed, args, first + (seconds - first) / SHARE)
         return compare(calm, killed)
 
 
-def disturb(command: list[str], output: Path, args: argparse.Namespace, seconds: float) -> None:
+def timed(command: list[str], output: Path) -> tuple[float, float]:
+    """Seconds until the first layer was done, and until the run had ended."""
+    started, first = time.perf_counter(), None
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            time.sleep(POLL)
+            if first is None and layers_of(output):
+                first = time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"the run failed with status {process.returncode}")
+    return first or seconds, seconds
+
+
+def disturb(command: list[str], output: Path, args: argparse.Namespace, latest: float) -> None:
     """Start, kill and resume until it has been killed as often as asked for, then let it end."""
     moments = random.Random(args.seed)
     for kill in range(1, args.kills + 1):
         process = subprocess.Popen([*command, "--resume"])
-        moment = moments.uniform(0, seconds / 4)
+        moment = moments.uniform(0, latest)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -60,9 +76,9 @@ def disturb(command: list[str], output: Path, args: argparse.Namespace, seconds:
         if process.returncode not in (0, -signal.SIGKILL):
             raise SystemExit(f"the run failed with status {process.returncode}")
         if output.exists():
-            sys.stdout.write(f"the run ended before kill {kill}\n")
+            emit(f"the run ended before kill {kill}")
             return
-        sys.stdout.write(f"killed after {moment:.1f} s, layers done: {layers_of(output)}\n")
+        emit(f"killed after {moment:.1f} s, layers done: {layers_of(output)}")
     subprocess.run([*command, "--resume"], check=True)
 
 
@@ -77,7 +93,7 @@ def compare(calm: Path, killed: Path) -> int:
     names = {path.relative_to(folder) for folder in (calm, killed) for path in folder.rglob("*") if path.is_file()}
     compared = sorted(name for name in names if name.name not in MEASURES)
     differ = [name for name in compared if not same(calm / name, killed / name)]
-    sys.stdout.write(f"{len(compared)} files, {len(differ)} differ: {', '.join(map(str, differ)) or 'none'}\n")
+    emit(f"{len(compared)} files, {len(differ)} differ: {', '.join(map(str, differ)) or 'none'}")
     return int(bool(differ))
 
 
