@@ -2,9 +2,9 @@
 
     python -m benchmarks.killed [--model MODEL] [--kills 10] [--seed 0] [--samples 4] [--sequence-length 128]
 
-Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments between a start and a few
-layers' work, each followed by `--resume`, until it has been killed so often and ends; compares every file of the two
-outputs. The report holds seconds and memory, and is left out.
+Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments between a start and a
+few layers' work, each followed by `--resume`, until it has been killed so often and ends; compares every file of the
+two outputs. The report holds seconds and memory, and is left out.
 """
 
 import argparse
