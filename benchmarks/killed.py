@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from optimum_barber.output import STATE_DIRECTORY, STATE_NAME, partial_of
@@ -22,7 +23,6 @@ from optimum_barber.output import STATE_DIRECTORY, STATE_NAME, partial_of
 from .table import emit
 
 MEASURES = {"report.json"}
-SHARE = 5  # a run lives on, past its first layer, for no more than this part of what is left: ten of them do not end it
 POLL = 0.05
 
 
@@ -42,44 +42,58 @@ def main() -> int:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
-        first, seconds = timed([*command, str(calm)], calm)
-        emit(f"undisturbed: {seconds:.1f} s, the first layer done after {first:.1f}")
-        disturb([*command, str(killed)], killed, args, first + (seconds - first) / SHARE)
+        pace = timed([*command, str(calm)], calm)
+        emit(f"undisturbed: {pace.seconds:.1f} s, the first of {pace.layers} layers done after {pace.first:.1f}")
+        disturb([*command, str(killed)], killed, pace, args)
         return compare(calm, killed)
 
 
-def timed(command: list[str], output: Path) -> tuple[float, float]:
-    """Seconds until the first layer was done, and until the run had ended."""
-    started, first = time.perf_counter(), None
+@dataclass
+class Pace:
+    """Seconds until the first layer was done and until the run had ended, and how many layers there were."""
+
+    first: float = 0.0
+    seconds: float = 0.0
+    layers: int = 0
+
+
+def timed(command: list[str], output: Path) -> Pace:
+    """How a run goes that nobody disturbs."""
+    started, pace = time.perf_counter(), Pace()
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             time.sleep(POLL)
-            if first is None and layers_of(output):
-                first = time.perf_counter() - started
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(f"the run failed with status {process.returncode}")
-    return first or seconds, seconds
+            pace.layers = max(layers_of(output), pace.layers)
+            pace.seconds = time.perf_counter() - started
+            pace.first = pace.first if pace.layers else pace.seconds
+    ended(process)
+    return pace
 
 
-def disturb(command: list[str], output: Path, args: argparse.Namespace, latest: float) -> None:
-    """Start, kill and resume until it has been killed as often as asked for, then let it end."""
+def disturb(command: list[str], output: Path, pace: Pace, args: argparse.Namespace) -> None:
+    """Start, kill and resume until it has been killed as often as asked for, then let it end.
+
+    A run is killed earlier than by chance where it would do more than its share of the layers.
+    """
     moments = random.Random(args.seed)
-    for kill in range(1, args.kills + 1):
-        process = subprocess.Popen([*command, "--resume"])
-        moment = moments.uniform(0, latest)
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
+    share = max(pace.layers // (args.kills + 1), 1)
+    for _ in range(args.kills):
+        enough = layers_of(output) + share
+        moment = moments.uniform(0, pace.first + (pace.seconds - pace.first) / args.kills)
+        started = time.perf_counter()
+        with subprocess.Popen([*command, "--resume"]) as process:
+            while process.poll() is None and time.perf_counter() - started < moment and layers_of(output) < enough:
+                time.sleep(POLL)
             process.send_signal(signal.SIGKILL)
-            process.wait()
-        if process.returncode not in (0, -signal.SIGKILL):
-            raise SystemExit(f"the run failed with status {process.returncode}")
-        if output.exists():
-            emit(f"the run ended before kill {kill}")
-            return
-        emit(f"killed after {moment:.1f} s, layers done: {layers_of(output)}")
+        ended(process)
+        emit(f"killed after {time.perf_counter() - started:.1f} s, layers done: {layers_of(output)}")
     subprocess.run([*command, "--resume"], check=True)
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """Go on only where the run ended by itself, or by our hand."""
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the run failed with status {process.returncode}")
 
 
 def layers_of(output: Path) -> int:
