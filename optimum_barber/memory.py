@@ -3,12 +3,13 @@
 import ctypes
 import gc
 import sys
+from pathlib import Path
 from typing import Any
 
 WEIGHT_SIZED = 4 * 2**20  # bytes; activations of a window are smaller and stay in the heap, where reuse is free
 HEAP_TOP = 16 * 2**20  # bytes; activations come and go there, and pages that went back would be faulted in every time
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-WORTH_TRIMMING = 256 * 2**20  # bytes; pages that go back must be had again, which costs time
+WORTH_TRIMMING = 128 * 2**20  # bytes; pages that go back must be had again, which costs time
 
 
 class _Mallinfo(ctypes.Structure):
@@ -35,27 +36,54 @@ def return_freed_buffers(bytes_from: int = WEIGHT_SIZED) -> None:
 def trim() -> None:
     """Give back what is free now, garbage too."""
     gc.collect()
-    give_back()
+    heap.give_back()
 
 
-def give_back(from_bytes: int = 0) -> None:
-    """Give back what is free in the heap: small buffers of one pass, which those of the next may not fit into.
+class Heap:
+    """The heap of this process, between whose buffers in use pages lie that are resident, but free.
 
-    Args:
-        from_bytes: leave it as it is where less is free.
+    They held small buffers of one pass, which those of the next may not fit into.
+
+    Attributes:
+        settled: bytes that were resident beside the buffers in use, such as the interpreter's own, when last no page
+            could go back.
     """
-    malloc_trim = getattr(_libc(), "malloc_trim", None)
-    if malloc_trim is not None and _free_in_heap() >= from_bytes:
-        malloc_trim(0)
+
+    settled: int = 0
+
+    def give_back(self, from_bytes: int = 0) -> None:
+        """Give back the pages that are free.
+
+        Args:
+            from_bytes: leave them where fewer have gathered since the last time.
+        """
+        malloc_trim = getattr(_libc(), "malloc_trim", None)
+        if malloc_trim is None:
+            return
+        beside = _beside_buffers()
+        self.settled = min(self.settled, beside)
+        if beside - self.settled >= from_bytes:
+            malloc_trim(0)
+            self.settled = _beside_buffers()
 
 
-def _free_in_heap() -> int:
-    """Bytes that are free between buffers in use; more than any bound where the C library does not tell."""
+heap = Heap()
+
+
+def _beside_buffers() -> int:
+    """Resident bytes that no buffer in use accounts for; 0 where the C library does not tell."""
     mallinfo = getattr(_libc(), "mallinfo2", None)
     if mallinfo is None:
-        return sys.maxsize
+        return 0
     mallinfo.restype = _Mallinfo
-    return int(mallinfo().fordblks)
+    found = mallinfo()
+    return resident() - int(found.uordblks) - int(found.hblkhd)
+
+
+def resident() -> int:
+    """RssAnon of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def _libc() -> Any:

@@ -16,7 +16,6 @@ from .activations import Activations
 from .answers import ask, check_rebuilt
 from .blocks import Block, DecoderLayer
 from .masks import PackedMask
-from .memory import WORTH_TRIMMING, give_back
 from .patterns import SparsityPattern
 from .producers import LinearInput, Producer
 from .ranks import ALONE, Ranks
@@ -147,7 +146,6 @@ def prune_block(
     callback: BlockCallback,
 ) -> tuple[dict[str, PackedMask], Activations]:
     """Settle and commit a block: its masks, and its outputs under them."""
-    give_back(WORTH_TRIMMING)  # not before every pass, which would fault the pages in that the last one had
     started, alone = time.perf_counter(), plan.ranks.count == 1
     settled = partial(settle, layer, block, hidden, outputs, plan)
     trial, first, figures = within_memory(block.name, settled, [hidden, *outputs], alone)

@@ -15,6 +15,7 @@ from .activations import Activations
 from .bits import kept_or_zero
 from .closing import Behind
 from .derivatives import backward, differentiable
+from .memory import WORTH_TRIMMING, heap
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
 from .scores import GradientReduction
@@ -136,7 +137,8 @@ class Trial:
 
         `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
         """
-        self._latest = self.behind = None  # the outputs of the last pass make room for those of this one
+        self.behind = None
+        self._make_room()
         errors, outputs = self._differentiated(masks, self.targets, see)
         self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
 
@@ -202,7 +204,7 @@ class Trial:
         samples: Iterable[tuple[Tensor, Tensor, Tensor | None]],
         see: Callable[[Tensor, Tensor, Tensor | None], None],
     ) -> None:
-        self._latest = None  # the outputs of the last pass make room for those of this one
+        self._make_room()
         errors: list[Tensor] = []
 
         def measured() -> Iterator[Tensor]:
@@ -230,6 +232,11 @@ class Trial:
     @property
     def _leaves(self) -> dict[str, Tensor]:
         return {name: linear.weight for name, linear in self.linears.items()}
+
+    def _make_room(self) -> None:
+        """Before a pass over the samples: without the outputs of the last one, and the pages that it left free."""
+        self._latest = None
+        heap.give_back(WORTH_TRIMMING)
 
     def _forget(self) -> None:
         """Errors and outputs that were measured before hold no longer."""
