@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import BarberError, MissingExtraError
 from .registry import Registry
+from .window_offsets import window_offsets
 
 logger = logging.getLogger(__name__)
 DEFAULT_LENGTH = 2048
@@ -165,14 +166,13 @@ def sequence_length(config: Any, asked: int | None) -> int:
 
 
 def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source: str) -> TokenWindows:
-    """`samples` windows of `length` tokens that start at seeded uniform offsets.
+    """`samples` windows of `length` tokens at seeded random offsets, without overlap as far as the text has room.
 
     Raises:
         BarberError: the text is too short for one window.
     """
-    last = _check_length(tokens, length, source)
-    generator = torch.Generator().manual_seed(seed)
-    offsets = torch.randint(0, last + 1, (samples,), generator=generator)
+    _check_length(tokens, length, source)
+    offsets = window_offsets(len(tokens), samples, length, torch.Generator().manual_seed(seed))
     windows = torch.stack([tokens[offset : offset + length] for offset in offsets.tolist()])
     return TokenWindows(windows, source, "calibration", len(tokens) // length)
 

@@ -1,5 +1,7 @@
 """Text to windows."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from optimum_barber.calibration import (
     sequence_length,
 )
 from optimum_barber.errors import BarberError
+from optimum_barber.window_offsets import disjoint_offsets
 
 
 class Sized:
@@ -37,6 +40,27 @@ def test_windows_start_at_seeded_offsets():
     assert one.fingerprint == again.fingerprint != other.fingerprint
     assert (one.tokens.diff(dim=1) == 1).all()
     assert random_windows(tokens[:8], 2, 8, 0, "t").tokens.tolist() == [list(range(8))] * 2
+
+
+@given(tokens=st.integers(1, 300), length=st.integers(1, 20), samples=st.integers(1, 60), seed=st.integers(0, 99))
+def test_no_two_windows_overlap_where_the_text_has_room(tokens, length, samples, seed):
+    if tokens < length:
+        return
+    found = random_windows(torch.arange(tokens), samples, length, seed, "t").tokens
+    assert found.shape == (samples, length)
+    assert (found.diff(dim=1) == 1).all()
+    fit = tokens // length
+    for start in range(0, samples, fit):
+        disjoint = found[start : start + fit].flatten().tolist()
+        assert len(set(disjoint)) == len(disjoint)
+
+
+def test_all_disjoint_windows_are_equally_likely():
+    generator = torch.Generator().manual_seed(0)
+    drawn = Counter(tuple(disjoint_offsets(7, 2, 3, generator).tolist()) for _ in range(6000))
+    legal = {(one, other) for one in range(5) for other in range(5) if abs(one - other) >= 3}
+    assert set(drawn) == legal
+    assert all(abs(count - 1000) < 5 * 1000**0.5 for count in drawn.values())
 
 
 @given(count=st.integers(10, 500), length=st.integers(2, 10), data=st.data())
