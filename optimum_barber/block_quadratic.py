@@ -87,7 +87,7 @@ class _Slopes:
     """Sums over samples by Linear: C = J^T R, and of ||(J^T u)_r||^2, what row r is worth, by those that are probed."""
 
     def __init__(self, trial: Trial, names: Sequence[str], probing: bool) -> None:
-        self.probing, total = probing, trial.inputs.total
+        self.probing, self.judge, total = probing, trial.judge, trial.inputs.total
         self.share = len(range(0, total, PROBED)) / total
         self.leaves = {name: trial.linears[name].weight for name in names}
         self.correlation = {name: Sum() for name in names}
@@ -99,19 +99,11 @@ class _Slopes:
     def add(self, error: Tensor, output: Tensor, weights: Tensor | None) -> None:
         """Add the next sample: its error, its output, the weights of its tokens."""
         probed = self.probing and self.sample % PROBED == 0
-        scale = -output.numel() / 2
+        scale = -self.judge.units(output) / 2
         backward(error, self.leaves, lambda name, g: self.correlation[name].add(g.mul_(scale)), again=probed)
         if probed:
-            signs = _signs(output, self.sample)
-            signs = signs if weights is None else (signs * weights.sqrt()).view_as(output)
-            backward(output, self.leaves, self._weigh, signs)
+            backward(output, self.leaves, self._weigh, self.judge.probe(output, weights, self.sample))
         self.sample += 1
 
     def _weigh(self, name: str, gradient: Tensor) -> None:
         self.worth[name].add(gradient.square_().sum(1).div_(self.share))
-
-
-def _signs(like: Tensor, seed: int) -> Tensor:
-    """1 or -1 at random, drawn on the CPU, so that they are the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, like.shape, generator=generator).mul_(2).sub_(1).to(like)

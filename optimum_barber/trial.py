@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .activations import Activations
 from .bits import kept_or_zero
 from .closing import Behind
 from .derivatives import backward, differentiable
+from .judges import SQUARED_ERROR, Judge
 from .memory import WORTH_TRIMMING, heap
 from .patterns import SparsityPattern
 from .ranks import ALONE, Ranks
@@ -53,6 +53,7 @@ class Trial:
         pattern: what the masks must look like.
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
         statistics: of the inputs of each Linear, as far as anybody asked.
+        judge: what E measures an output by; the mean above unless told otherwise.
         updated: weights that a producer changed on purpose, used where its own mask keeps them.
         ranks: that share the samples; all of them ask the same questions in the same order.
         forward_passes: forward passes over all samples, in units of the whole set, be it of the closing Linear alone.
@@ -70,6 +71,7 @@ class Trial:
     masks: Masks = field(default_factory=dict)
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     token_weights: Activations | None = None
+    judge: Judge = SQUARED_ERROR
     updated: dict[str, Tensor] = field(default_factory=dict)
     ranks: Ranks = ALONE
     forward_passes: float = 0.0
@@ -109,7 +111,7 @@ class Trial:
         if known:
             return _mean(known[::stride])
         with self._wearing(masks):
-            errors = [error_of(self.forward(x), y, w) for x, y, w in self.samples(stride=stride)]
+            errors = [self.judge.error(self.forward(x), y, w) for x, y, w in self.samples(stride=stride)]
         measured = self.ranks.gather(_floats(errors))
         self.forward_passes += len(measured) / self.inputs.total
         return _mean(measured)
@@ -151,7 +153,7 @@ class Trial:
         def seen() -> Iterator[Tensor]:
             for x, y, w in self.samples(targets):
                 output = self.forward(x)
-                errors.append(error_of(output, y, w))
+                errors.append(self.judge.error(output, y, w))
                 see(errors[-1], output, w)
                 errors[-1] = errors[-1].detach()
                 yield output.detach()
@@ -210,7 +212,7 @@ class Trial:
         def measured() -> Iterator[Tensor]:
             for x, y, w in samples:
                 output = forward(x).view_as(y)
-                errors.append(error_of(output, y, w))
+                errors.append(self.judge.error(output, y, w))
                 see(output, y, w)
                 yield output
 
@@ -276,15 +278,6 @@ class Trial:
         finally:
             for name, linear in self.linears.items():
                 linear.weight.data = dense[name]
-
-
-def error_of(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """mean(omega (output - target)^2) of one sample, a scalar; the weights omega are (1, tokens, 1), None for 1.
-
-    First over channels, then over tokens: a sum over everything would depend on the number of threads.
-    """
-    errors = functional.mse_loss(output, target, reduction="none").mean(-1, keepdim=True)
-    return (errors if weights is None else errors * weights).mean()
 
 
 def _floats(errors: list[Tensor]) -> list[float]:

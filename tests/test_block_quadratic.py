@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from optimum_barber import block_quadratic
+from optimum_barber import block_quadratic, judges
 from optimum_barber.block_quadratic import PROBED, expand
 from optimum_barber.quadratic import quadratics
 from optimum_barber.rebuild_config import RebuildConfig
@@ -62,7 +62,7 @@ def worths(trial, name):  # noqa: F811
     total = 0
     for index, x in list(enumerate(trial.inputs))[::PROBED]:
         found = jacobian(trial, name, x)
-        signs = block_quadratic._signs(torch.empty(1, 5, 3, dtype=torch.float64), index).flatten()
+        signs = judges.random_signs(torch.empty(1, 5, 3, dtype=torch.float64), index).flatten()
         total = total + (found * signs[:, None, None]).sum(0).square().sum(1)
     return total * trial.inputs.total / len(range(0, trial.inputs.total, PROBED))
 
@@ -73,7 +73,7 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
     patterns = [torch.tensor(p, dtype=torch.float64).view(1, 2, 3) for p in itertools.product((-1.0, 1.0), repeat=6)]
     found = {name: 0.0 for name in INNER}
     for signs in patterns:
-        monkeypatch.setattr(block_quadratic, "_signs", lambda *_, signs=signs: signs)
+        monkeypatch.setattr(judges, "random_signs", lambda *_, signs=signs: signs)
         slopes = block_quadratic._Slopes(trial, INNER, probing=True)
         trial.differentiate(dict(trial.masks), slopes.add)
         for name in INNER:
@@ -85,7 +85,7 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
 
 def test_signs_are_the_same_every_time_and_others_for_every_sample():
     like = torch.empty(1, 64, 8)
-    one, again, other = (block_quadratic._signs(like, seed) for seed in (3, 3, 4))
+    one, again, other = (judges.random_signs(like, seed) for seed in (3, 3, 4))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert one.dtype == like.dtype and set(one.unique().tolist()) == {-1.0, 1.0}
 

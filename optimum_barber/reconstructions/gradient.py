@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..config import ReconstructConfig
-from ..trial import Trial, error_of
+from ..trial import Trial
 from . import RECONSTRUCTIONS
 
 HELD_OUT = 8  # every eighth sample measures, the others are learned from
@@ -37,7 +37,7 @@ def _pass(trial: Trial, weights: dict[str, Tensor], optimizer: torch.optim.Optim
     """One step on each sample that is not held out; pruned weights have no gradient and so stay exactly zero."""
     for index, (x, target, token_weights) in enumerate(trial.samples()):
         if index % HELD_OUT or len(trial.inputs) == 1:
-            error = error_of(trial.forward(x), target, token_weights) / unit
+            error = trial.judge.error(trial.forward(x), target, token_weights) / unit
             gradients = torch.autograd.grad(error, list(weights.values()))
             for (name, weight), slope in zip(weights.items(), gradients, strict=True):
                 weight.grad = slope.mul_(trial.masks[name])
@@ -47,7 +47,8 @@ def _pass(trial: Trial, weights: dict[str, Tensor], optimizer: torch.optim.Optim
 
 @torch.no_grad()
 def _held_out_error(trial: Trial) -> float:
-    errors = [float(error_of(trial.forward(x), y, weights)) for x, y, weights in trial.samples(stride=HELD_OUT)]
+    samples, error = trial.samples(stride=HELD_OUT), trial.judge.error
+    errors = [float(error(trial.forward(x), y, weights)) for x, y, weights in samples]
     trial.forward_passes += len(errors) / len(trial.inputs)
     return sum(errors) / len(errors)
 
