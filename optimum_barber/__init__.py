@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .producers import Produced as Produced
     from .producers import producer as producer
     from .rebuild_config import RebuildConfig as RebuildConfig
+    from .refine.refiner import BarberRefiner as BarberRefiner
+    from .refine.refiner import RefineResult as RefineResult
+    from .refine.settings import RefineConfig as RefineConfig
     from .sparsifier import BarberSparsifier as BarberSparsifier
     from .sparsifier import SparsifyResult as SparsifyResult
     from .structured.record import PrunedStructure as PrunedStructure
@@ -33,6 +36,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BarberConfig": "config",
     "BarberError": "errors",
+    "BarberRefiner": "refine.refiner",
     "BarberShrinker": "structured.shrinker",
     "BarberSparsifier": "sparsifier",
     "BlockReport": "pipeline",
@@ -41,6 +45,8 @@ _HOME = {
     "Produced": "producers",
     "PrunedStructure": "structured.record",
     "RebuildConfig": "rebuild_config",
+    "RefineConfig": "refine.settings",
+    "RefineResult": "refine.refiner",
     "ShrinkConfig": "structured.settings",
     "ShrinkResult": "structured.shrinker",
     "SparsifyResult": "sparsifier",

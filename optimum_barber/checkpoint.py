@@ -37,7 +37,7 @@ def describe(
     shares: Shares,
 ) -> SparsityConfig:
     """The record of a run, for `sparsity_config.json`."""
-    modules = {name: _module(mask) for name, mask in masks.items()}
+    modules = {name: module_sparsity(mask) for name, mask in masks.items()}
     samples, length = windows.tokens.shape
     return SparsityConfig(
         pattern=str(plan.pattern),
@@ -76,7 +76,8 @@ def _allocation(config: BarberConfig, plan: Plan, masks: Mapping[str, PackedMask
     }
 
 
-def _module(mask: PackedMask) -> ModuleSparsity:
+def module_sparsity(mask: PackedMask) -> ModuleSparsity:
+    """What the record says of one pruned Linear."""
     out, width = mask.shape
     pruned = mask.pruned
     return ModuleSparsity(shape=(out, width), pruned=pruned, sparsity=pruned / mask.weights, sha256=mask.sha256)

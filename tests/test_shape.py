@@ -20,6 +20,7 @@ TENSORS = [
     "activations",
     "sums",
     "derivatives",
+    "judges",
     "trial",
     "swaps",
     "dsnot",
@@ -30,6 +31,7 @@ TENSORS = [
     "quantize",
     "gptq",
     "structured/scores",
+    "refine/divergence",
 ]
 
 

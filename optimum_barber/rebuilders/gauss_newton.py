@@ -1,5 +1,7 @@
 """Exchanges in all rows of a block at once, by what they do to the block error (Gauss-Newton)."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +12,30 @@ from ..rebuild_config import RebuildConfig
 from ..trial import Masks, Trial
 from . import REBUILDERS, Outcome
 from .foresight import begin, begins
-from .ratio import climb, stride_of
+from .ratio import SMALLEST_RATIO, climb, stride_of
 from .swaps import difference, outcome, with_exchanges
 
 LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
 EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a step is taken.
+
+    Attributes:
+        each: exchanges a row at most.
+        stride: every so many samples measure the lengths that are tried.
+        factor: between these lengths.
+        least: of them.
+        parabolic: whether errors run like a parabola over the length.
+    """
+
+    each: int = EACH
+    stride: int = 1
+    factor: float = 2.0
+    least: float = SMALLEST_RATIO
+    parabolic: bool = True
 
 
 @REBUILDERS.register("gauss-newton")
@@ -30,8 +51,9 @@ def gauss_newton(trial: Trial, config: RebuildConfig) -> Outcome:
     steps, rounds, length = [trial.masks], list[dict[str, Any]](), LENGTH
     around: Expansion = begin("gauss-newton", trial, config)
     grams: dict[str, Tensor] = {}
+    pace = Pace(stride=stride_of(trial.inputs.total))
     while True:
-        candidate, length, tried = _step(trial, config, around.models, steps[-1], length)
+        candidate, length, tried = step(trial, config, around.models, steps[-1], length, pace)
         around.models.clear()  # their memory
         if rounds and candidate is steps[-1]:
             break
@@ -55,18 +77,17 @@ def _first_look(trial: Trial, masks: Masks, config: RebuildConfig) -> Expansion:
     return expand(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
-def _step(
-    trial: Trial, config: RebuildConfig, models: dict[str, Quadratic], masks: Masks, start: float
+def step(
+    trial: Trial, config: RebuildConfig, models: dict[str, Quadratic], masks: Masks, start: float, pace: Pace
 ) -> tuple[Masks, float, list[list[float]]]:
     """The masks of the best step found, its length and the errors of all lengths; the given ones where none helps."""
-    stride, few = stride_of(trial.inputs.total), config.model_copy(update={"swaps": EACH})
+    stride, few = pace.stride, config.model_copy(update={"swaps": pace.each})
     errors, stepped = {0.0: trial.error_on_every(stride, masks)}, dict[float, Masks]()
 
     def measure(length: float) -> float:
         if length in errors:
             return errors[length]
-        shorter = {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}
-        stepped[length] = with_exchanges(trial, masks, shorter, few)
+        stepped[length] = with_exchanges(trial, masks, shortened(models, length), few)
         errors[length] = trial.error_on_every(stride, stepped[length])
         best = min(stepped, key=errors.__getitem__)
         for worse in stepped.keys() - {best}:
@@ -74,6 +95,12 @@ def _step(
         return errors[length]
 
     too_long = measure(start) > errors[0.0]
-    length, error = climb(measure, start, (0.5,) if too_long else (2.0, 0.5), errors[0.0], parabolic=True)
+    factors = (1 / pace.factor,) if too_long else (pace.factor, 1 / pace.factor)
+    length, error = climb(measure, start, factors, errors[0.0], pace.parabolic, pace.least)
     tried = [list(pair) for pair in sorted(errors.items())]
     return (masks, start, tried) if error is None else (stepped[length], length, tried)
+
+
+def shortened(models: Mapping[str, Quadratic], length: float) -> dict[str, Quadratic]:
+    """The quadratics as a step of this length sees them."""
+    return {name: Quadratic(found.gram, found.correlation * length) for name, found in models.items()}

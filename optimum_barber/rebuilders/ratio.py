@@ -84,12 +84,14 @@ def climb(
     factors: tuple[float, ...],
     standing: float,
     parabolic: bool = False,
+    least: float = SMALLEST_RATIO,
 ) -> tuple[float, float | None]:
     """Walk from `start` by one factor while the measured error falls; by the other if the first never helped.
 
     While nothing beats `standing`, the error without any swap, the walk down goes on; and so does the walk up
-    over ratios that are too small to swap anything. Where errors are `parabolic`, once something beats `standing`, a
-    ratio is not measured that has no lower one by the parabola through `standing` and the two nearest ratios.
+    over ratios that are too small to swap anything; neither goes below `least`. Where errors are `parabolic`, once
+    something beats `standing`, a ratio is not measured that has no lower one by the parabola through `standing` and
+    the two nearest ratios.
 
     Returns:
         The best ratio and its error, None where none beats `standing`.
@@ -97,7 +99,7 @@ def climb(
     best, errors = start, {start: measure(start)}
     for factor in factors:
         ratio = start * factor
-        while SMALLEST_RATIO <= ratio <= LARGEST_RATIO:
+        while least <= ratio <= LARGEST_RATIO:
             lowest = errors[best]
             if parabolic and lowest < standing and _foretold(errors, ratio, standing) >= lowest:
                 break

@@ -1,0 +1,1 @@
+"""Exchanges by the divergence of the whole sparse model from the dense one, on masks that are there already."""

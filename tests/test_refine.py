@@ -1,0 +1,259 @@
+"""Refinement: the divergence against loops and Hessians, rounds that never do harm, checkpoints that stay whole."""
+
+import json
+
+import pytest
+import torch
+
+from optimum_barber import BarberConfig, BarberRefiner, BarberSparsifier, RefineConfig
+from optimum_barber.cli import main
+from optimum_barber.errors import BarberError
+from optimum_barber.masks import holds_pattern
+from optimum_barber.patterns import SparsityPattern
+from optimum_barber.recipe import run_recipe
+from optimum_barber.recipe.validation import RecipeError, read_recipe
+from optimum_barber.refine import divergence
+from optimum_barber.refine.divergence import Divergence
+from optimum_barber.refine.rounds import refined
+from optimum_barber.refine.settings import RefineSettings
+from optimum_barber.refine.whole import trial_of
+from optimum_barber.verify import verify_checkpoint
+from optimum_barber.weights import CheckpointWeights
+
+from .conftest import tiny_model, tiny_windows
+
+QUICK = ["--samples", "8", "--sequence-length", "16", "--quiet"]
+
+
+@pytest.fixture
+def judge():
+    torch.manual_seed(0)
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    return Divergence(lambda hidden: hidden @ weight.T)
+
+
+def hidden(tokens=4):
+    return torch.randn(1, tokens, 3, dtype=torch.float64)
+
+
+def test_the_divergence_is_the_mean_over_tokens_of_its_definition(judge):
+    output, target, weights = hidden(), hidden(), torch.rand(1, 4, 1, dtype=torch.float64)
+    total, weighed = 0.0, 0.0
+    for token in range(4):
+        p, q = (torch.softmax(judge.logits(h)[0, token], 0).tolist() for h in (target, output))
+        own = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True))
+        total, weighed = total + own / 4, weighed + own * float(weights[0, token, 0]) / 4
+    assert float(judge.error(output, target)) == pytest.approx(total, rel=1e-6)
+    assert float(judge.error(output, target, weights)) == pytest.approx(weighed, rel=1e-6)
+    assert float(judge.error(target, target)) == pytest.approx(0, abs=1e-12)
+
+
+def test_probes_are_half_of_the_second_derivative_on_average(judge, monkeypatch):
+    output = hidden(1)
+
+    def summed(moved):
+        return judge.units(output) * judge.error(moved.view(1, 1, 3), output)
+
+    expected = torch.autograd.functional.hessian(summed, output.flatten()) / 2
+    found = torch.zeros(3, 3, dtype=torch.float64)
+    for token, chance in enumerate(torch.softmax(judge.logits(output), -1).flatten()):
+        monkeypatch.setattr(divergence, "drawn_from", lambda *_, t=token: torch.tensor([[[t]]]))
+        found += chance * torch.outer(*[judge.probe(output, None, 0).flatten()] * 2)
+    assert torch.allclose(found, expected)
+
+
+def test_drawn_tokens_follow_the_seed_and_the_distribution():
+    likely = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 20000, 3)
+    one, again, other = (divergence.drawn_from(likely, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (1, 20000, 1)
+    assert torch.allclose(one.flatten().bincount(minlength=3) / 20000, torch.tensor([0.2, 0.5, 0.3]), atol=0.02)
+
+
+def blocks(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n}
+
+
+def random_masks(linears, pattern=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    group = pattern.group if pattern else None
+    found = {}
+    for name, linear in linears.items():
+        scores = torch.rand(linear.weight.shape, generator=generator)
+        rows = scores.view(-1, group) if group else scores
+        found[name] = (rows.argsort(1).argsort(1) >= rows.shape[1] // 2).view(scores.shape)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "qwen3", "phi3"])
+@torch.no_grad()
+def test_the_whole_model_is_judged_by_its_logits(family):
+    model, windows = tiny_model(family), tiny_windows(3)
+    linears = blocks(model)
+    trial = trial_of(model, linears, windows, SparsityPattern(0.5))
+    masks = random_masks(linears)
+    dense = [model(input_ids=w).logits[0].double() for w in windows.split(1)]
+    assert trial.error({n: torch.ones_like(m) for n, m in masks.items()}) == pytest.approx(0, abs=1e-6)
+    error = trial.error(masks)
+    for name, linear in linears.items():
+        linear.weight.data *= masks[name]
+    sparse = [model(input_ids=w).logits[0].double() for w in windows.split(1)]
+    expected = [
+        (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean()
+        for p, q in zip(dense, sparse, strict=True)
+    ]
+    assert error == pytest.approx(float(sum(expected)) / 3, rel=1e-3)
+
+
+def test_a_head_that_is_not_all_is_refused():
+    model = tiny_model()
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        found = forward(*args, **kwargs)
+        found.logits = found.logits * 2
+        return found
+
+    model.forward = scaled
+    with pytest.raises(BarberError, match="makes more of its head's output"):
+        trial_of(model, blocks(model), tiny_windows(2), SparsityPattern(0.5))
+
+
+@pytest.mark.parametrize("pattern", [SparsityPattern(0.5), SparsityPattern(0.5, 2, 4)])
+@pytest.mark.parametrize("exchanges", [1, 3])
+def test_rounds_lower_the_divergence_and_keep_every_row_and_group(pattern, exchanges):
+    model = tiny_model()
+    linears = blocks(model)
+    trial = trial_of(model, linears, tiny_windows(8), pattern)
+    masks = random_masks(linears, pattern if pattern.semi_structured else None)
+    before = {name: keep.clone() for name, keep in masks.items()}
+    told = []
+    found, rounds = refined(trial, masks, RefineSettings(rounds=3, exchanges=exchanges), told.append)
+    assert told == rounds and sum(r["swaps"] for r in rounds) > 0
+    assert all(record["after"] <= record["before"] for record in rounds)
+    assert rounds[-1]["after"] < rounds[0]["before"]
+    assert [r["before"] for r in rounds[1:]] == [r["after"] for r in rounds[:-1]]
+    again, _ = refined(
+        trial_of(model, linears, tiny_windows(8), pattern), before, RefineSettings(rounds=3, exchanges=exchanges)
+    )
+    for name, keep in found.items():
+        assert torch.equal(masks[name], before[name])  # what was given is not touched
+        assert torch.equal(keep.sum(1), before[name].sum(1))
+        assert holds_pattern(keep, pattern)
+        assert torch.equal(keep, again[name])
+
+
+def test_masks_that_cannot_gain_come_back_as_they_are():
+    model = tiny_model()
+    linears = blocks(model)
+    masks = {name: torch.ones_like(linear.weight, dtype=torch.bool) for name, linear in linears.items()}
+    found, rounds = refined(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, RefineSettings())
+    assert found is masks and len(rounds) == 1 and rounds[0]["swaps"] == 0
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, model_dir, text_file):
+    directory = tmp_path_factory.mktemp("pruned") / "out"
+    flags = ["--sparsity", "0.5", "--rebuild", "none", "--calibration", str(text_file), *QUICK]
+    assert main(["prune", str(model_dir), *flags, "-o", str(directory)]) == 0
+    return directory
+
+
+def test_a_refined_checkpoint_is_whole_and_better(pruned, model_dir, text_file, tmp_path, capsys):
+    output, flags = tmp_path / "refined", ["--calibration", str(text_file), "--rounds", "3", *QUICK[:-1]]
+    before = {path.name: path.read_bytes() for path in pruned.iterdir()}
+    assert main(["refine", str(pruned), *flags, "-o", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "nats a token" in said and str(output) in said
+    assert {path.name: path.read_bytes() for path in pruned.iterdir()} == before
+    assert {path.name for path in output.iterdir()} >= set(before) - {"model.safetensors.index.json"}
+    assert not verify_checkpoint(output).faults
+    report, record = (json.loads((output / f"{name}.json").read_text()) for name in ("report", "sparsity_config"))
+    assert report["refine"]["divergence_after"] < report["refine"]["divergence_before"] and report["blocks"]
+    assert record["steps"][-1]["name"] == "refine" and record["steps"][-1]["swaps"] == report["refine"]["swaps"] > 0
+    dense, sparse, refined_ = (CheckpointWeights.open(str(d)) for d in (model_dir, pruned, output))
+    changed = 0
+    for name in record["modules"]:
+        weight = refined_.linear(name)
+        kept = weight != 0
+        assert torch.equal(weight[kept], dense.linear(name)[kept])
+        assert torch.equal(kept.sum(1), (sparse.linear(name) != 0).sum(1))
+        changed += int((kept & (sparse.linear(name) == 0)).sum())
+    assert changed == report["refine"]["swaps"]
+    assert main(["report", str(output), "-o", str(tmp_path / "page.html")]) == 0
+    assert main(["refine", str(output), *flags, "--quiet", "-o", str(tmp_path / "again")]) == 0
+
+
+def test_a_model_in_memory_is_refined_without_a_file(tmp_path):
+    config = BarberConfig(sparsity=0.5, rebuild="none", dtype="float32")
+    windows = tiny_windows(8)
+    BarberSparsifier(tiny_model()).sparsify(config, windows, tmp_path / "sparse", quiet=True)
+    refiner = BarberRefiner(tiny_model())
+    result = refiner.refine(tmp_path / "sparse", RefineConfig(), windows, quiet=True)
+    for name, mask in result.masks.items():
+        assert torch.equal(refiner.model.get_submodule(name).weight != 0, mask.unpack())
+
+
+BAD = {
+    "not pruned": ({"sparse": "model"}, "is no pruned checkpoint"),
+    "one window": ({"flags": ["--samples", "1"]}, "greater than or equal to 2"),
+    "no rounds": ({"flags": ["--rounds", "0"]}, "rounds"),
+    "another base": ({"flags": ["--base", "other"]}, "is not the dense model's weight under its mask"),
+    "missing base": ({"flags": ["--base", "nowhere"]}, "nowhere"),
+    "itself": ({"output": "sparse"}, "not empty"),
+    "text": ({"flags": ["--calibration", "nothing.txt"]}, "nothing.txt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case, pruned, model_dir, tokenizer, text_file, tmp_path, capsys):
+    what, said = BAD[case]
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    places = {"model": model_dir, "sparse": pruned, "other": tmp_path / "other", None: tmp_path / "out"}
+    flags = [str(places.get(flag, flag)) for flag in what.get("flags", [])]
+    there = set(tmp_path.iterdir())
+    command = ["refine", str(places[what.get("sparse", "sparse")]), "--calibration", str(text_file), *QUICK, *flags]
+    assert main([*command, "-o", str(places[what.get("output")])]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert set(tmp_path.iterdir()) == there
+
+
+def test_weights_that_were_reconstructed_are_refused(model_dir, text_file, tmp_path, capsys):
+    flags = ["--sparsity", "0.5", "--reconstruct", "least-squares", "--calibration", str(text_file), *QUICK]
+    assert main(["prune", str(model_dir), *flags, "-o", str(tmp_path / "sparse")]) == 0
+    command = ["refine", str(tmp_path / "sparse"), "--calibration", str(text_file), *QUICK]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert "before weights are changed" in capsys.readouterr().err
+
+
+RECIPE = """\
+model: {model}
+calibration: {{texts: [pydoc], samples: 8, sequence_length: 16}}
+stages:
+  - prune: {{pattern: 2:4, {reconstruct}}}
+  - refine: {{rounds: 2}}
+  - quantize: {{bits: 4, group_size: 16}}
+output: {output}
+"""
+
+
+def test_a_recipe_refines_before_it_quantizes(model_dir, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(model=model_dir, output=tmp_path / "out", reconstruct=""), encoding="utf-8")
+    run_recipe(path, quiet=True)
+    stages = json.loads((tmp_path / "out" / "run.json").read_text())["stages"]
+    assert stages["02-refine"]["divergence_after"] < stages["02-refine"]["divergence_before"]
+    assert stages["03-quantize"]["zeros"] == stages["02-refine"]["zeros"] == stages["01-prune"]["zeros"]
+
+
+def test_a_recipe_that_reconstructs_before_refining_is_refused(model_dir, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    text = RECIPE.format(model=model_dir, output=tmp_path / "out", reconstruct="reconstruct: least-squares")
+    path.write_text(text.replace("samples: 8", "samples: 1"), encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        read_recipe(path)
+    faults = str(raised.value).splitlines()
+    assert len(faults) == 2
+    assert any("refine works on masks alone" in fault for fault in faults)
+    assert any("samples 1 is not legal" in fault for fault in faults)
