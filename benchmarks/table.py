@@ -5,20 +5,27 @@
 
 Prints one Markdown row as each run ends, with its peak memory above the loaded model. A row is a producer and a
 rebuild, by a name below or a chain, then a pattern and further settings as KEY=VALUE, such as
-'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares'.
+'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares', and refine=ROUNDS for a
+refinement of the masks behind it, on the same calibration windows.
 """
 
 import argparse
 import json
 import sys
 import time
+from typing import Any
 
-from optimum_barber import BarberConfig, BarberSparsifier, perplexity
+from torch import Tensor
+
+from optimum_barber import BarberConfig, BarberSparsifier, SparsifyResult, perplexity
 from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.memory import return_freed_buffers, trim
 from optimum_barber.pipeline import peak_memory, reset_peak_memory
 from optimum_barber.rebuild_config import RebuildConfig
+from optimum_barber.refine.rounds import refined
+from optimum_barber.refine.settings import RefineSettings
+from optimum_barber.refine.whole import trial_of
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS = {
@@ -72,14 +79,18 @@ def main() -> int:
     columns = "producer", "rebuild", "pattern", "perplexity", "swaps", "sum of E", "seconds", "MiB"
     emit(f"| {' | '.join(columns)} |\n" + "| --- " * len(columns) + "|")
     for row in args.rows:
-        config, cells = config_of(row, args.sparsity)
+        config, cells, rounds = config_of(row, args.sparsity)
         model.load_state_dict(weights)
         return_freed_buffers()
         trim()
         reset_peak_memory()
         resident = peak_memory()
         started = time.perf_counter()
-        report = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True).as_report()
+        result = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True)
+        report = result.as_report()
+        if rounds:
+            model.load_state_dict(weights)
+            refine(model, result, rounds, calibration.tokens)
         seconds, memory = time.perf_counter() - started, peak_memory() - resident
         found = perplexity(model, evaluation, quiet=True).perplexity
         emit(
@@ -89,20 +100,31 @@ def main() -> int:
     return 0
 
 
-def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str]]:
-    """What a row means, and its cells: producer, rebuild with further settings, pattern."""
+def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str], int]:
+    """What a row means, its cells (producer, rebuild with further settings, pattern), and rounds of refinement."""
     producer, rebuild, *rest = row.split()
     name, arguments = PRODUCERS[producer]
     pairs = [word.split("=") for word in rest if "=" in word]
     further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
     pattern = next((word for word in rest if "=" not in word), None)
+    cells = [producer, " ".join([rebuild, *(f"{key} {value}" for key, value in further.items())])]
+    rounds = int(further.pop("refine", 0))
     own = {key: value for key, value in further.items() if key in RebuildConfig.model_fields}
     config = BarberConfig(
         producer=name, producer_args=arguments, rebuild={**REBUILDS.get(rebuild, {"method": rebuild}), **own},
         pattern=pattern, sparsity=None if pattern else sparsity,
         **{key: value for key, value in further.items() if key not in own},
     )  # fmt: skip
-    return config, [producer, " ".join([rebuild, *map(str, further.values())]), pattern or f"{sparsity:g}"]
+    return config, [*cells, pattern or f"{sparsity:g}"], rounds
+
+
+def refine(model: Any, result: SparsifyResult, rounds: int, windows: Tensor) -> None:
+    """Refine the masks of a result, laid over the dense model."""
+    linears = {name: model.get_submodule(name) for name in result.masks}
+    trial = trial_of(model, linears, windows, result.sparsity_config.sparsity_pattern())
+    masks = {name: mask.unpack() for name, mask in result.masks.items()}
+    trial.masks, _ = refined(trial, masks, RefineSettings(rounds=rounds))
+    trial.commit()
 
 
 def emit(line: str) -> None:
