@@ -61,7 +61,7 @@ class SparsityConfig(BaseModel):
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
     base_model: dict[str, Any] = Field(description="name, model_type and dtype of the dense model")
     software: dict[str, str] = Field(description="versions")
-    steps: list[dict[str, Any]] = Field([], description="what was done to the weights since, under the same masks")
+    steps: list[dict[str, Any]] = Field([], description="what was done since: to the weights, or to the masks (refine)")
 
     @property
     def fingerprint(self) -> str:

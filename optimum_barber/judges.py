@@ -1,7 +1,8 @@
 """What an output under masks is worth beside the dense one: the measure that a trial's errors are of. Torch only.
 
 Rebuilders that look at a small change D of the weights take the error summed over tokens for quadratic around them: by
-its slope and by random vectors u whose outer products are, on average, half of its second derivative by the output.
+its slope and by random vectors u whose outer products are, on average, the Gauss-Newton part of half of its second
+derivative by the output: all of it, but for what the measure itself bends.
 """
 
 from typing import Protocol

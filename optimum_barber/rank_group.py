@@ -181,8 +181,7 @@ def all_ranks(device: torch.device, ranks: Ranks | None = None) -> Iterator[Rank
         device: that this rank works on.
         ranks: to be taken as they are.
     """
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if ranks is not None or not several:
+    if ranks is not None or not several_ranks():
         yield ranks or ALONE
         return
     group = RankGroup(device)
@@ -190,6 +189,11 @@ def all_ranks(device: torch.device, ranks: Ranks | None = None) -> Iterator[Rank
         yield group
     finally:
         group.close()
+
+
+def several_ranks() -> bool:
+    """Whether a process group of more than one process is initialised."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def own_gpu() -> torch.device:

@@ -1,6 +1,7 @@
 """Refinement: the divergence against loops and Hessians, rounds that never do harm, checkpoints that stay whole."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from optimum_barber.patterns import SparsityPattern
 from optimum_barber.recipe import run_recipe
 from optimum_barber.recipe.validation import RecipeError, read_recipe
 from optimum_barber.refine import divergence
+from optimum_barber.refine.checks import check_windows, seen_share
 from optimum_barber.refine.divergence import Divergence
 from optimum_barber.refine.rounds import refined
 from optimum_barber.refine.settings import RefineSettings
@@ -255,5 +257,67 @@ def test_a_recipe_that_reconstructs_before_refining_is_refused(model_dir, tmp_pa
         read_recipe(path)
     faults = str(raised.value).splitlines()
     assert len(faults) == 2
-    assert any("refine works on masks alone" in fault for fault in faults)
+    assert any("prune changes weights: refine works on masks alone" in fault for fault in faults)
     assert any("samples 1 is not legal" in fault for fault in faults)
+
+
+def test_windows_that_are_learned_and_measured_are_noticed(caplog):
+    apart = tiny_windows(8, 40)
+    assert seen_share(apart) == 0
+    doubled = torch.cat([apart[:4], apart[:4].roll(1, 0)])
+    assert seen_share(doubled) == 1.0
+    check_windows(apart)
+    assert not caplog.records
+    check_windows(doubled)
+    assert "100 % of what measures is learned from too" in caplog.text
+
+
+def test_a_base_that_is_pruned_itself_is_refused(pruned, text_file, tmp_path, capsys):
+    command = ["refine", str(pruned), "--base", str(pruned), "--calibration", str(text_file), *QUICK]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert "base is pruned itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_changes_beside_the_masks_would_be_lost_and_are_refused(key, pruned, text_file, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    changed = shutil.copytree(pruned, tmp_path / "changed")
+    tensors = load_file(changed / "model.safetensors")
+    tensors[key] = tensors[key] + 1
+    save_file(tensors, changed / "model.safetensors", {"format": "pt"})
+    command = ["refine", str(changed), "--calibration", str(text_file), *QUICK]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert f"{key} differs from the dense model's" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_told(pruned):
+    model, windows = tiny_model(), tiny_windows(4)
+    linears = blocks(model)
+    trial = trial_of(model, linears, windows, SparsityPattern(0.5))
+    next(iter(trial.targets))[0, 0] = torch.nan
+    with pytest.raises(BarberError, match="divergence from the dense model is nan"):
+        refined(trial, random_masks(linears), RefineSettings())
+    model.model.norm.weight.data[0] = torch.inf
+    with pytest.raises(BarberError, match="base gives NaN or Inf"):
+        trial_of(model, linears, windows, SparsityPattern(0.5))
+
+
+def test_half_precision_stays_and_buffers_keep_theirs(tmp_path):
+    config, windows = BarberConfig(sparsity=0.5, rebuild="none"), tiny_windows(8)
+    BarberSparsifier(tiny_model().half()).sparsify(config, windows, tmp_path / "sparse", quiet=True)
+    refiner = BarberRefiner(tiny_model().half())
+    refiner.refine(tmp_path / "sparse", RefineConfig(), windows, tmp_path / "out", quiet=True)
+    weights = CheckpointWeights.open(str(tmp_path / "out"))
+    assert {weights.tensor(key).dtype for key in weights.files} == {torch.float16}
+    assert refiner.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("given", ["producer: sparsegpt", "producer: masks, producer_args: {{weights: x}}"])
+def test_recipes_that_change_weights_before_refining_are_refused(given, model_dir, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.format(model=model_dir, output=tmp_path / "out", reconstruct=given.format()), encoding="utf-8"
+    )
+    with pytest.raises(RecipeError, match="prune changes weights"):
+        read_recipe(path)

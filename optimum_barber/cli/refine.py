@@ -11,8 +11,8 @@ from .prune import field_help, field_kind
 HELP = "Refine the masks of a pruned checkpoint by the divergence of its next token from the dense model's."
 EPILOG = """\
 prune looks at one block at a time, refine at the whole model: it takes the gradient of KL(dense || sparse) by all
-weights, kept and pruned, lets each row exchange the one pair that lowers it most, as far as windows that it did not
-learn from agree, and does so again. No weight changes its value; every row, and every N:M group, keeps as many as
+weights, kept and pruned, lets each row exchange one pair that lowers it, as far as windows that it did not learn from
+agree, and does so again. No weight changes its value; every row, and every N:M group, keeps as many as
 before. The dense model lies in memory as a whole, in float32, with several times the weights that are pruned.
 
 SPARSE is a checkpoint that prune or refine wrote; DIR is the same with better masks, and its report.json says by how

@@ -1,5 +1,6 @@
 """Exchanges in all rows of a block at once, by what they do to the block error (Gauss-Newton)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,8 @@ def step(
         if length in errors:
             return errors[length]
         stepped[length] = with_exchanges(trial, masks, shortened(models, length), few)
-        errors[length] = trial.error_on_every(stride, stepped[length])
+        error = trial.error_on_every(stride, stepped[length])
+        errors[length] = math.inf if math.isnan(error) else error
         best = min(stepped, key=errors.__getitem__)
         for worse in stepped.keys() - {best}:
             del stepped[worse]

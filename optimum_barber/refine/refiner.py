@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..artifacts import REPORT_NAME, SPARSITY_NAME, SparsityConfig, write_json, write_masks
@@ -20,12 +20,14 @@ from ..loading import PretrainedTool, load_model, load_tokenizer, resolve_model
 from ..masks import PackedMask
 from ..output import check_output, staged
 from ..planning import choose_device
-from ..pruned import carry_structure, open_masks
+from ..pruned import carry_structure
+from ..rank_group import several_ranks
 from ..rebuilders.swaps import difference
 from ..report.checkpoint import read_json
-from ..trial import Masks
+from ..trial import Masks, Trial
 from ..verify import verify_checkpoint
 from ..weights import CheckpointWeights
+from .checks import check_windows, linears_under, pruned_record
 from .rounds import refined
 from .settings import RefineConfig
 from .whole import trial_of
@@ -61,7 +63,8 @@ class BarberRefiner(PretrainedTool):
     """Refines the masks of a pruned checkpoint by what they do to the model's next token.
 
     Args:
-        model: the dense model that the masks are for, in memory as a whole; in float32 from `refine` on.
+        model: the dense model that the masks are for, in memory as a whole; `refine` works on it in float32. Then it
+            wears the masks, in the dtype of the checkpoint if that was written.
         tokenizer: needed for calibration text, and saved with the checkpoint; None where tokens are given.
         reference: where the model was loaded from, if it was.
     """
@@ -103,23 +106,34 @@ class BarberRefiner(PretrainedTool):
             BarberError: bad input; nothing was written.
         """
         sparse = Path(sparse)
-        record, packed = pruned_record(sparse)
         output = check_output(save_dir, overwrite, self.inputs(sparse, config)) if save_dir is not None else None
-        model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
-        linears = linears_under(model, record, CheckpointWeights.open(str(sparse)), packed)
-        windows = windows_for(model, self.tokenizer, config, calibration)
-        if len(windows.tokens) < 2:
-            raise BarberError("samples 1 is not legal: at least 2, one to learn from and one to measure")
-        masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in linears.items()}
+        record, trial, windows = self._begun(sparse, config, calibration)
         with staged(output) if output is not None else nullcontext() as partial:
-            trial = trial_of(model, linears, windows.tokens, record.sparsity_pattern())
+            before = trial.masks
             with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
-                trial.masks, rounds = refined(trial, masks, config, lambda done: shown_on(bar, done))
+                trial.masks, rounds = refined(trial, before, config, lambda done: shown_on(bar, done))
             trial.commit()
-            result = settled(record, trial.masks, difference(masks, trial.masks), rounds, config, windows)
+            result = settled(record, trial.masks, difference(before, trial.masks), rounds, config, windows)
             if partial is not None:
                 self._save(partial, sparse, result)
         return result
+
+    def _begun(
+        self, sparse: Path, config: RefineConfig, calibration: Sequence[str] | Tensor | TokenWindows | None
+    ) -> tuple[SparsityConfig, Trial, TokenWindows]:
+        """The record of the checkpoint, and the model on trial under its masks; everything is checked."""
+        if several_ranks():
+            raise BarberError("refine works in one process, without a process group of several")
+        record, packed = pruned_record(sparse)
+        model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
+        linears = linears_under(model, record, CheckpointWeights.open(str(sparse)), packed)
+        windows = windows_for(model, self.tokenizer, config, calibration)
+        check_windows(windows.tokens)
+        if self.reference is not None:
+            record.base_model["name"] = self.reference.full_name
+        trial = trial_of(model, linears, windows.tokens, record.sparsity_pattern())
+        trial.masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in linears.items()}
+        return record, trial, windows
 
     def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
@@ -133,7 +147,9 @@ class BarberRefiner(PretrainedTool):
             BarberError: what was written does not hold the masks.
         """
         record, shard = result.sparsity_config, self.reference.shard_bytes if self.reference else None
-        model = self.model.to(getattr(torch, record.base_model["dtype"]))
+        model = self.model
+        for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their precision
+            parameter.data = parameter.data.to(getattr(torch, record.base_model["dtype"]))
         model.config.sparsity_config = pointer(record)
         model.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
         if self.tokenizer is not None:
@@ -149,42 +165,6 @@ class BarberRefiner(PretrainedTool):
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
 
-def pruned_record(sparse: str | Path) -> tuple[SparsityConfig, Mapping[str, PackedMask]]:
-    """Record and masks of a pruned checkpoint.
-
-    Raises:
-        BarberError: it is none.
-    """
-    record, masks = open_masks(sparse)
-    if record is None:
-        raise BarberError(f"{sparse} is no pruned checkpoint: prune first, refine works on masks")
-    return record, masks
-
-
-def linears_under(
-    model: nn.Module, record: SparsityConfig, weights: CheckpointWeights, masks: Mapping[str, PackedMask]
-) -> dict[str, nn.Linear]:
-    """The pruned Linears of the dense model, by name.
-
-    Raises:
-        BarberError: the model has others, or what is kept has other values than in the model.
-    """
-    modules = dict(model.named_modules())
-    found: dict[str, nn.Linear] = {}
-    for name, recorded in record.modules.items():
-        linear = modules.get(name)
-        if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != recorded.shape:
-            raise BarberError(f"base has no Linear {name} of shape {recorded.shape}: it is another model")
-        sparse = weights.linear(name)
-        if not torch.equal(sparse, torch.where(masks[name].unpack(), linear.weight.detach().cpu(), 0).to(sparse.dtype)):
-            raise BarberError(
-                f"{name} is not the dense model's weight under its mask: refine the masks before weights are changed "
-                "(SparseGPT's update, --reconstruct, LoRA, quantization), by the model that they were made from"
-            )
-        found[name] = linear
-    return found
-
-
 def settled(
     record: SparsityConfig,
     masks: Masks,
@@ -197,7 +177,8 @@ def settled(
     packed = {name: PackedMask.pack(keep) for name, keep in masks.items()}
     samples, length = windows.tokens.shape
     step = {
-        "name": "refine", "rounds": len(rounds), "exchanges": config.exchanges, "shrinkage": config.shrinkage,
+        "name": "refine", "rounds": config.rounds, "rounds_made": len(rounds), "exchanges": config.exchanges,
+        "shrinkage": config.shrinkage,
         "swaps": swaps,
         "calibration": {"source": windows.source, "samples": samples, "sequence_length": length, "seed": config.seed,
                         "fingerprint": windows.fingerprint},

@@ -11,8 +11,10 @@ class RefineSettings(BaseModel):
     rounds: int = Field(2, ge=1, description="of gradient, exchange and measurement at most; they end where none helps")
     exchanges: int = Field(1, ge=1, description="most exchanges a row and round")
     shrinkage: float = Field(
-        0.3, ge=0, le=1, description="of the Gram matrices to their diagonal: calibration tokens are few"
-    )
+        0.3, ge=0, lt=1,
+        description="of the Gram matrices to their diagonal, and of gradients to each weight's own gain by being kept: "
+        "calibration tokens are few",
+    )  # fmt: skip
 
 
 class RefineConfig(RefineSettings):

@@ -26,12 +26,15 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
         pattern: of the masks.
 
     Raises:
-        BarberError: the model makes more of its head's output than is known here.
+        BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
     """
     forward, logits = partial(before_head, model), logits_of(model)
     inputs = Activations(windows.to(next(model.parameters()).device).split(1))
     first = next(iter(inputs))
-    if not torch.allclose(model(input_ids=first, use_cache=False).logits, logits(forward(first)), rtol=1e-3, atol=1e-3):
+    given = model(input_ids=first, use_cache=False).logits
+    if not given.isfinite().all():
+        raise BarberError("base gives NaN or Inf: its weights hold some")
+    if not torch.allclose(given, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
     return Trial(forward, dict(linears), inputs, targets, pattern, judge=Divergence(logits))

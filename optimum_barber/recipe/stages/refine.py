@@ -23,8 +23,8 @@ class RefineStage(Stage, RefineSettings):
         if recipe.calibration.samples < 2:
             found.append(("rounds", "calibration samples 1 is not legal: at least 2, one of them measures"))
         for earlier in recipe.stages[: recipe.stages.index(self)]:
-            if isinstance(earlier, PruneStage) and earlier.reconstruct.chain:
-                found.append(("rounds", f"{earlier.kind} reconstructs weights: refine works on masks alone, before"))
+            if isinstance(earlier, PruneStage) and changes_weights(earlier):
+                found.append(("rounds", f"{earlier.kind} changes weights: refine works on masks alone, before that"))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -42,3 +42,10 @@ class RefineStage(Stage, RefineSettings):
         for index, done in enumerate(report["rounds"], start=1):
             work.log({"divergence_before": done["before"], "divergence_after": done["after"]}, index)
         return {name: report[name] for name in ("swaps", "divergence_before", "divergence_after")}
+
+
+def changes_weights(stage: PruneStage) -> bool:
+    """Whether kept weights get other values than the dense model's."""
+    given = stage.producer_args
+    updated = stage.producer == "sparsegpt" and str(given.get("update", True)).lower() != "false"
+    return bool(stage.reconstruct.chain) or updated or "weights" in given
