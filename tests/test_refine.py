@@ -181,7 +181,8 @@ def test_a_refined_checkpoint_is_whole_and_better(pruned, model_dir, text_file, 
         assert torch.equal(kept.sum(1), (sparse.linear(name) != 0).sum(1))
         changed += int((kept & (sparse.linear(name) == 0)).sum())
     assert changed == report["refine"]["swaps"]
-    assert main(["report", str(output), "-o", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(output), "-o", str(tmp_path / "page")]) == 0
+    assert "Rounds of refine" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert main(["refine", str(output), *flags, "--quiet", "-o", str(tmp_path / "again")]) == 0
 
 

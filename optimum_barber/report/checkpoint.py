@@ -70,11 +70,21 @@ def run_sections(record: SparsityConfig | None, report: Mapping[str, Any]) -> li
         found = [Section("Totals", [totals]), *block_sections(report["blocks"])]
     else:
         found = [Section("Blocks", ["Not here: the step that wrote this checkpoint left no figures of blocks."])]
+    if report.get("refine"):
+        found.append(Section("Refinement", [refinement_table(report["refine"])]))
     if record is not None:
         modules = {name: module.model_dump() for name, module in record.modules.items()}
         found += [Section("Sparsity", [sparsity_map(modules)]),
                   Section("Settings and fingerprints", list(record_tables(record)))]  # fmt: skip
     return found
+
+
+def refinement_table(refined: Mapping[str, Any]) -> Table:
+    """Rounds of exchanges by the whole model's divergence, made after everything above."""
+    rows = [[i, done["swaps"], done["length"], done["before"], done["after"]]
+            for i, done in enumerate(refined["rounds"], start=1)]  # fmt: skip
+    columns = ["round", "exchanges", "length of the step", "divergence before, nats a token", "after"]
+    return Table("Rounds of refine, after all of the above", columns, rows)
 
 
 def perplexity_items(rows: Rows) -> list[Any]:
