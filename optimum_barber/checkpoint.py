@@ -101,7 +101,7 @@ def save_checkpoint(
     directory: Path,
     model: Any,
     tokenizer: Any,
-    config: BarberConfig,
+    config: BarberConfig | None,
     record: SparsityConfig,
     masks: Mapping[str, PackedMask],
     report: Mapping[str, Any],
@@ -127,15 +127,16 @@ def pointer(record: SparsityConfig) -> dict[str, Any]:
 def save_record(
     directory: Path,
     tokenizer: Any,
-    config: BarberConfig,
+    config: BarberConfig | None,
     record: SparsityConfig,
     masks: Mapping[str, PackedMask],
     report: Mapping[str, Any],
 ) -> None:
-    """Write what lies beside the weights: tokenizer, masks, record, report and settings."""
+    """Write what lies beside the weights: tokenizer, masks, record, report and settings, if there are any."""
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     write_masks(directory / MASKS_NAME, masks, record.pattern)
     write_json(directory / SPARSITY_NAME, record.model_dump())
     write_json(directory / REPORT_NAME, report)
-    config.save_pretrained(directory)
+    if config is not None:
+        config.save_pretrained(directory)

@@ -2,7 +2,7 @@
 
 Rebuilders that look at a small change D of the weights take the error summed over tokens for quadratic around them: by
 its slope and by random vectors u whose outer products are, on average, the Gauss-Newton part of half of its second
-derivative by the output: all of it, but for what the measure itself bends.
+derivative by the output.
 """
 
 from typing import Protocol

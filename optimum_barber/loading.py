@@ -206,6 +206,11 @@ class PretrainedTool:
         reference = resolve_model(str(model))
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
+    def _cast(self, dtype: str) -> None:
+        """The parameters in another dtype; buffers, such as rotary frequencies, keep their precision."""
+        for parameter in self.model.parameters() if dtype != "auto" else ():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+
 
 def brief(error: Exception) -> str:
     """Kind and first lines of somebody else's error, on one line."""

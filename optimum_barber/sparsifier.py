@@ -151,11 +151,6 @@ class BarberSparsifier(PretrainedTool):
         paths = [Path(str(name)) for name in (*named, *config.calibration) if name is not None]
         return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
 
-    def _cast(self, dtype: str) -> None:
-        """The parameters in another dtype; buffers, such as rotary frequencies, keep their precision."""
-        for parameter in self.model.parameters() if dtype != "auto" else ():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
-
     def _share_out(
         self,
         config: BarberConfig,

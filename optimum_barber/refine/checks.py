@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..artifacts import SparsityConfig
+from ..artifacts import MaskFile, SparsityConfig, read_record
 from ..errors import BarberError
 from ..masks import PackedMask
-from ..pruned import open_masks
 from ..weights import CheckpointWeights
 from .rounds import MEASURING
 
@@ -25,10 +24,8 @@ def pruned_record(sparse: str | Path) -> tuple[SparsityConfig, Mapping[str, Pack
     Raises:
         BarberError: it is none.
     """
-    record, masks = open_masks(sparse)
-    if record is None:
-        raise BarberError(f"{sparse} is no pruned checkpoint: prune first, refine works on masks")
-    return record, masks
+    record = read_record(sparse)
+    return record, MaskFile(Path(sparse) / record.masks)
 
 
 def linears_under(

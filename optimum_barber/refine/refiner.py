@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..artifacts import REPORT_NAME, SPARSITY_NAME, SparsityConfig, write_json, write_masks
+from ..artifacts import REPORT_NAME, SparsityConfig
 from ..calibration import TokenWindows, is_there, windows_for
-from ..checkpoint import ONE_FILE, module_sparsity, pointer
+from ..checkpoint import module_sparsity, save_checkpoint
 from ..config import CONFIG_NAME
 from ..errors import BarberError
 from ..loading import PretrainedTool, load_model, load_tokenizer, resolve_model
@@ -147,17 +147,10 @@ class BarberRefiner(PretrainedTool):
             BarberError: what was written does not hold the masks.
         """
         record, shard = result.sparsity_config, self.reference.shard_bytes if self.reference else None
-        model = self.model
-        for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their precision
-            parameter.data = parameter.data.to(getattr(torch, record.base_model["dtype"]))
-        model.config.sparsity_config = pointer(record)
-        model.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(directory)
-        write_masks(directory / record.masks, result.masks, record.pattern)
-        write_json(directory / SPARSITY_NAME, record.model_dump())
+        self._cast(record.base_model["dtype"])
         earlier = read_json(sparse / REPORT_NAME) if (sparse / REPORT_NAME).is_file() else {}
-        write_json(directory / REPORT_NAME, {**earlier, "refine": result.as_report()})
+        report = {**earlier, "refine": result.as_report()}
+        save_checkpoint(directory, self.model, self.tokenizer, None, record, result.masks, report, shard_bytes=shard)
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])
