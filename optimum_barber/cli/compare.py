@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compare.settings import AXES, CompareSettings
 from ..config import BarberConfig, ReconstructConfig
-from .options import number, pairs, whole
+from .options import add_calibration, number, pairs, whole
 from .prune import HAND_MADE, RECONSTRUCT, add_allocation, add_fields, field_help
 
 HELP = "Compare mask methods on one calibration set and one evaluation: table, CSV and HTML page."
@@ -52,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         evaluation.add_argument(flag, type=whole, default=argparse.SUPPRESS, metavar="N", help=_help(name))
     parser.add_argument("--keep-masks", action="store_true", help=_help("keep_masks"))
     text = parser.add_argument_group("calibration and machine, the same for all cells")
-    text.add_argument("--calibration", action="append", default=[], metavar="TEXT",
-                      help="text or .jsonl file, c4, wikitext2, ptb or pydoc; repeatable (default: c4)")  # fmt: skip
+    add_calibration(text)
     text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
     add_allocation(text)
     add_fields(text, BarberConfig, HAND_MADE)

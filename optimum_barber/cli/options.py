@@ -1,5 +1,7 @@
 """Types of options that leave the complaint about a bad value to whoever knows what is legal."""
 
+from typing import Any
+
 from ..errors import BarberError
 
 
@@ -32,3 +34,11 @@ def pairs(flag: str, given: list[str], example: str) -> dict[str, str]:
             raise BarberError(f"{flag} {pair!r} is not legal: KEY=VALUE, such as {example}")
         found[key] = value
     return found
+
+
+def add_calibration(parser: Any) -> None:
+    """The flag `--calibration` of a parser or one of its groups."""
+    parser.add_argument(
+        "--calibration", action="append", default=[], metavar="TEXT",
+        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from ..config import UNIFORM, BarberConfig, ReconstructConfig
 from ..errors import BarberError
 from ..rebuild_config import PRESETS, RebuildConfig
-from .options import number, pairs, whole
+from .options import add_calibration, number, pairs, whole
 
 if TYPE_CHECKING:
     from ..loading import ModelReference
@@ -70,13 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reconstruct = parser.add_argument_group("reconstruction", "new values for the kept weights, the masks fixed")
     add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
     text = parser.add_argument_group("calibration and machine")
-    text.add_argument(
-        "--calibration",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
-    )
+    add_calibration(text)
     add_fields(text, BarberConfig, HAND_MADE)
 
 

@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from ..refine.settings import RefineConfig
-from .options import whole
-from .prune import field_help, field_kind
+from .options import add_calibration
+from .prune import add_fields
 
 HELP = "Refine the masks of a pruned checkpoint by the divergence of its next token from the dense model's."
 EPILOG = """\
@@ -31,16 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
     parser.add_argument("--base", metavar="MODEL", help="the dense model (default: the one that SPARSE says)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
-    parser.add_argument(
-        "--calibration", action="append", default=[], metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
-    )  # fmt: skip
-    for name, field in RefineConfig.model_fields.items():
-        if name != "calibration":
-            parser.add_argument(
-                "--" + name.replace("_", "-"), default=argparse.SUPPRESS, type=field_kind(field),
-                metavar="N" if field_kind(field) is whole else "X", help=field_help(field),
-            )  # fmt: skip
+    add_calibration(parser)
+    add_fields(parser, RefineConfig, ("calibration",))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..structured.settings import ShrinkConfig
-from .options import pairs, whole
+from .options import add_calibration, pairs, whole
 from .prune import field_help, field_kind
 
 HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
@@ -42,13 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
     parser.add_argument("--scorer-arg", action="append", default=[], metavar="K=V", help="an argument of the scorer")
-    parser.add_argument(
-        "--calibration",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
-    )
+    add_calibration(parser)
     for name, field in ShrinkConfig.model_fields.items():
         if field.annotation is bool:
             parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..sweep.settings import SweepConfig
-from .options import whole
+from .options import add_calibration, whole
 from .prune import field_help, field_kind
 
 HELP = "Shrink by several scorers, ratios and calibration sizes: one table, and pictures; goes on where it was stopped."
@@ -28,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where tables, pictures and cells go")
     parser.add_argument("--no-latency", action="store_true", help="measure neither prefill nor decode")
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
-    parser.add_argument(
-        "--calibration", action="append", default=[], metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
-    )  # fmt: skip
+    add_calibration(parser)
     for name, field in SweepConfig.model_fields.items():
         if name in ("calibration", "latency"):
             continue
