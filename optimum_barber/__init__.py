@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .config import BarberConfig as BarberConfig
     from .errors import BarberError as BarberError
     from .evaluate import perplexity as perplexity
+    from .own_text.settings import OwnTextConfig as OwnTextConfig
+    from .own_text.writer import own_documents as own_documents
     from .patterns import SparsityPattern as SparsityPattern
     from .pipeline import BlockReport as BlockReport
     from .producers import LinearInput as LinearInput
@@ -42,6 +44,7 @@ _HOME = {
     "BlockReport": "pipeline",
     "LinearInput": "producers",
     "MaskFile": "artifacts",
+    "OwnTextConfig": "own_text.settings",
     "Produced": "producers",
     "PrunedStructure": "structured.record",
     "RebuildConfig": "rebuild_config",
@@ -55,6 +58,7 @@ _HOME = {
     "SweepConfig": "sweep.settings",
     "SweepResult": "sweep.runner",
     "TokenWindows": "calibration",
+    "own_documents": "own_text.writer",
     "perplexity": "evaluate",
     "producer": "producers",
     "run_sweep": "sweep.runner",

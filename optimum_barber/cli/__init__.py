@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from ..config import one_line
 from ..errors import BarberError
 from ..memory import return_freed_buffers
-from . import compare, evaluate, inspect, lm_eval, plugins, prune, refine, report, shrink, sweep, verify
+from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
 
 COMMANDS = {
     "prune": prune,
     "refine": refine,
+    "own-text": own_text,
     "shrink": shrink,
     "sweep": sweep,
     "run": run_command,

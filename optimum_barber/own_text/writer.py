@@ -1,0 +1,149 @@
+"""Documents drawn from a causal LM token by token."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..calibration import sequence_length
+from ..errors import BarberError
+from ..loading import load_model, load_tokenizer, resolve_model
+from ..planning import choose_device
+from .settings import OwnTextConfig
+
+
+def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool = False) -> list[str]:
+    """Documents that a model writes, `config.tokens` tokens at least in all; the same for a seed on one machine.
+
+    Args:
+        model: a transformers causal LM, where it is to work.
+        tokenizer: its own.
+        config: everything else that decides the text; `dtype` and `device` are the model's.
+        quiet: no progress bar.
+
+    Raises:
+        BarberError: nothing to start from, documents too long for the model, NaN or Inf in its output, or it writes
+            nothing.
+    """
+    start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
+    sequence_length(model.config, len(start) + config.length)
+    documents, written = list[str](), 0
+    with (
+        seeded(config.seed, model.device),
+        tqdm(total=config.tokens, unit="token", desc="own text", disable=quiet or None) as bar,
+    ):
+        while written < config.tokens:
+            rows = drawn(model, start, config)
+            texts = [text for row in rows for text in texts_of(row.tolist(), ends, tokenizer)]
+            if not texts:
+                raise BarberError(f"start {tokenizer.decode(start)!r} is not legal: the model writes nothing behind it")
+            documents += texts
+            written += rows.numel()
+            bar.update(rows.numel())
+    return documents
+
+
+def beginning(tokenizer: Any, start: str | None) -> Tensor:
+    """The tokens that every document follows, (tokens,) int64.
+
+    Raises:
+        BarberError: there are none.
+    """
+    if start is not None:
+        ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+    else:
+        ids = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+    if not ids:
+        raise BarberError(f"start {start!r} is not legal: it must hold a token, and the tokenizer has no bos or eos")
+    return torch.tensor(ids)
+
+
+def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
+    """Special tokens that end a document: the model's and the tokenizer's, and `start` where that is one itself."""
+    said = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])}
+    if start is not None and start in tokenizer.all_special_tokens:
+        ends.add(tokenizer.convert_tokens_to_ids(start))
+    return ends - {None}
+
+
+def drawn(model: Any, start: Tensor, config: OwnTextConfig) -> Tensor:
+    """What stands behind `start` in a batch of samples, (batch, length) int64; they go on behind a document's end.
+
+    Raises:
+        BarberError: the model gives NaN or Inf.
+    """
+    from transformers import GenerationConfig
+
+    prompt = start.repeat(config.batch, 1).to(model.device)
+    how = GenerationConfig(
+        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=config.length
+    )  # fmt: skip
+    with torch.no_grad(), told(model, how):
+        if not model(input_ids=prompt[:1]).logits.isfinite().all():
+            raise BarberError("model gives NaN or Inf: its weights hold some")
+        written: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    return written[:, len(start) :].cpu()
+
+
+def texts_of(row: list[int], ends: set[int], tokenizer: Any) -> list[str]:
+    """The documents in a run of tokens, cut behind tokens that end one, without special tokens."""
+    cuts = [0, *(place + 1 for place, token in enumerate(row) if token in ends), len(row)]
+    texts = (tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts))
+    return [text for text in texts if text]
+
+
+@contextmanager
+def told(model: Any, how: Any) -> Iterator[None]:
+    """Inside, this alone is how the model generates: what it lacks, such as an end, is not taken from its own."""
+    own, model.generation_config = model.generation_config, how
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are the seed's; then the caller's go on where they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwrite: bool, quiet: bool) -> list[str]:
+    """Load a model and write its text as a .jsonl file, `{"text": ...}` a line.
+
+    Raises:
+        BarberError: bad input; nothing was written.
+    """
+    path = checked(Path(output), overwrite)
+    device, reference = choose_device(config.device), resolve_model(name)
+    dtype = "float32" if config.dtype == "auto" and device.type == "cpu" else config.dtype
+    model: Any = load_model(reference, dtype).to(device).eval()
+    documents = own_documents(model, load_tokenizer(reference), config, quiet)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    beside.replace(path)
+    return documents
+
+
+def checked(path: Path, overwrite: bool) -> Path:
+    """The file to write, if it may be.
+
+    Raises:
+        BarberError: it may not.
+    """
+    if path.suffix != ".jsonl":
+        raise BarberError(f"output {path} is not legal: a .jsonl file, as --calibration reads it")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise BarberError(f"output {path} is there already: give another, or --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise BarberError(f"output {path} cannot be written: there is no such folder")
+    return path
