@@ -33,9 +33,9 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
     model.generation_config.top_k = 2  # a model's own ways of writing are not asked for
     with torch.no_grad():
         expected = nucleus(model(start[None]).logits[0, -1], temperature, top_p)
-    config = OwnTextConfig(temperature=temperature, top_p=top_p, length=1, batch=count)
+    config = OwnTextConfig(temperature=temperature, top_p=top_p, length=1)
     with seeded(0, model.device):
-        found = drawn(model, start, config).flatten().bincount(minlength=300) / count
+        found = drawn(model, start, count, config).flatten().bincount(minlength=300) / count
     assert not found[expected == 0].any()
     distance = float((found - expected).abs().sum()) / 2
     chance = float((expected * (1 - expected) / count).sqrt().sum()) / 2  # what draws of the same differ by, about
@@ -45,7 +45,7 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
 
 def test_each_token_follows_all_before_it():
     model, start = tiny_model(), torch.tensor([1])
-    row = drawn(model, start, OwnTextConfig(top_p=1e-9, length=12, batch=1))[0]
+    row = drawn(model, start, 1, OwnTextConfig(top_p=1e-9, length=12))[0]
     tokens = start.tolist()
     for _ in range(12):
         with torch.no_grad():
@@ -57,7 +57,7 @@ def test_writing_goes_on_behind_the_end_of_a_document(tokenizer):
     model = tiny_model()
     with torch.no_grad():
         model.generation_config.eos_token_id = int(model(torch.tensor([[1]])).logits[0, -1].argmax())
-    rows = drawn(model, torch.tensor([1]), OwnTextConfig(top_p=1e-9, length=12, batch=2))
+    rows = drawn(model, torch.tensor([1]), 2, OwnTextConfig(top_p=1e-9, length=12))
     assert rows.shape == (2, 12) and rows[0, 0] == model.generation_config.eos_token_id
     assert end_tokens(model, tokenizer, None) == {2, model.generation_config.eos_token_id}
 
@@ -83,6 +83,21 @@ def test_a_seed_decides_the_text_and_leaves_random_numbers_alone(tokenizer):
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert sum(len(tokenizer(text)["input_ids"]) for text in texts[0]) > 48  # decoded and read again, of 96
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "sizes"), [(96, 4, [4]), (97, 4, [4, 1]), (1, 16, [1]), (240, 4, [4, 4, 2])]
+)
+def test_no_more_is_written_than_whole_lengths_ask_for(tokens, batch, sizes, tokenizer, monkeypatch):
+    asked = []
+
+    def counted(model, start, count, config):
+        asked.append(count)
+        return torch.full((count, config.length), 40)
+
+    monkeypatch.setattr("optimum_barber.own_text.writer.drawn", counted)
+    own_documents(tiny_model(), tokenizer, OwnTextConfig(tokens=tokens, length=24, batch=batch), quiet=True)
+    assert asked == sizes
 
 
 def test_the_file_is_calibration_text(model_dir, tmp_path, capsys):

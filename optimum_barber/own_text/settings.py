@@ -13,18 +13,18 @@ class OwnTextConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: int = Field(65536, ge=1, description="how many to write, at least")
-    length: int = Field(512, ge=1, description="tokens in one go; where a document ends, another begins")
+    tokens: int = Field(65536, ge=1, description="how many to write, in whole lengths")
+    length: int = Field(512, ge=1, description="tokens that are written on end; where a document ends, another begins")
     start: str | None = Field(
         None, min_length=1,
-        description="what the text follows, and is not part of it (default: the tokenizer's first special token "
-        "of bos, eos)",
+        description="what the text follows, and is not part of it (default: the tokenizer's token for the "
+        "beginning of a text, or else the one for its end)",
     )  # fmt: skip
     temperature: float = Field(1.0, gt=0, description="of the next token's distribution")
     top_p: float = Field(
         0.9, gt=0, le=1, description="tokens are drawn from the most likely ones that hold this much together"
     )
-    batch: int = Field(16, ge=1, description="that are written at a time")
+    batch: int = Field(16, ge=1, description="most lengths that are written at a time")
     seed: int = Field(0, ge=0, lt=2**63, description="decides the text")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto", description="of the computation: auto (float32 on a CPU), float32, float16, bfloat16"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
         tqdm(total=config.tokens, unit="token", desc="own text", disable=quiet or None) as bar,
     ):
         while written < config.tokens:
-            rows = drawn(model, start, config)
+            rows = drawn(model, start, min(config.batch, ceil((config.tokens - written) / config.length)), config)
             texts = [text for row in rows for text in texts_of(row.tolist(), ends, tokenizer)]
             if not texts:
                 raise BarberError(f"start {tokenizer.decode(start)!r} is not legal: the model writes nothing behind it")
@@ -73,15 +74,15 @@ def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
     return ends - {None}
 
 
-def drawn(model: Any, start: Tensor, config: OwnTextConfig) -> Tensor:
-    """What stands behind `start` in a batch of samples, (batch, length) int64; they go on behind a document's end.
+def drawn(model: Any, start: Tensor, count: int, config: OwnTextConfig) -> Tensor:
+    """What the model writes behind `start`, `count` times, (count, length) int64; it goes on behind a document's end.
 
     Raises:
         BarberError: the model gives NaN or Inf.
     """
     from transformers import GenerationConfig
 
-    prompt = start.repeat(config.batch, 1).to(model.device)
+    prompt = start.repeat(count, 1).to(model.device)
     how = GenerationConfig(
         do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=config.length
     )  # fmt: skip
