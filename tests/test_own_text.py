@@ -140,6 +140,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, model_dir, tmp_path, cap
     assert (tmp_path / "there.jsonl").read_text() == "kept"
 
 
+def test_a_disk_that_fails_leaves_what_was_there(model_dir, tmp_path, capsys, monkeypatch):
+    def full(path, _):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "own.jsonl").write_text("kept", encoding="utf-8")
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    assert main(["own-text", str(model_dir), *FLAGS, "--overwrite", "-o", str(tmp_path / "own.jsonl")]) == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("own.jsonl", "kept")]
+
+
 def test_a_broken_model_and_one_that_is_silent_are_refused(tokenizer):
     model = tiny_model()
     with pytest.raises(BarberError, match="the model writes nothing"):

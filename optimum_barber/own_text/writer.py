@@ -1,6 +1,7 @@
 """Documents drawn from a causal LM token by token."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -29,7 +30,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        BarberError: nothing to start from, documents too long for the model, NaN or Inf in its output, or it writes
+        BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or it writes
             nothing.
     """
     start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
@@ -51,7 +52,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
 
 
 def beginning(tokenizer: Any, start: str | None) -> Tensor:
-    """The tokens that every document follows, (tokens,) int64.
+    """The tokens that the text follows, (tokens,) int64.
 
     Raises:
         BarberError: there are none.
@@ -85,7 +86,7 @@ def drawn(model: Any, start: Tensor, count: int, config: OwnTextConfig) -> Tenso
     prompt = start.repeat(count, 1).to(model.device)
     how = GenerationConfig(
         do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=config.length
-    )  # fmt: skip
+    )
     with torch.no_grad(), told(model, how):
         if not model(input_ids=prompt[:1]).logits.isfinite().all():
             raise BarberError("model gives NaN or Inf: its weights hold some")
@@ -130,8 +131,12 @@ def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwri
     model: Any = load_model(reference, dtype).to(device).eval()
     documents = own_documents(model, load_tokenizer(reference), config, quiet)
     beside = path.with_name(path.name + ".partial")
-    beside.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BarberError(f"output {path} cannot be written: {error.strerror}") from None
     return documents
 
 
@@ -145,6 +150,9 @@ def checked(path: Path, overwrite: bool) -> Path:
         raise BarberError(f"output {path} is not legal: a .jsonl file, as --calibration reads it")
     if path.is_dir() or (path.exists() and not overwrite):
         raise BarberError(f"output {path} is there already: give another, or --overwrite")
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise BarberError(f"output {path} cannot be written: there is no such folder")
+    if not os.access(folder, os.W_OK):
+        raise BarberError(f"output {path} cannot be written: no permission in {folder}")
     return path
