@@ -30,8 +30,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or it writes
-            nothing.
+        BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or no text.
     """
     start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
     sequence_length(model.config, len(start) + config.length)
