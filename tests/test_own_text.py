@@ -7,7 +7,7 @@ import torch
 
 from optimum_barber import BarberError, OwnTextConfig, own_documents
 from optimum_barber.cli import main
-from optimum_barber.own_text.writer import beginning, drawn, end_tokens, seeded, texts_of
+from optimum_barber.own_text.writer import beginning, drawn, end_tokens, length_behind, seeded, texts_of
 
 from .conftest import tiny_model
 
@@ -33,9 +33,9 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
     model.generation_config.top_k = 2  # a model's own ways of writing are not asked for
     with torch.no_grad():
         expected = nucleus(model(start[None]).logits[0, -1], temperature, top_p)
-    config = OwnTextConfig(temperature=temperature, top_p=top_p, length=1)
+    config = OwnTextConfig(temperature=temperature, top_p=top_p)
     with seeded(0, model.device):
-        found = drawn(model, start, count, config).flatten().bincount(minlength=300) / count
+        found = drawn(model, start, count, 1, config).flatten().bincount(minlength=300) / count
     assert not found[expected == 0].any()
     distance = float((found - expected).abs().sum()) / 2
     chance = float((expected * (1 - expected) / count).sqrt().sum()) / 2  # what draws of the same differ by, about
@@ -45,7 +45,7 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
 
 def test_each_token_follows_all_before_it():
     model, start = tiny_model(), torch.tensor([1])
-    row = drawn(model, start, 1, OwnTextConfig(top_p=1e-9, length=12))[0]
+    row = drawn(model, start, 1, 12, OwnTextConfig(top_p=1e-9))[0]
     tokens = start.tolist()
     for _ in range(12):
         with torch.no_grad():
@@ -57,7 +57,7 @@ def test_writing_goes_on_behind_the_end_of_a_document(tokenizer):
     model = tiny_model()
     with torch.no_grad():
         model.generation_config.eos_token_id = int(model(torch.tensor([[1]])).logits[0, -1].argmax())
-    rows = drawn(model, torch.tensor([1]), 2, OwnTextConfig(top_p=1e-9, length=12))
+    rows = drawn(model, torch.tensor([1]), 2, 12, OwnTextConfig(top_p=1e-9))
     assert rows.shape == (2, 12) and rows[0, 0] == model.generation_config.eos_token_id
     assert end_tokens(model, tokenizer, None) == {2, model.generation_config.eos_token_id}
 
@@ -76,6 +76,13 @@ def test_start_is_the_first_special_token_or_a_text(tokenizer):
     assert end_tokens(tiny_model(), tokenizer, "a word") == {2}
 
 
+def test_the_length_is_what_the_model_has_room_for():
+    start, config = torch.tensor([1]), tiny_model().config
+    assert [length_behind(start, config, asked) for asked in (None, 5, 63)] == [63, 5, 63]
+    config.max_position_embeddings = 4096
+    assert length_behind(start, config, None) == 512
+
+
 def test_a_seed_decides_the_text_and_leaves_random_numbers_alone(tokenizer):
     model = tiny_model()
     before = torch.random.get_rng_state()
@@ -91,9 +98,9 @@ def test_a_seed_decides_the_text_and_leaves_random_numbers_alone(tokenizer):
 def test_no_more_is_written_than_whole_lengths_ask_for(tokens, batch, sizes, tokenizer, monkeypatch):
     asked = []
 
-    def counted(model, start, count, config):
+    def counted(model, start, count, length, config):
         asked.append(count)
-        return torch.full((count, config.length), 40)
+        return torch.full((count, length), 40)
 
     monkeypatch.setattr("optimum_barber.own_text.writer.drawn", counted)
     own_documents(tiny_model(), tokenizer, OwnTextConfig(tokens=tokens, length=24, batch=batch), quiet=True)
@@ -118,7 +125,7 @@ BAD = {
     "there already": (["-o", "there.jsonl"], "is there already"),
     "no folder": (["-o", "nowhere/own.jsonl"], "no such folder"),
     "no model": (["--model", "nowhere"], "nowhere"),
-    "too long": (["--length", "64"], "more than the model's 64 positions"),
+    "too long": (["--length", "64"], "length 64 is not legal: the model's positions leave 63"),
     "no tokens": (["--tokens", "0"], "tokens"),
     "nothing held": (["--top-p", "0"], "top_p"),
     "no heat": (["--temperature", "0"], "temperature"),

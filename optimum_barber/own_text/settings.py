@@ -14,7 +14,11 @@ class OwnTextConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(65536, ge=1, description="how many to write, in whole lengths")
-    length: int = Field(512, ge=1, description="tokens that are written on end; where a document ends, another begins")
+    length: int | None = Field(
+        None, ge=1,
+        description="tokens that are written on end, through the ends of documents; default 512, or what the model "
+        "supports if that is less",
+    )  # fmt: skip
     start: str | None = Field(
         None, min_length=1,
         description="what the text follows, and is not part of it (default: the tokenizer's token for the "

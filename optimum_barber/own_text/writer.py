@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..calibration import sequence_length
+from ..calibration import DEFAULT_LENGTH
 from ..errors import BarberError
 from ..loading import load_model, load_tokenizer, resolve_model
 from ..planning import choose_device
 from .settings import OwnTextConfig
+
+LENGTH = 512
 
 
 def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool = False) -> list[str]:
@@ -33,14 +35,14 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
         BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or no text.
     """
     start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
-    sequence_length(model.config, len(start) + config.length)
+    length = length_behind(start, model.config, config.length)
     documents, written = list[str](), 0
     with (
         seeded(config.seed, model.device),
         tqdm(total=config.tokens, unit="token", desc="own text", disable=quiet or None) as bar,
     ):
         while written < config.tokens:
-            rows = drawn(model, start, min(config.batch, ceil((config.tokens - written) / config.length)), config)
+            rows = drawn(model, start, min(config.batch, ceil((config.tokens - written) / length)), length, config)
             texts = [text for row in rows for text in texts_of(row.tolist(), ends, tokenizer)]
             if not texts:
                 raise BarberError(f"start {tokenizer.decode(start)!r} is not legal: the model writes nothing behind it")
@@ -65,6 +67,18 @@ def beginning(tokenizer: Any, start: str | None) -> Tensor:
     return torch.tensor(ids)
 
 
+def length_behind(start: Tensor, model_config: Any, asked: int | None) -> int:
+    """How many tokens are written on end: as asked, or 512; never more than the model has positions for.
+
+    Raises:
+        BarberError: more was asked for.
+    """
+    room = (getattr(model_config, "max_position_embeddings", None) or DEFAULT_LENGTH) - len(start)
+    if (asked or 1) > room:
+        raise BarberError(f"length {asked} is not legal: the model's positions leave {room} behind the start")
+    return asked or min(LENGTH, room)
+
+
 def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
     """Special tokens that end a document: the model's and the tokenizer's, and `start` where that is one itself."""
     said = model.generation_config.eos_token_id
@@ -74,7 +88,7 @@ def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
     return ends - {None}
 
 
-def drawn(model: Any, start: Tensor, count: int, config: OwnTextConfig) -> Tensor:
+def drawn(model: Any, start: Tensor, count: int, length: int, config: OwnTextConfig) -> Tensor:
     """What the model writes behind `start`, `count` times, (count, length) int64; it goes on behind a document's end.
 
     Raises:
@@ -84,7 +98,7 @@ def drawn(model: Any, start: Tensor, count: int, config: OwnTextConfig) -> Tenso
 
     prompt = start.repeat(count, 1).to(model.device)
     how = GenerationConfig(
-        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=config.length
+        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=length
     )
     with torch.no_grad(), told(model, how):
         if not model(input_ids=prompt[:1]).logits.isfinite().all():
