@@ -6,17 +6,17 @@ import sys
 from ..own_text.settings import OwnTextConfig
 from .prune import add_fields
 
-HELP = "Have a model write its own calibration text, where there is no other or too little."
+HELP = "Have a model write its own calibration text, where there is no other."
 EPILOG = """\
-What a model writes holds what it knows, in the proportions it was trained on, as no single data set does. --calibration
-takes the file, alone or beside others; all are sampled as one text, so each weighs as much as it is long.
+The text is drawn token by token from the dense model, which lies in memory as a whole. --calibration takes the file.
+Real text of what the model is for is better, where there is some.
 
 An instruction-tuned model whose text begins like a chat writes chats; --start '<|endoftext|>', or what else stood
 between its training documents, has it write those.
 
 examples:
   optimum-barber own-text MODEL -o own.jsonl
-  optimum-barber prune MODEL --sparsity 0.5 --calibration own.jsonl --calibration c4.jsonl -o OUT
+  optimum-barber prune MODEL --sparsity 0.5 --calibration own.jsonl -o OUT
 """
 
 

@@ -1,1 +1,1 @@
-"""Calibration text in a model's own words, where there is no other or too little."""
+"""Calibration text in a model's own words, where there is no other."""
