@@ -119,10 +119,10 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, device: str, dt
     from lm_eval.models.huggingface import HFLM
 
     from optimum_barber.integrations.lm_eval_model import SparseLM
-    from optimum_barber.planning import choose_device
+    from optimum_barber.planning import choose_device, working_dtype
 
     chosen = choose_device(device)
-    dtype = "float32" if dtype == "auto" and chosen.type == "cpu" else dtype
+    dtype = working_dtype(dtype, chosen)
     if isinstance(model, str | Path):
         return SparseLM(model, device=str(chosen), dtype=dtype, batch_size=batch_size)
     return HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from .calibration import TokenWindows, consecutive_windows, read_texts, sequence_length, tokenize
 from .loading import load_model, load_tokenizer, resolve_model
-from .planning import choose_device
+from .planning import choose_device, working_dtype
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def evaluate_model(
 
 def _opened(name: str, dtype: str, device: torch.device) -> tuple[Any, Any, Any]:
     """Model, tokenizer and configuration."""
-    if dtype == "auto" and device.type == "cpu":
-        dtype = "float32"
+    dtype = working_dtype(dtype, device)
     if (Path(name) / "adapter_config.json").is_file():
         from optimum_barber.integrations.lora_checkpoint import load_adapter
 

@@ -1,4 +1,4 @@
-"""The directory that a run writes: checked before any work, never half-written."""
+"""The directory or file that a run writes: checked before any work, never half-written."""
 
 import ctypes
 import errno
@@ -50,8 +50,40 @@ def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], res
     return output
 
 
+def check_file(file: str | Path, overwrite: bool) -> Path:
+    """The file to write, if it may be.
+
+    Raises:
+        BarberError: it is there (without `overwrite`), is a directory, or its folder is missing or closed to us.
+    """
+    path = Path(file)
+    folder = path.absolute().parent
+    if path.exists() and (path.is_dir() or not overwrite):
+        raise BarberError(f"output {path} is there already: give another, or --overwrite")
+    if not folder.is_dir():
+        raise BarberError(f"output {path} cannot be written: there is no such folder")
+    if not os.access(folder, os.W_OK):
+        raise BarberError(f"output {path} cannot be written: no permission in {folder}")
+    return path
+
+
+def put_file(path: Path, text: str) -> None:
+    """Write a file beside and put it in place.
+
+    Raises:
+        BarberError: the system refuses; what was there before still is.
+    """
+    beside = partial_of(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BarberError(f"output {path} cannot be written: {error.strerror}") from None
+
+
 def partial_of(output: Path) -> Path:
-    """The sibling directory in which `output` is made."""
+    """The sibling in which `output` is made."""
     return output.with_name(output.name + ".partial")
 
 

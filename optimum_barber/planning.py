@@ -171,3 +171,8 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BarberError(f"device {device!r} is not at hand: {str(error).splitlines()[0]}") from None
     return chosen
+
+
+def working_dtype(dtype: str, device: torch.device) -> str:
+    """The dtype that a model is loaded in to be run: `auto` is float32 on a CPU, else the model's own."""
+    return "float32" if dtype == "auto" and device.type == "cpu" else dtype

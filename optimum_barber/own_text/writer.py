@@ -1,7 +1,6 @@
 """Documents drawn from a causal LM token by token."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -16,7 +15,8 @@ from tqdm.auto import tqdm
 from ..calibration import DEFAULT_LENGTH
 from ..errors import BarberError
 from ..loading import load_model, load_tokenizer, resolve_model
-from ..planning import choose_device
+from ..output import check_file, put_file
+from ..planning import choose_device, working_dtype
 from .settings import OwnTextConfig
 
 LENGTH = 512
@@ -138,34 +138,11 @@ def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwri
     Raises:
         BarberError: bad input; nothing was written.
     """
-    path = checked(Path(output), overwrite)
+    if Path(output).suffix != ".jsonl":
+        raise BarberError(f"output {output} is not legal: a .jsonl file, as --calibration reads it")
+    path = check_file(output, overwrite)
     device, reference = choose_device(config.device), resolve_model(name)
-    dtype = "float32" if config.dtype == "auto" and device.type == "cpu" else config.dtype
-    model: Any = load_model(reference, dtype).to(device).eval()
+    model: Any = load_model(reference, working_dtype(config.dtype, device)).to(device).eval()
     documents = own_documents(model, load_tokenizer(reference), config, quiet)
-    beside = path.with_name(path.name + ".partial")
-    try:
-        beside.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BarberError(f"output {path} cannot be written: {error.strerror}") from None
+    put_file(path, "".join(json.dumps({"text": text}) + "\n" for text in documents))
     return documents
-
-
-def checked(path: Path, overwrite: bool) -> Path:
-    """The file to write, if it may be.
-
-    Raises:
-        BarberError: it may not.
-    """
-    if path.suffix != ".jsonl":
-        raise BarberError(f"output {path} is not legal: a .jsonl file, as --calibration reads it")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise BarberError(f"output {path} is there already: give another, or --overwrite")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise BarberError(f"output {path} cannot be written: there is no such folder")
-    if not os.access(folder, os.W_OK):
-        raise BarberError(f"output {path} cannot be written: no permission in {folder}")
-    return path

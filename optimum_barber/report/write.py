@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..artifacts import SPARSITY_NAME
 from ..errors import BarberError
-from ..output import check_output, staged
+from ..output import check_file, check_output, put_file, staged
 from ..recipe.directory import RUN_NAME
 from ..structured.record import STRUCTURE_NAME
 from .checkpoint import Rows, cell_page, checkpoint_page, read_json, shrunk_page
@@ -75,7 +75,9 @@ def write_report(
         raise BarberError(f"eval {evaluation} is no list of results, as eval --json writes it")
     target = Path(output) if output is not None else _beside(Path(run))
     if target.suffix.lower() in (".html", ".htm"):
-        return [_write_file(target, page_of(run, measured), overwrite or output is None)]
+        page = page_of(run, measured)
+        put_file(check_file(target, overwrite or output is None), html(page))
+        return [target]
     target = check_output(target, overwrite, [Path(run)] if Path(run).exists() else [])
     page = page_of(run, measured)
     with staged(target) as partial:
@@ -92,17 +94,3 @@ def has_pictures() -> bool:
 def _beside(run: Path) -> Path:
     """Where a report goes that was given no place: into the run, or beside a cell's file."""
     return run.with_suffix(".html") if run.is_file() else run / REPORT_PAGE
-
-
-def _write_file(path: Path, page: Page, overwrite: bool) -> Path:
-    if path.exists() and (path.is_dir() or not overwrite):
-        raise BarberError(f"output {path} is there already: give another, or --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise BarberError(f"output {path} cannot be written: there is no such folder")
-    beside = path.with_name(path.name + ".partial")
-    try:
-        beside.write_text(html(page), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise BarberError(f"output {path} cannot be written: {error.strerror}") from None
-    return path
