@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.calibration import consecutive_windows, read_texts, tokenize
+from optimum_barber.calibration import consecutive_windows, tokenize
 from optimum_barber.config import PRECISIONS
 from optimum_barber.evaluate import perplexity
 from optimum_barber.loading import load_tokenizer, resolve_model
+from optimum_barber.texts import read_texts
 
 from .one_pass import arguments, opened
 from .table import emit

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.one_pass import plain_seconds
 from optimum_barber import ShrinkConfig, perplexity
-from optimum_barber.calibration import calibration_windows, consecutive_windows, read_texts, tokenize
+from optimum_barber.calibration import calibration_windows, consecutive_windows, tokenize
 from optimum_barber.cli import hush_loading_bars, hush_transformers
 from optimum_barber.latency import latency, macs_per_token, size_of
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
@@ -25,6 +25,7 @@ from optimum_barber.structured.plan import plan_cut
 from optimum_barber.structured.scorers import SCORERS
 from optimum_barber.structured.scoring import choose_units
 from optimum_barber.structured.shrinker import score_plan
+from optimum_barber.texts import read_texts
 
 HEADER = "| removed | scorer | perplexity | parameters | MACs a token | prefill | decode | seconds to score |"
 

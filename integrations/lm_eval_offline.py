@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from optimum_barber.calibration import is_there, read_texts
 from optimum_barber.errors import BarberError
+from optimum_barber.texts import is_there, read_texts
 
 TEMPLATES = "lm_eval_tasks"
 Rows = list[dict[str, Any]]

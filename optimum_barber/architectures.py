@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -95,6 +96,11 @@ ARCHITECTURES.add(
         ),
     ),
 )  # fmt: skip
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens on end a model can take, by its configuration; None where that sets no end."""
+    return getattr(config, "max_position_embeddings", None) or None
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration import TokenWindows, consecutive_windows, read_texts, sequence_length, tokenize
+from .calibration import TokenWindows, consecutive_windows, sequence_length, tokenize
 from .loading import load_model, load_tokenizer, resolve_model
 from .planning import choose_device, working_dtype
+from .texts import read_texts
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .architectures import positions
 from .errors import BarberError
 
 
@@ -58,9 +59,9 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
     Raises:
         BarberError: the model has not enough positions.
     """
-    positions = getattr(model.config, "max_position_embeddings", None) or prompt + 1
-    if not 1 <= prompt < positions:
-        raise BarberError(f"latency prompt {prompt} is not legal: 1 to {positions - 1} tokens, one is decoded after it")
+    most = positions(model.config) or prompt + 1
+    if not 1 <= prompt < most:
+        raise BarberError(f"latency prompt {prompt} is not legal: 1 to {most - 1} tokens, one is decoded after it")
     device = next(model.parameters()).device
     ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .allocations import Budget, share_out
 from .artifacts import SparsityConfig
 from .budget import Shares, patterns_of
-from .calibration import TokenWindows, is_there, windows_for
+from .calibration import TokenWindows, windows_for
 from .checkpoint import check_masks, describe, save_checkpoint
 from .config import BarberConfig
 from .loading import PretrainedTool
@@ -26,6 +26,7 @@ from .pruned import carry_structure
 from .rank_group import all_ranks
 from .ranks import ALONE, Ranks
 from .source import ModelSource
+from .texts import is_there
 
 if TYPE_CHECKING:
     from .streaming import StreamingSparsifier

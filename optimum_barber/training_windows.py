@@ -7,16 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calibration import (
-    BY_DOCUMENT,
-    TokenWindows,
-    consecutive_windows,
-    document_windows,
-    is_there,
-    joined_tokens,
-    random_windows,
-    read_texts,
-)
+from .calibration import BY_DOCUMENT, TokenWindows, consecutive_windows, document_windows, joined_tokens, random_windows
+from .texts import is_there, read_texts
 
 HELD_OUT_WINDOWS = 16
 

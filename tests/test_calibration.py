@@ -7,16 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber import calibration
-from optimum_barber.calibration import (
-    calibration_windows,
-    consecutive_windows,
-    pydoc_texts,
-    random_windows,
-    read_texts,
-    sequence_length,
-)
+from optimum_barber.calibration import calibration_windows, consecutive_windows, random_windows, sequence_length
 from optimum_barber.errors import BarberError
+from optimum_barber.texts import TEXTS, pydoc_texts, read_texts
 from optimum_barber.window_offsets import disjoint_offsets
 
 
@@ -139,7 +132,7 @@ def test_a_folder_of_the_same_name_does_not_hide_a_text(tmp_path, monkeypatch):
 
 def test_c4_is_sampled_by_document(monkeypatch, tokenizer):
     documents = ["short"] * 5 + [f"document {i} " + "and so on " * 40 for i in range(5)]
-    monkeypatch.setitem(calibration.TEXTS._items, "c4", lambda split: documents)
+    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents)
     one, again = (calibration_windows([], tokenizer, samples=12, length=16, seed=1) for _ in range(2))
     assert one.tokens.shape == (12, 16)
     assert one.fingerprint == again.fingerprint
@@ -147,7 +140,7 @@ def test_c4_is_sampled_by_document(monkeypatch, tokenizer):
     mixed = calibration_windows(["c4", "pydoc"], tokenizer, samples=5, length=16, seed=1)
     assert mixed.tokens.shape == (5, 16)
     assert torch.equal(mixed.tokens[:2], one.tokens[:2])
-    monkeypatch.setitem(calibration.TEXTS._items, "c4", lambda split: ["short"])
+    monkeypatch.setitem(TEXTS._items, "c4", lambda split: ["short"])
     with pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
         calibration_windows([], tokenizer, samples=1, length=16, seed=1)
 
@@ -177,4 +170,4 @@ def test_a_hub_that_does_not_answer_points_to_pydoc(monkeypatch, tokenizer):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(BarberError, match=r"'allenai/c4' cannot be had from the hub \(no route\).*'pydoc'"):
         calibration_windows([], tokenizer, samples=1, length=4, seed=0)
-    assert calibration.TEXTS["pydoc"] is pydoc_texts
+    assert TEXTS["pydoc"] is pydoc_texts

@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 
-from optimum_barber.calibration import consecutive_windows, random_windows, read_texts, tokenize
+from optimum_barber.calibration import consecutive_windows, random_windows, tokenize
 from optimum_barber.cli import main
 from optimum_barber.config import BarberConfig
 from optimum_barber.evaluate import perplexity
 from optimum_barber.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.sparsifier import BarberSparsifier
+from optimum_barber.texts import read_texts
 
 from .conftest import SHARED
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from optimum_barber import BarberShrinker, ShrinkConfig, SweepConfig, perplexity, run_sweep
-from optimum_barber.calibration import consecutive_windows, read_texts, tokenize
+from optimum_barber.calibration import consecutive_windows, tokenize
 from optimum_barber.cli import main
 from optimum_barber.errors import BarberError
 from optimum_barber.source import ModelSource
@@ -20,6 +20,7 @@ from optimum_barber.structured.scorers import SCORERS
 from optimum_barber.structured.scoring import choose_units
 from optimum_barber.structured.shrinker import score_plan
 from optimum_barber.sweep import runner
+from optimum_barber.texts import read_texts
 
 from .conftest import tiny_model, tiny_windows
 

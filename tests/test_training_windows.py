@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from optimum_barber import calibration
 from optimum_barber.calibration import consecutive_windows, joined_tokens, random_windows
 from optimum_barber.errors import BarberError
+from optimum_barber.texts import TEXTS
 from optimum_barber.training_windows import training_windows
 
 SETTINGS = {"length": 16, "seed": 1, "held_out": 0.25, "field": "text"}
@@ -34,7 +34,7 @@ class Shard(Sequence):
 @pytest.fixture
 def shard(monkeypatch):
     made = Shard()
-    monkeypatch.setitem(calibration.TEXTS._items, "c4", lambda split: made)
+    monkeypatch.setitem(TEXTS._items, "c4", lambda split: made)
     return made
 
 
@@ -51,10 +51,10 @@ def test_of_a_shard_only_the_drawn_documents_are_read(shard, tokenizer):
 
 def test_short_documents_are_passed_over(monkeypatch, tokenizer):
     documents = ["short", "a long one " * 9] * 50
-    monkeypatch.setitem(calibration.TEXTS._items, "c4", lambda split: documents)
+    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents)
     train, _ = training_windows(["c4"], tokenizer, samples=20, **SETTINGS)
     assert all("long" in tokenizer.decode(window) for window in train.tokens)
-    monkeypatch.setitem(calibration.TEXTS._items, "c4", lambda split: documents[:75] + ["short"] * 25)
+    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents[:75] + ["short"] * 25)
     with pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
         training_windows(["c4"], tokenizer, samples=20, **SETTINGS)
 

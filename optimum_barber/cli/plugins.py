@@ -17,11 +17,11 @@ def run(args: argparse.Namespace) -> int:
     """One line an offer: name, origin, version, state, and what a producer needs and takes."""
     from ..allocations import ALLOCATIONS
     from ..architectures import ARCHITECTURES
-    from ..calibration import TEXTS
     from ..producers import PRODUCERS
     from ..rebuilders import REBUILDERS
     from ..reconstructions import RECONSTRUCTIONS
     from ..structured.scorers import SCORERS
+    from ..texts import TEXTS
 
     tables = {
         registry.kind: [

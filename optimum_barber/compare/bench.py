@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts import write_masks
-from ..calibration import TokenWindows, consecutive_windows, read_texts, sequence_length, tokenize, windows_for
+from ..calibration import TokenWindows, consecutive_windows, sequence_length, tokenize, windows_for
 from ..config import BarberConfig
 from ..errors import BarberError
 from ..evaluate import perplexity
@@ -21,6 +21,7 @@ from ..pipeline import peak_memory, reset_peak_memory
 from ..planning import choose_device, make_plan
 from ..source import ModelSource
 from ..sparsifier import BarberSparsifier
+from ..texts import read_texts
 from .cells import Cell, CompareError
 from .settings import CompareSettings
 

@@ -1,9 +1,9 @@
 """What can be said of the files of a comparison before its model is loaded."""
 
-from ..calibration import TEXTS
 from ..config import BarberConfig
 from ..errors import BarberError
 from ..recipe.validation import known_text
+from ..texts import TEXTS
 from .cells import CompareError
 from .settings import CompareSettings
 

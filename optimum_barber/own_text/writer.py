@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..architectures import positions
 from ..calibration import DEFAULT_LENGTH
 from ..errors import BarberError
 from ..loading import load_model, load_tokenizer, resolve_model
@@ -73,7 +74,7 @@ def length_behind(start: Tensor, model_config: Any, asked: int | None) -> int:
     Raises:
         BarberError: more was asked for.
     """
-    room = (getattr(model_config, "max_position_embeddings", None) or DEFAULT_LENGTH) - len(start)
+    room = (positions(model_config) or DEFAULT_LENGTH) - len(start)
     if (asked or 1) > room:
         raise BarberError(f"length {asked} is not legal: the model's positions leave {room} behind the start")
     return asked or min(LENGTH, room)

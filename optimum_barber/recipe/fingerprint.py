@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..calibration import is_there
 from ..loading import resolve_model
+from ..texts import is_there
 from .stage import Stage
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..calibration import TEXTS, is_there
 from ..errors import BarberError, unknown_name
+from ..texts import TEXTS, is_there
 from . import stages as _stages  # noqa: F401 - registers the stages
 from .document import Document, Path_, read_document
 from .schema import Recipe

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..artifacts import REPORT_NAME, SparsityConfig
-from ..calibration import TokenWindows, is_there, windows_for
+from ..calibration import TokenWindows, windows_for
 from ..checkpoint import module_sparsity, save_checkpoint
 from ..config import CONFIG_NAME
 from ..errors import BarberError
@@ -24,6 +24,7 @@ from ..pruned import carry_structure
 from ..rank_group import several_ranks
 from ..rebuilders.swaps import difference
 from ..report.checkpoint import read_json
+from ..texts import is_there
 from ..trial import Masks, Trial
 from ..verify import verify_checkpoint
 from ..weights import CheckpointWeights

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures import positions
 from ..calibration import TokenWindows
 from ..checkpoint import software
 from ..latency import latency, macs_per_token, size_of
@@ -68,7 +69,7 @@ def pointer(structure: PrunedStructure) -> dict[str, Any]:
 
 def prompt_of(config: Any) -> int:
     """Tokens of the prefill that is measured on a model."""
-    return int(min(PROMPT, (getattr(config, "max_position_embeddings", None) or PROMPT + 1) - 1))
+    return min(PROMPT, (positions(config) or PROMPT + 1) - 1)
 
 
 def report_of(

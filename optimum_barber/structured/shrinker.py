@@ -12,13 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..artifacts import REPORT_NAME, write_json
-from ..calibration import TokenWindows, is_there, windows_for
+from ..calibration import TokenWindows, windows_for
 from ..checkpoint import ONE_FILE
 from ..errors import BarberError
 from ..loading import PretrainedTool
 from ..output import check_output, staged
 from ..report.cuts import error_picture
 from ..report.pictures import pyplot
+from ..texts import is_there
 from .compensate import mean_contributions
 from .cut import cut_model
 from .plan import Cut, plan_cut

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..calibration import TokenWindows, consecutive_windows, read_texts, sequence_length, tokenize, windows_for
+from ..calibration import TokenWindows, consecutive_windows, sequence_length, tokenize, windows_for
 from ..checkpoint import software
 from ..evaluate import perplexity
 from ..latency import latency, macs_per_token, size_of
@@ -21,6 +21,7 @@ from ..structured.plan import Cut, plan_cut
 from ..structured.report import describe_cut, prompt_of, report_of
 from ..structured.scoring import Kept, choose_units
 from ..structured.shrinker import BarberShrinker, score_plan
+from ..texts import read_texts
 from .cells import Cell, cells_of
 from .settings import SweepConfig
 from .table import write_results
