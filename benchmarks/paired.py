@@ -101,13 +101,15 @@ def main() -> int:
     parser.add_argument("--after", type=Path, nargs="+", required=True)
     parser.add_argument("--metrics", default="acc,acc_norm")
     args = parser.parse_args()
-    emit("| task, metric | before | after | gain |\n" + "| --- " * 4 + "|")
     try:
-        for metric in args.metrics.split(","):
-            for task, found in gains(args.before, args.after, metric).items():
-                emit(line(f"{task}, {metric}", found))
+        rows = [
+            line(f"{task}, {metric}", found)
+            for metric in args.metrics.split(",")
+            for task, found in gains(args.before, args.after, metric).items()
+        ]
     except BarberError as error:
         parser.error(str(error))
+    emit("\n".join(["| task, metric | before | after | gain |", "| --- " * 4 + "|", *rows]))
     return 0
 
 
