@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -87,6 +87,24 @@ def partial_of(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def is_foreign(partial: Path) -> bool:
+    """Whether what lies in a partial directory's place is not ours; an empty one may be what a kill left of it."""
+    if not partial.is_dir():
+        return partial.exists()
+    return not (partial / PARTIAL_MARK).exists() and any(partial.iterdir())
+
+
+def discard(partial: Path) -> None:
+    """Remove a partial directory, its mark last, so that what a kill leaves of it is still known as ours."""
+    for path in partial.iterdir() if partial.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != PARTIAL_MARK:
+            with suppress(OSError):
+                path.unlink()
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def unfinished(partial: Path) -> bool:
     """Whether a run that can be resumed lies in a partial directory."""
     return (partial / STATE_DIRECTORY / STATE_NAME).is_file()
@@ -123,27 +141,34 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     that holds an unfinished run is taken up; and one that holds it when the block fails stays.
     """
     partial = partial_of(output)
-    if partial.exists() and not (partial / PARTIAL_MARK).exists():
+    if is_foreign(partial):
         raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
     if not (resume and unfinished(partial)):
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
     made = [parent for parent in partial.parents if not parent.exists()]
     try:
-        partial.mkdir(parents=True, exist_ok=resume)
-        (partial / PARTIAL_MARK).touch()
-    except OSError as error:
-        raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
-    try:
+        _begin(partial, output, resume)
         yield partial
     except BaseException:
-        for path in () if unfinished(partial) else (partial, *made):
-            shutil.rmtree(path, ignore_errors=True)
+        if not unfinished(partial):
+            discard(partial)
+            for path in made:
+                shutil.rmtree(path, ignore_errors=True)
         raise
     try:
         _swap_in(partial, output)
     except OSError as error:
         raise BarberError(f"output {output} cannot be put in place ({error.strerror}); all is in {partial}") from None
-    shutil.rmtree(partial, ignore_errors=True)
+    discard(partial)
+
+
+def _begin(partial: Path, output: Path, resume: bool) -> None:
+    """Make the partial directory and mark it."""
+    try:
+        partial.mkdir(parents=True, exist_ok=resume)
+        (partial / PARTIAL_MARK).touch()
+    except OSError as error:
+        raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
 
 
 def _swap_in(partial: Path, output: Path) -> None:

@@ -17,7 +17,7 @@ from optimum_barber.artifacts import MaskFile, write_masks
 from optimum_barber.config import BarberConfig
 from optimum_barber.errors import BarberError
 from optimum_barber.masks import PackedMask
-from optimum_barber.output import check_output, staged
+from optimum_barber.output import check_output, discard, staged
 from optimum_barber.sparsifier import BarberSparsifier
 from optimum_barber.verify import verify_checkpoint
 
@@ -182,6 +182,42 @@ def test_a_strangers_partial_directory_is_left_alone(tmp_path):
     with pytest.raises(BarberError, match="not ours"), staged(tmp_path / "out"):
         pass
     assert (tmp_path / "out.partial" / "precious").exists()
+
+
+def test_what_a_kill_leaves_at_once_is_taken_over(tmp_path):
+    (tmp_path / "out.partial").mkdir()  # killed before the mark
+    with staged(tmp_path / "out") as partial:
+        (partial / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_an_interrupt_before_the_mark_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.touch", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "new" / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_partial_directory_goes_with_its_mark_last(tmp_path, monkeypatch):
+    with staged(tmp_path / "out") as partial:
+        (partial / "file").touch()
+        (partial / "folder").mkdir()
+        removed = output_module.shutil.rmtree
+
+        def watched(path, **kwargs):
+            found = sorted(inside.name for inside in partial.iterdir())
+            assert found == [output_module.PARTIAL_MARK] if path == partial else output_module.PARTIAL_MARK in found
+            removed(path, **kwargs)
+
+        monkeypatch.setattr(output_module.shutil, "rmtree", watched)
+        discard(partial)
+        assert not partial.exists()
+        monkeypatch.undo()
+        partial.mkdir()
+        (partial / output_module.PARTIAL_MARK).touch()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
