@@ -146,8 +146,11 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     if not (resume and unfinished(partial)):
         discard(partial)
     made = [parent for parent in partial.parents if not parent.exists()]
+    with _refusals_of(output):
+        partial.mkdir(parents=True, exist_ok=resume)  # fails, and removes nothing, where another run was faster
     try:
-        _begin(partial, output, resume)
+        with _refusals_of(output):
+            (partial / PARTIAL_MARK).touch()
         yield partial
     except BaseException:
         if not unfinished(partial):
@@ -162,11 +165,11 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     discard(partial)
 
 
-def _begin(partial: Path, output: Path, resume: bool) -> None:
-    """Make the partial directory and mark it."""
+@contextmanager
+def _refusals_of(output: Path) -> Iterator[None]:
+    """What the system refuses inside, as one line."""
     try:
-        partial.mkdir(parents=True, exist_ok=resume)
-        (partial / PARTIAL_MARK).touch()
+        yield
     except OSError as error:
         raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
 

@@ -201,6 +201,18 @@ def test_an_interrupt_before_the_mark_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_was_faster_keeps_its_partial_directory(tmp_path, monkeypatch):
+    def meanwhile(partial):
+        partial.mkdir()
+        (partial / output_module.PARTIAL_MARK).touch()
+
+    monkeypatch.setattr(output_module, "discard", meanwhile)
+    with pytest.raises(BarberError, match="cannot be written: File exists"), staged(tmp_path / "out"):
+        pass
+    monkeypatch.undo()
+    assert (tmp_path / "out.partial" / output_module.PARTIAL_MARK).exists()
+
+
 def test_a_partial_directory_goes_with_its_mark_last(tmp_path, monkeypatch):
     with staged(tmp_path / "out") as partial:
         (partial / "file").touch()
