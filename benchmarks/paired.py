@@ -16,7 +16,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from optimum_barber.errors import BarberError
+from optimum_barber.base.errors import BarberError
 
 from .table import emit
 

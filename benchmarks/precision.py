@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.calibration import consecutive_windows, tokenize
-from optimum_barber.config import PRECISIONS
-from optimum_barber.evaluate import perplexity
-from optimum_barber.loading import load_tokenizer, resolve_model
-from optimum_barber.texts import read_texts
+from optimum_barber.models.loading import load_tokenizer, resolve_model
+from optimum_barber.prune.settings import PRECISIONS
+from optimum_barber.text.perplexity import perplexity
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import consecutive_windows, tokenize
 
 from .one_pass import arguments, opened
 from .table import emit

@@ -15,17 +15,17 @@ import torch
 
 from benchmarks.one_pass import plain_seconds
 from optimum_barber import ShrinkConfig, perplexity
-from optimum_barber.calibration import calibration_windows, consecutive_windows, tokenize
 from optimum_barber.cli import hush_loading_bars, hush_transformers
-from optimum_barber.latency import latency, macs_per_token, size_of
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.structured.compensate import mean_contributions
-from optimum_barber.structured.cut import cut_model
-from optimum_barber.structured.plan import plan_cut
-from optimum_barber.structured.scorers import SCORERS
-from optimum_barber.structured.scoring import choose_units
-from optimum_barber.structured.shrinker import score_plan
-from optimum_barber.texts import read_texts
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.models.measure import latency, macs_per_token, size_of
+from optimum_barber.shrink.compensate import mean_contributions
+from optimum_barber.shrink.cut import cut_model
+from optimum_barber.shrink.plan import plan_cut
+from optimum_barber.shrink.scan import choose_units
+from optimum_barber.shrink.scorers import SCORERS
+from optimum_barber.shrink.shrinker import score_plan
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import calibration_windows, consecutive_windows, tokenize
 
 HEADER = "| removed | scorer | perplexity | parameters | MACs a token | prefill | decode | seconds to score |"
 

@@ -24,13 +24,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optimum_barber import pipeline
-from optimum_barber.memory import return_freed_buffers
-from optimum_barber.planning import make_plan
-from optimum_barber.rates import predict
-from optimum_barber.source import ModelSource
-from optimum_barber.trial import Trial
-from optimum_barber.work import BlockShape, Tokens, Work, shapes_of, total
+from optimum_barber.base.memory import return_freed_buffers
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune import pipeline
+from optimum_barber.prune.cost.rates import predict
+from optimum_barber.prune.cost.work import BlockShape, Tokens, Work, shapes_of, total
+from optimum_barber.prune.plan import make_plan
+from optimum_barber.prune.trial import Trial
 
 from .one_pass import SETTINGS, Measured, arguments, config_of, measure, opened, plain_seconds
 

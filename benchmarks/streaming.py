@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from optimum_barber.artifacts import write_json
-from optimum_barber.inspection import skeleton
-from optimum_barber.preflight import ACTIVATION_COPIES, needs_of
-from optimum_barber.rebuild_config import EXCHANGING
-from optimum_barber.shards import Entry, TensorFile
-from optimum_barber.validators import parts_of
+from optimum_barber.base.fields import parts_of
+from optimum_barber.checkpoints.record import write_json
+from optimum_barber.checkpoints.shards import Entry, TensorFile
+from optimum_barber.prune.cost.needs import ACTIVATION_COPIES, needs_of
+from optimum_barber.prune.inspection import skeleton
+from optimum_barber.prune.rebuild_settings import EXCHANGING
 
 MB = 10**6
 VOCABULARY = 32000
@@ -151,7 +151,7 @@ def peak_of(command: list[str]) -> tuple[int, float]:
 
 def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     """One depth, one line; the peak in bytes."""
-    from optimum_barber.architectures import architecture_of, decoder_stack
+    from optimum_barber.models.architectures import architecture_of, decoder_stack
 
     config = (write_gguf if args.gguf else write_model)(work / "model", layers, args.hidden_size)
     model = skeleton(config)

@@ -18,15 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier, SparsifyResult, perplexity
-from optimum_barber.calibration import calibration_windows, consecutive_windows, tokenize
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.memory import return_freed_buffers, trim
-from optimum_barber.pipeline import peak_memory, reset_peak_memory
-from optimum_barber.rebuild_config import RebuildConfig
-from optimum_barber.refine.rounds import refined
-from optimum_barber.refine.settings import RefineSettings
-from optimum_barber.refine.whole import trial_of
-from optimum_barber.texts import read_texts
+from optimum_barber.base.memory import return_freed_buffers, trim
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.prune.pipeline import peak_memory, reset_peak_memory
+from optimum_barber.prune.rebuild_settings import RebuildConfig
+from optimum_barber.prune.refine.rounds import refined
+from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.whole import trial_of
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import calibration_windows, consecutive_windows, tokenize
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS = {

@@ -4,66 +4,66 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import MaskFile as MaskFile
-    from .artifacts import SparsityConfig as SparsityConfig
-    from .calibration import TokenWindows as TokenWindows
-    from .config import BarberConfig as BarberConfig
-    from .errors import BarberError as BarberError
-    from .evaluate import perplexity as perplexity
-    from .own_text.settings import OwnTextConfig as OwnTextConfig
-    from .own_text.writer import own_documents as own_documents
-    from .patterns import SparsityPattern as SparsityPattern
-    from .pipeline import BlockReport as BlockReport
-    from .producers import LinearInput as LinearInput
-    from .producers import Produced as Produced
-    from .producers import producer as producer
-    from .rebuild_config import RebuildConfig as RebuildConfig
-    from .refine.refiner import BarberRefiner as BarberRefiner
-    from .refine.refiner import RefineResult as RefineResult
-    from .refine.settings import RefineConfig as RefineConfig
-    from .sparsifier import BarberSparsifier as BarberSparsifier
-    from .sparsifier import SparsifyResult as SparsifyResult
-    from .structured.record import PrunedStructure as PrunedStructure
-    from .structured.scorers import scorer as scorer
-    from .structured.settings import ShrinkConfig as ShrinkConfig
-    from .structured.shrinker import BarberShrinker as BarberShrinker
-    from .structured.shrinker import ShrinkResult as ShrinkResult
-    from .sweep.runner import SweepResult as SweepResult
-    from .sweep.runner import run_sweep as run_sweep
-    from .sweep.settings import SweepConfig as SweepConfig
-    from .verify import verify_checkpoint as verify_checkpoint
+    from .base.errors import BarberError as BarberError
+    from .checkpoints.record import MaskFile as MaskFile
+    from .checkpoints.record import SparsityConfig as SparsityConfig
+    from .checkpoints.structure import PrunedStructure as PrunedStructure
+    from .checkpoints.verify import verify_checkpoint as verify_checkpoint
+    from .prune.pipeline import BlockReport as BlockReport
+    from .prune.producers import LinearInput as LinearInput
+    from .prune.producers import Produced as Produced
+    from .prune.producers import producer as producer
+    from .prune.rebuild_settings import RebuildConfig as RebuildConfig
+    from .prune.refine.refiner import BarberRefiner as BarberRefiner
+    from .prune.refine.refiner import RefineResult as RefineResult
+    from .prune.refine.settings import RefineConfig as RefineConfig
+    from .prune.settings import BarberConfig as BarberConfig
+    from .prune.sparsifier import BarberSparsifier as BarberSparsifier
+    from .prune.sparsifier import SparsifyResult as SparsifyResult
+    from .runs.sweep.runner import SweepResult as SweepResult
+    from .runs.sweep.runner import run_sweep as run_sweep
+    from .runs.sweep.settings import SweepConfig as SweepConfig
+    from .shrink.scorers import scorer as scorer
+    from .shrink.settings import ShrinkConfig as ShrinkConfig
+    from .shrink.shrinker import BarberShrinker as BarberShrinker
+    from .shrink.shrinker import ShrinkResult as ShrinkResult
+    from .tensors.patterns import SparsityPattern as SparsityPattern
+    from .text.own_text.settings import OwnTextConfig as OwnTextConfig
+    from .text.own_text.writer import own_documents as own_documents
+    from .text.perplexity import perplexity as perplexity
+    from .text.windows import TokenWindows as TokenWindows
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BarberConfig": "config",
-    "BarberError": "errors",
-    "BarberRefiner": "refine.refiner",
-    "BarberShrinker": "structured.shrinker",
-    "BarberSparsifier": "sparsifier",
-    "BlockReport": "pipeline",
-    "LinearInput": "producers",
-    "MaskFile": "artifacts",
-    "OwnTextConfig": "own_text.settings",
-    "Produced": "producers",
-    "PrunedStructure": "structured.record",
-    "RebuildConfig": "rebuild_config",
-    "RefineConfig": "refine.settings",
-    "RefineResult": "refine.refiner",
-    "ShrinkConfig": "structured.settings",
-    "ShrinkResult": "structured.shrinker",
-    "SparsifyResult": "sparsifier",
-    "SparsityConfig": "artifacts",
-    "SparsityPattern": "patterns",
-    "SweepConfig": "sweep.settings",
-    "SweepResult": "sweep.runner",
-    "TokenWindows": "calibration",
-    "own_documents": "own_text.writer",
-    "perplexity": "evaluate",
-    "producer": "producers",
-    "run_sweep": "sweep.runner",
-    "scorer": "structured.scorers",
-    "verify_checkpoint": "verify",
+    "BarberConfig": "prune.settings",
+    "BarberError": "base.errors",
+    "BarberRefiner": "prune.refine.refiner",
+    "BarberShrinker": "shrink.shrinker",
+    "BarberSparsifier": "prune.sparsifier",
+    "BlockReport": "prune.pipeline",
+    "LinearInput": "prune.producers",
+    "MaskFile": "checkpoints.record",
+    "OwnTextConfig": "text.own_text.settings",
+    "Produced": "prune.producers",
+    "PrunedStructure": "checkpoints.structure",
+    "RebuildConfig": "prune.rebuild_settings",
+    "RefineConfig": "prune.refine.settings",
+    "RefineResult": "prune.refine.refiner",
+    "ShrinkConfig": "shrink.settings",
+    "ShrinkResult": "shrink.shrinker",
+    "SparsifyResult": "prune.sparsifier",
+    "SparsityConfig": "checkpoints.record",
+    "SparsityPattern": "tensors.patterns",
+    "SweepConfig": "runs.sweep.settings",
+    "SweepResult": "runs.sweep.runner",
+    "TokenWindows": "text.windows",
+    "own_documents": "text.own_text.writer",
+    "perplexity": "text.perplexity",
+    "producer": "prune.producers",
+    "run_sweep": "runs.sweep.runner",
+    "scorer": "shrink.scorers",
+    "verify_checkpoint": "checkpoints.verify",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

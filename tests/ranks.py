@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.cli import main
-from optimum_barber.loading import load_model, resolve_model
-from optimum_barber.streaming import StreamingSparsifier
+from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model
 

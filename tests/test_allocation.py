@@ -7,15 +7,16 @@ from fractions import Fraction
 import pytest
 import torch
 
-from optimum_barber import BarberConfig, BarberSparsifier, sparsifier, verify_checkpoint
-from optimum_barber.allocations import ALLOCATIONS, Budget, allocation
-from optimum_barber.budget import Shares
+from optimum_barber import BarberConfig, BarberSparsifier, verify_checkpoint
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.verify import Verification
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.pipeline import Plan, prune
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.source import ModelSource
-from optimum_barber.verify import Verification
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune import sparsifier
+from optimum_barber.prune.allocations import ALLOCATIONS, Budget, allocation
+from optimum_barber.prune.pipeline import Plan, prune
+from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.tensors.budget import Shares
 
 from . import oracles
 from .conftest import tiny_model, tiny_windows

@@ -92,7 +92,7 @@ def test_bad_calibration_is_refused(calibration, message):
 def test_a_missing_extra_is_answered_by_the_line_that_installs_it(monkeypatch, tmp_path):
     import sys
 
-    from optimum_barber.report import picture
+    from optimum_barber.runs.report import picture
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BarberError, match=r"pip install 'optimum-barber\[report\]'"):
@@ -101,7 +101,7 @@ def test_a_missing_extra_is_answered_by_the_line_that_installs_it(monkeypatch, t
 
 def test_the_picture_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    from optimum_barber.report import picture
+    from optimum_barber.runs.report import picture
 
     blocks = [
         {"block": f"model.layers.0.{kind}", "error_before": 2.0, "error_after": 1.0} for kind in ("attention", "mlp")

@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers
 
-from optimum_barber.architectures import ARCHITECTURES, Architecture, architecture_of
-from optimum_barber.errors import BarberError
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.pipeline import Plan, prune
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.source import ModelSource
+from optimum_barber.base.errors import BarberError
+from optimum_barber.models.architectures import ARCHITECTURES, Architecture, architecture_of
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.pipeline import Plan, prune
+from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import FAMILIES, SIZES, tiny_model, tiny_windows
 

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_barber import output as output_module
-from optimum_barber.artifacts import MaskFile, write_masks
-from optimum_barber.config import BarberConfig
-from optimum_barber.errors import BarberError
-from optimum_barber.masks import PackedMask
-from optimum_barber.output import check_output, discard, staged
-from optimum_barber.sparsifier import BarberSparsifier
-from optimum_barber.verify import verify_checkpoint
+from optimum_barber.base import output as output_module
+from optimum_barber.base.errors import BarberError
+from optimum_barber.base.output import check_output, discard, staged
+from optimum_barber.checkpoints.record import MaskFile, write_masks
+from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.prune.sparsifier import BarberSparsifier
+from optimum_barber.tensors.masks import PackedMask
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
 

@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 
-from optimum_barber import block_quadratic, judges
-from optimum_barber.block_quadratic import PROBED, expand
-from optimum_barber.quadratic import quadratics
-from optimum_barber.rebuild_config import RebuildConfig
-from optimum_barber.rebuilders import chain_of
+from optimum_barber.prune import block_quadratic
+from optimum_barber.prune.block_quadratic import PROBED, expand
+from optimum_barber.prune.quadratic import quadratics
+from optimum_barber.prune.rebuild_settings import RebuildConfig
+from optimum_barber.prune.rebuilders import chain_of
+from optimum_barber.tensors import objectives as judges
 
 from .test_quadratic import token_weights
 from .test_trial import sample_error, trial  # noqa: F401

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber.budget import ErrorCurve, least_error, patterns_of, quotas
-from optimum_barber.errors import BarberError
-from optimum_barber.masks import keep_highest
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.producers.sparsegpt import sparsegpt
+from optimum_barber.base.errors import BarberError
+from optimum_barber.prune.producers.sparsegpt import sparsegpt
+from optimum_barber.tensors.budget import ErrorCurve, least_error, patterns_of, quotas
+from optimum_barber.tensors.masks import keep_highest
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .test_producers import linear_input
 

@@ -7,10 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber.calibration import calibration_windows, consecutive_windows, random_windows, sequence_length
-from optimum_barber.errors import BarberError
-from optimum_barber.texts import TEXTS, pydoc_texts, read_texts
-from optimum_barber.window_offsets import disjoint_offsets
+from optimum_barber.base.errors import BarberError
+from optimum_barber.text.sources import TEXTS, pydoc_texts, read_texts
+from optimum_barber.text.window_offsets import disjoint_offsets
+from optimum_barber.text.windows import (
+    calibration_windows,
+    consecutive_windows,
+    random_windows,
+    sequence_length,
+)
 
 
 class Sized:

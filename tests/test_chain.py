@@ -2,10 +2,10 @@
 
 import pytest
 
-from optimum_barber.artifacts import MaskFile, read_record
-from optimum_barber.recipe import run_recipe
-from optimum_barber.verify import verify_checkpoint
-from optimum_barber.weights import CheckpointWeights
+from optimum_barber.checkpoints.record import MaskFile, read_record
+from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.checkpoints.weights import CheckpointWeights
+from optimum_barber.runs.recipe import run_recipe
 
 RECIPE = """\
 name: chain

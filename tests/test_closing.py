@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from optimum_barber.activations import Activations
-from optimum_barber.closing import ROOM, may_be_kept
-from optimum_barber.quadratic import quadratics
+from optimum_barber.models.activations import Activations
+from optimum_barber.prune.closing import ROOM, may_be_kept
+from optimum_barber.prune.quadratic import quadratics
 
 from .test_trial import trial  # noqa: F401
 

@@ -7,14 +7,14 @@ import shutil
 import pytest
 
 from optimum_barber import BarberConfig
+from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
-from optimum_barber.compare import compare
-from optimum_barber.compare.bench import Bench
-from optimum_barber.compare.cells import CompareError, cells_of
-from optimum_barber.compare.settings import CompareSettings
-from optimum_barber.errors import BarberError
-from optimum_barber.report.html import html
-from optimum_barber.report.write import page_of
+from optimum_barber.runs.compare import compare
+from optimum_barber.runs.compare.bench import Bench
+from optimum_barber.runs.compare.cells import CompareError, cells_of
+from optimum_barber.runs.compare.settings import CompareSettings
+from optimum_barber.runs.report.html import html
+from optimum_barber.runs.report.write import page_of
 
 from . import browser
 

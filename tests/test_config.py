@@ -8,12 +8,12 @@ from jsonschema import validate
 from pydantic import ValidationError
 
 import optimum_barber
-from optimum_barber.artifacts import SparsityConfig
+from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.prune import config_from
-from optimum_barber.config import BarberConfig, one_line
-from optimum_barber.rebuild_config import RebuildConfig
-from optimum_barber.rebuilders import REBUILDERS
+from optimum_barber.prune.rebuild_settings import RebuildConfig
+from optimum_barber.prune.rebuilders import REBUILDERS
+from optimum_barber.prune.settings import BarberConfig, one_line
 
 SCHEMA = Path(optimum_barber.__file__).parent / "sparsity_config.schema.json"
 
@@ -147,7 +147,7 @@ def test_the_published_schema_is_the_models():
 
 
 def test_a_written_config_fits_the_schema(tmp_path):
-    from optimum_barber.sparsifier import BarberSparsifier
+    from optimum_barber.prune.sparsifier import BarberSparsifier
 
     from .conftest import tiny_model, tiny_windows
 

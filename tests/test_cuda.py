@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.sums import Products
-from optimum_barber.swaps import exchange
+from optimum_barber.tensors.sums import Products
+from optimum_barber.tensors.swaps import exchange
 
 from .conftest import tiny_model, tiny_windows
 from .test_swaps import case

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.distribution import BINS, DECADES, pair_distribution
+from optimum_barber.tensors.pair_values import BINS, DECADES, pair_distribution
 
 from .conftest import tiny_model, tiny_windows
 

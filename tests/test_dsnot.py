@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.dsnot import grow_and_prune
+from optimum_barber.tensors.dsnot import grow_and_prune
 
 from .conftest import tiny_model, tiny_windows
 

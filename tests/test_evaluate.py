@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from optimum_barber.calibration import consecutive_windows
-from optimum_barber.evaluate import perplexity
+from optimum_barber.text.perplexity import perplexity
+from optimum_barber.text.windows import consecutive_windows
 
 from .conftest import tiny_model
 

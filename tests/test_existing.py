@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize, prune
 
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.foreign import ForeignWeights
+from optimum_barber.checkpoints.weights import CheckpointWeights
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.foreign import ForeignWeights
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.weights import CheckpointWeights
+from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import tiny_model
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from optimum_barber.pipeline import prune
-from optimum_barber.rebuild_config import RebuildConfig
-from optimum_barber.rebuilders import chain_of
-from optimum_barber.rebuilders.foresight import BEGINNINGS, FORESEEN, begin, foresee
+from optimum_barber.prune.pipeline import prune
+from optimum_barber.prune.rebuild_settings import RebuildConfig
+from optimum_barber.prune.rebuilders import chain_of
+from optimum_barber.prune.rebuilders.foresight import BEGINNINGS, FORESEEN, begin, foresee
 
 from .conftest import tiny_windows
 from .test_timing import ONE, made_of
@@ -60,7 +60,7 @@ def test_masks_that_the_next_rebuilder_measures_are_not_measured_twice(monkeypat
         source, _, plan = made_of("llama", rebuild={**ONE, "method": method, "accept": "if-better"})
         reports[seen] = []
         if not seen:
-            monkeypatch.setattr("optimum_barber.rebuilders.foresight.BEGINNINGS", BlindAtLast(BEGINNINGS))
+            monkeypatch.setattr("optimum_barber.prune.rebuilders.foresight.BEGINNINGS", BlindAtLast(BEGINNINGS))
         masks[seen] = prune(source, tiny_windows(), plan, reports[seen].append)
     assert {n: m.sha256 for n, m in masks[True].items()} == {n: m.sha256 for n, m in masks[False].items()}
     for one, two in zip(*reports.values(), strict=True):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.gguf import GgufWeights
 from optimum_barber.cli import main
-from optimum_barber.disk import DiskSource, skeleton
-from optimum_barber.errors import BarberError
-from optimum_barber.gguf_weights import GgufWeights
-from optimum_barber.loading import load_model, resolve_model
-from optimum_barber.streaming import StreamingSparsifier
+from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.prune.streaming.disk import DiskSource, skeleton
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model, tiny_windows
 from .gguf_files import write_gguf
@@ -63,7 +63,7 @@ def test_pieces_do_not_matter(tmp_path, monkeypatch, pieces):
     reference, _ = stored(tmp_path)
     weights, _ = opened(reference)
     expected = {name: weights.tensor(name) for name in weights.entries}
-    monkeypatch.setattr("optimum_barber.gguf_weights.AT_ONCE", pieces)
+    monkeypatch.setattr("optimum_barber.checkpoints.gguf.AT_ONCE", pieces)
     assert all(torch.equal(weights.tensor(name), tensor) for name, tensor in expected.items())
 
 
@@ -101,7 +101,7 @@ def test_only_one_layer_ever_has_weights(tmp_path):
 
 def test_prune_streams_it_and_says_what_it_will_take(tmp_path, tokenizer, capsys, monkeypatch):
     reference, _ = stored(tmp_path)
-    monkeypatch.setattr("optimum_barber.loading.load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr("optimum_barber.models.loading.load_tokenizer", lambda _: tokenizer)
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and looked at the dog " * 80, encoding="utf-8")
     command = ["prune", str(reference.path), "--sparsity", "0.5", "--calibration", str(text)]

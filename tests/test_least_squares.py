@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_barber.least_squares import solve
+from optimum_barber.tensors.least_squares import solve
 
 from .test_swaps import case, row_error
 

@@ -11,13 +11,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from optimum_barber.artifacts import read_record
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
-from optimum_barber.errors import BarberError
-from optimum_barber.integrations import lm_eval_settings
-from optimum_barber.integrations.lm_eval_run import evaluate_tasks
-from optimum_barber.integrations.lm_eval_settings import barber_config, checkpoint_for
+from optimum_barber.integrations.lm_eval import settings as lm_eval_settings
+from optimum_barber.integrations.lm_eval.run import evaluate_tasks
+from optimum_barber.integrations.lm_eval.settings import barber_config, checkpoint_for
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("datasets")
@@ -182,7 +182,7 @@ def test_masks_alone_are_laid_over_the_dense_weights(harness, model_dir, tasks, 
 def test_the_last_model_of_a_recipe(model_dir, monkeypatch):
     asked = []
     recipe = SimpleNamespace(run_recipe=lambda name: asked.append(name) or SimpleNamespace(model=str(model_dir)))
-    monkeypatch.setitem(sys.modules, "optimum_barber.recipe", recipe)
+    monkeypatch.setitem(sys.modules, "optimum_barber.runs.recipe", recipe)
     assert checkpoint_for(None, {"recipe": "r.yaml"}, None, ()) == model_dir
     assert asked == ["r.yaml"]
 

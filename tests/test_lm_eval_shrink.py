@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.shrink import config_from
-from optimum_barber.errors import BarberError
-from optimum_barber.integrations import lm_eval_shrink
-from optimum_barber.integrations.lm_eval_run import evaluate_tasks
-from optimum_barber.integrations.lm_eval_settings import checkpoint_for
-from optimum_barber.integrations.lm_eval_shrink import shrink_config
-from optimum_barber.structured.record import read_structure
+from optimum_barber.integrations.lm_eval import shrink as lm_eval_shrink
+from optimum_barber.integrations.lm_eval.run import evaluate_tasks
+from optimum_barber.integrations.lm_eval.settings import checkpoint_for
+from optimum_barber.integrations.lm_eval.shrink import shrink_config
 
 from .test_lm_eval import cache, harness, tasks  # noqa: F401 - fixtures
 

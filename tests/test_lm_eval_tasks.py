@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from optimum_barber.artifacts import read_record
-from optimum_barber.errors import BarberError, MissingExtraError
-from optimum_barber.integrations import lm_eval_run
-from optimum_barber.integrations.lm_eval_offline import offline_tasks
-from optimum_barber.integrations.lm_eval_run import evaluate_tasks
-from optimum_barber.integrations.lm_eval_settings import checkpoint_for
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.pruned import PrunedModel
+from optimum_barber.base.errors import BarberError, MissingExtraError
+from optimum_barber.checkpoints.pruned import PrunedModel
+from optimum_barber.checkpoints.record import read_record
+from optimum_barber.integrations.lm_eval import run as lm_eval_run
+from optimum_barber.integrations.lm_eval.offline import offline_tasks
+from optimum_barber.integrations.lm_eval.run import evaluate_tasks
+from optimum_barber.integrations.lm_eval.settings import checkpoint_for
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 
 from .conftest import tiny_windows
 
@@ -127,7 +127,7 @@ def test_questions_are_asked_as_arc_asks_them(tasks, tmp_path):
 
 
 def test_adapters_are_evaluated_under_their_masks(model_dir, tasks, tmp_path, monkeypatch):
-    from optimum_barber.integrations.masked_lora import masked_lora
+    from optimum_barber.integrations.lora.masked_lora import masked_lora
 
     monkeypatch.setenv("OPTIMUM_BARBER_CACHE", str(tmp_path / "cache"))
     settings = {"producer": "magnitude", "sparsity": 0.5, "rebuild": "none"}
@@ -150,10 +150,10 @@ def test_adapters_are_evaluated_under_their_masks(model_dir, tasks, tmp_path, mo
 
 
 def test_quantized_checkpoints_are_evaluated_with_their_weights(model_dir, tasks, tmp_path):
-    from optimum_barber.calibration import TokenWindows
-    from optimum_barber.integrations.quantization import quantize_model
-    from optimum_barber.integrations.quantize_settings import QuantizeSettings
-    from optimum_barber.loading import load_model, load_tokenizer, resolve_model
+    from optimum_barber.integrations.quantization.quantize import quantize_model
+    from optimum_barber.integrations.quantization.settings import QuantizeSettings
+    from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+    from optimum_barber.text.windows import TokenWindows
 
     windows = TokenWindows(tiny_windows(2), "tokens", "calibration", 2)
     quantize_model(model_dir, tmp_path / "q", QuantizeSettings(bits=4, group_size=16), windows, quiet=True)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from optimum_barber import BarberConfig, BarberSparsifier, TokenWindows, perplexity, verify_checkpoint
-from optimum_barber.errors import BarberError
-from optimum_barber.integrations.lora_checkpoint import load_adapter, merge_lora, verify_adapter
-from optimum_barber.integrations.lora_settings import LoraSettings
-from optimum_barber.integrations.lora_training import train_lora
-from optimum_barber.pruned import PrunedModel
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.pruned import PrunedModel
+from optimum_barber.integrations.lora.checkpoint import load_adapter, merge_lora, verify_adapter
+from optimum_barber.integrations.lora.settings import LoraSettings
+from optimum_barber.integrations.lora.training import train_lora
 
 from .conftest import tiny_model, tiny_windows
 
@@ -207,7 +207,7 @@ def test_a_training_killed_after_its_last_step_takes_no_further_one(trained, bas
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("optimum_barber.integrations.lora_training.save_adapter", kill)
+        patch.setattr("optimum_barber.integrations.lora.training.save_adapter", kill)
         train(base, tmp_path / "adapter", held_out=WINDOWS)
     report = train(base, tmp_path / "adapter", held_out=WINDOWS)
     assert {**report, "seconds": 0} == {**trained[1], "seconds": 0}

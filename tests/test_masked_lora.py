@@ -10,12 +10,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as PlainLora
 from torch import nn
 
-from optimum_barber.artifacts import ModuleSparsity, SparsityConfig
-from optimum_barber.errors import BarberError
-from optimum_barber.integrations.lora_binding import mask_fingerprint
-from optimum_barber.integrations.lora_layer import MaskedLinear, masked_delta
-from optimum_barber.integrations.masked_lora import masked_lora
-from optimum_barber.masks import PackedMask
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.record import ModuleSparsity, SparsityConfig
+from optimum_barber.integrations.lora.binding import mask_fingerprint
+from optimum_barber.integrations.lora.layer import MaskedLinear, masked_delta
+from optimum_barber.integrations.lora.masked_lora import masked_lora
+from optimum_barber.tensors.masks import PackedMask
 
 from .conftest import tiny_model, tiny_windows
 

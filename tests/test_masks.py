@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber import masks
-from optimum_barber.errors import BarberError
-from optimum_barber.masks import PackedMask, fill_up, holds_pattern, keep_highest
-from optimum_barber.patterns import SparsityPattern
+from optimum_barber.base.errors import BarberError
+from optimum_barber.tensors import masks
+from optimum_barber.tensors.masks import PackedMask, fill_up, holds_pattern, keep_highest
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from . import oracles
 

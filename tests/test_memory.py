@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from optimum_barber.memory import Heap, resident
+from optimum_barber.base.memory import Heap, resident
 
 PAGE_RICH = 2**15  # bytes of a small buffer: in the heap, over several pages
 glibc = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from optimum_barber.artifacts import read_record
+from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import COMMANDS, main
 
 QUICK = ["--calibration", "pydoc", "--samples", "4", "--sequence-length", "16", "--sparsity", "0.5"]

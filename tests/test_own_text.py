@@ -7,7 +7,7 @@ import torch
 
 from optimum_barber import BarberError, OwnTextConfig, own_documents
 from optimum_barber.cli import main
-from optimum_barber.own_text.writer import beginning, drawn, end_tokens, length_behind, seeded, texts_of
+from optimum_barber.text.own_text.writer import beginning, drawn, end_tokens, length_behind, seeded, texts_of
 
 from .conftest import tiny_model
 
@@ -102,7 +102,7 @@ def test_no_more_is_written_than_whole_lengths_ask_for(tokens, batch, sizes, tok
         asked.append(count)
         return torch.full((count, length), 40)
 
-    monkeypatch.setattr("optimum_barber.own_text.writer.drawn", counted)
+    monkeypatch.setattr("optimum_barber.text.own_text.writer.drawn", counted)
     own_documents(tiny_model(), tokenizer, OwnTextConfig(tokens=tokens, length=24, batch=batch), quiet=True)
     assert asked == sizes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paired import Gain, gain, gains, items_of, main, together
-from optimum_barber.errors import BarberError
+from optimum_barber.base.errors import BarberError
 
 TASKS = {"easy-test": 40, "open": 15}
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import transformers
 
-from optimum_barber.config import BarberConfig
-from optimum_barber.errors import BarberError
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.pipeline import Plan, prune
-from optimum_barber.producers import PRODUCERS, Producer
-from optimum_barber.rebuilders import Outcome, chain_of
-from optimum_barber.source import ModelSource
+from optimum_barber.base.errors import BarberError
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.pipeline import Plan, prune
+from optimum_barber.prune.producers import PRODUCERS, Producer
+from optimum_barber.prune.rebuilders import Outcome, chain_of
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import SIZES, tiny_model, tiny_windows
 

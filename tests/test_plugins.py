@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_barber.answers import ask
-from optimum_barber.errors import BarberError
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.producers import PRODUCERS, LinearInput, Produced, Producer
-from optimum_barber.statistics import InputStatistics
+from optimum_barber.base.errors import BarberError
+from optimum_barber.prune.contract import ask
+from optimum_barber.prune.producers import PRODUCERS, LinearInput, Produced, Producer
+from optimum_barber.tensors.input_statistics import InputStatistics
+from optimum_barber.tensors.patterns import SparsityPattern
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "barber-ria"
 BAD = """

@@ -4,11 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from optimum_barber.architectures import architecture_of, decoder_stack
+from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
-from optimum_barber.closing import ROOM
-from optimum_barber.errors import BarberError
-from optimum_barber.preflight import GIB, INTERPRETER, Needs, check_fit, free_memory, needs_of, placed, spelled
+from optimum_barber.models.architectures import architecture_of, decoder_stack
+from optimum_barber.prune.closing import ROOM
+from optimum_barber.prune.cost.needs import (
+    GIB,
+    INTERPRETER,
+    Needs,
+    check_fit,
+    free_memory,
+    needs_of,
+    placed,
+    spelled,
+)
 
 from .conftest import tiny_model
 
@@ -99,7 +108,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(model_dir, tmp_path, ca
 
 
 def test_a_run_that_cannot_fit_does_not_start(model_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("optimum_barber.streaming.free_disk", lambda _: 1000)
+    monkeypatch.setattr("optimum_barber.prune.streaming.sparsifier.free_disk", lambda _: 1000)
     assert main(["prune", str(model_dir), "-o", str(tmp_path / "out"), *QUICK]) == 2
     assert "disk: the run takes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

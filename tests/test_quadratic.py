@@ -5,9 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optimum_barber.activations import Activations
-from optimum_barber.quadratic import closing_linear, quadratics
-from optimum_barber.sums import Products
+from optimum_barber.models.activations import Activations
+from optimum_barber.prune.quadratic import closing_linear, quadratics
+from optimum_barber.tensors.sums import Products
 
 from .test_trial import ToyBlock, trial  # noqa: F401
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber.gptq import descend, gptq
-from optimum_barber.producers.sparsegpt import inverse_factor
-from optimum_barber.quantize import IntegerFormat, choose_scale, round_to_nearest, unpack_codes
+from optimum_barber.prune.producers.sparsegpt import inverse_factor
+from optimum_barber.tensors.gptq import descend, gptq
+from optimum_barber.tensors.quantize import IntegerFormat, choose_scale, round_to_nearest, unpack_codes
 
 SHAPE = (6, 24)
 FORMATS = [(bits, group) for bits in (4, 8) for group in (None, 12, 8, 1)]

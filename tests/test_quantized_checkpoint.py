@@ -8,20 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimum_barber.calibration import TokenWindows
-from optimum_barber.config import BarberConfig
-from optimum_barber.errors import BarberError, MissingExtraError
-from optimum_barber.integrations.compressed_checkpoint import compress, save_compressed
-from optimum_barber.integrations.quantization import ANY_PATTERN, MaskedQuantizer, quantize_blocks, quantize_model
-from optimum_barber.integrations.quantize_settings import QuantizeSettings
-from optimum_barber.loading import load_model, resolve_model
-from optimum_barber.producers import LinearInput
-from optimum_barber.pruned import PrunedModel
-from optimum_barber.quantize import IntegerFormat, round_to_nearest
-from optimum_barber.sparsifier import BarberSparsifier
-from optimum_barber.statistics import InputStatistics
-from optimum_barber.verify import verify_checkpoint
-from optimum_barber.weights import CheckpointWeights
+from optimum_barber.base.errors import BarberError, MissingExtraError
+from optimum_barber.checkpoints.pruned import PrunedModel
+from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.checkpoints.weights import CheckpointWeights
+from optimum_barber.integrations.quantization.compressed_checkpoint import compress, save_compressed
+from optimum_barber.integrations.quantization.quantize import (
+    ANY_PATTERN,
+    MaskedQuantizer,
+    quantize_blocks,
+    quantize_model,
+)
+from optimum_barber.integrations.quantization.settings import QuantizeSettings
+from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.prune.producers import LinearInput
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.prune.sparsifier import BarberSparsifier
+from optimum_barber.tensors.input_statistics import InputStatistics
+from optimum_barber.tensors.quantize import IntegerFormat, round_to_nearest
+from optimum_barber.text.windows import TokenWindows
 
 from .conftest import tiny_model, tiny_windows
 

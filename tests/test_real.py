@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from optimum_barber.calibration import consecutive_windows, random_windows, tokenize
 from optimum_barber.cli import main
-from optimum_barber.config import BarberConfig
-from optimum_barber.evaluate import perplexity
-from optimum_barber.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.sparsifier import BarberSparsifier
-from optimum_barber.texts import read_texts
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.prune.sparsifier import BarberSparsifier
+from optimum_barber.text.perplexity import perplexity
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import consecutive_windows, random_windows, tokenize
 
 from .conftest import SHARED
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from optimum_barber.errors import BarberError
-from optimum_barber.recipe.document import parse_document, parse_value, read_document
-from optimum_barber.recipe.variables import apply_settings, substitute
+from optimum_barber.base.errors import BarberError
+from optimum_barber.runs.recipe.document import parse_document, parse_value, read_document
+from optimum_barber.runs.recipe.variables import apply_settings, substitute
 
 
 @pytest.mark.parametrize(

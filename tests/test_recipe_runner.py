@@ -12,13 +12,13 @@ import time
 import pytest
 from filelock import FileLock
 
-from optimum_barber.artifacts import read_record
+from optimum_barber.base.errors import BarberError, FailedCheckError
+from optimum_barber.checkpoints.record import read_record
+from optimum_barber.checkpoints.verify import Verification
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError, FailedCheckError
-from optimum_barber.recipe import run_recipe
-from optimum_barber.recipe.shipped import find_recipe
-from optimum_barber.recipe.stages.prune import PruneStage
-from optimum_barber.verify import Verification
+from optimum_barber.runs.recipe import run_recipe
+from optimum_barber.runs.recipe.shipped import find_recipe
+from optimum_barber.runs.recipe.stages.prune import PruneStage
 
 RECIPE = """\
 name: tiny
@@ -123,7 +123,7 @@ def test_a_failed_stage_leaves_no_half_result_and_is_on_record(recipe, tmp_path,
 
 def test_a_lost_zero_fails_the_stage_with_status_1(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "optimum_barber.recipe.runner.verify_product", lambda *_, **__: Verification("2:4", faults=["x: lost"])
+        "optimum_barber.runs.recipe.runner.verify_product", lambda *_, **__: Verification("2:4", faults=["x: lost"])
     )
     assert main(["run", str(recipe), "--quiet"]) == 1
     assert "stage 01-prune lost what it should keep: x: lost" in capsys.readouterr().err

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.activations import Activations
-from optimum_barber.errors import BarberError
-from optimum_barber.pipeline import stream_weights
-from optimum_barber.quadratic import closing_linear
-from optimum_barber.reconstructions import RECONSTRUCTIONS
-from optimum_barber.source import ModelSource
+from optimum_barber.base.errors import BarberError
+from optimum_barber.models.activations import Activations
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.pipeline import stream_weights
+from optimum_barber.prune.quadratic import closing_linear
+from optimum_barber.prune.reconstructions import RECONSTRUCTIONS
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
 from .test_trial import trial  # noqa: F401

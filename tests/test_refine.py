@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberRefiner, BarberSparsifier, RefineConfig
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.checkpoints.weights import CheckpointWeights
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.masks import holds_pattern
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.recipe import run_recipe
-from optimum_barber.recipe.validation import RecipeError, read_recipe
-from optimum_barber.refine import divergence
-from optimum_barber.refine.checks import check_windows, seen_share
-from optimum_barber.refine.divergence import Divergence
-from optimum_barber.refine.rounds import refined
-from optimum_barber.refine.settings import RefineSettings
-from optimum_barber.refine.whole import trial_of
-from optimum_barber.verify import verify_checkpoint
-from optimum_barber.weights import CheckpointWeights
+from optimum_barber.prune.refine import divergence
+from optimum_barber.prune.refine.checks import check_windows, seen_share
+from optimum_barber.prune.refine.divergence import Divergence
+from optimum_barber.prune.refine.rounds import refined
+from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.whole import trial_of
+from optimum_barber.runs.recipe import run_recipe
+from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
+from optimum_barber.tensors.masks import holds_pattern
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import tiny_model, tiny_windows
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 import transformers
 
-from optimum_barber import __version__, registry
-from optimum_barber.architectures import ARCHITECTURES, Architecture
-from optimum_barber.config import BarberConfig
-from optimum_barber.errors import BarberError
-from optimum_barber.masks import keep_highest
-from optimum_barber.producers import PRODUCERS, producer
-from optimum_barber.registry import PluginError, Registry
-from optimum_barber.sparsifier import BarberSparsifier
+from optimum_barber import __version__
+from optimum_barber.base import registry
+from optimum_barber.base.errors import BarberError
+from optimum_barber.base.registry import PluginError, Registry
+from optimum_barber.models.architectures import ARCHITECTURES, Architecture
+from optimum_barber.prune.producers import PRODUCERS, producer
+from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.prune.sparsifier import BarberSparsifier
+from optimum_barber.tensors.masks import keep_highest
 
 from .conftest import SIZES, tiny_model, tiny_windows
 

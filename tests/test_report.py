@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from optimum_barber.cli import main
-from optimum_barber.report.html import html
-from optimum_barber.report.page import Bars, Heat, Lines, Page, Section, Series, Table
-from optimum_barber.report.write import page_of
+from optimum_barber.runs.report.html import html
+from optimum_barber.runs.report.page import Bars, Heat, Lines, Page, Section, Series, Table
+from optimum_barber.runs.report.write import page_of
 
 from . import browser
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.runtimes import CHECKED, KINDS, RUNTIMES, kind_of, markdown, report
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.runtimes import CHECKED, KINDS, RUNTIMES, kind_of, markdown, report
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "runtimes.md").read_text(encoding="utf-8")
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from optimum_barber.activations import Activations
-from optimum_barber.errors import BarberError
-from optimum_barber.loading import resolve_model
-from optimum_barber.shards import DTYPES, Entry, TensorFile, read_header, write_tensors
-from optimum_barber.stored import SafetensorsWeights
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.shards import DTYPES, Entry, TensorFile, read_header, write_tensors
+from optimum_barber.checkpoints.stored import SafetensorsWeights
+from optimum_barber.models.activations import Activations
+from optimum_barber.models.loading import resolve_model
 
 from .conftest import tiny_model
 
@@ -41,7 +41,7 @@ def test_the_bytes_are_those_of_safetensors_whatever_the_order(tmp_path_factory,
 
 
 def test_a_tensor_is_converted_and_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_barber.shards.CHUNK", 7)
+    monkeypatch.setattr("optimum_barber.checkpoints.shards.CHUNK", 7)
     weight, entries = torch.randn(5, 9), {"a": Entry(torch.bfloat16, (5, 9)), "b": Entry(torch.float32, (2,))}
     for value in (weight + 1, weight):
         file = TensorFile(tmp_path / "x", entries)

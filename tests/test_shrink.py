@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 import optimum_barber
 from optimum_barber import BarberError, BarberShrinker, PrunedStructure, ShrinkConfig
+from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import main
-from optimum_barber.latency import latency, macs_per_token, size_of
-from optimum_barber.recipe import run_recipe
-from optimum_barber.source import ModelSource
-from optimum_barber.structured.choose import budget_of
-from optimum_barber.structured.record import read_structure
-from optimum_barber.structured.scorers import SCORERS
-from optimum_barber.structured.units import units_of
+from optimum_barber.models.measure import latency, macs_per_token, size_of
+from optimum_barber.models.source import ModelSource
+from optimum_barber.runs.recipe import run_recipe
+from optimum_barber.shrink.choose import budget_of
+from optimum_barber.shrink.scorers import SCORERS
+from optimum_barber.shrink.units import units_of
 
 from .conftest import tiny_model, tiny_windows
 

@@ -4,9 +4,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from optimum_barber.recipe import run_recipe
-from optimum_barber.recipe.stages import tune
-from optimum_barber.structured.record import read_structure
+from optimum_barber.checkpoints.structure import read_structure
+from optimum_barber.runs.recipe import run_recipe
+from optimum_barber.runs.recipe.stages import tune
 
 SETTINGS = [
     "shrink.latency=false", "calibration.samples=4", "calibration.sequence_length=32", "evaluate[1].windows=4",

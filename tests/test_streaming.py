@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.disk import DiskSource
-from optimum_barber.errors import BarberError, UnfinishedError
-from optimum_barber.loading import resolve_model
-from optimum_barber.output import partial_of, unfinished
-from optimum_barber.progress import OutputShards, Progress
-from optimum_barber.shards import read_header
-from optimum_barber.streaming import StreamingSparsifier
+from optimum_barber.base.errors import BarberError, UnfinishedError
+from optimum_barber.base.output import partial_of, unfinished
+from optimum_barber.checkpoints.shards import read_header
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.prune.streaming.disk import DiskSource
+from optimum_barber.prune.streaming.progress import OutputShards, Progress
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model, tiny_windows
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from optimum_barber import BarberConfig, BarberShrinker, BarberSparsifier, ShrinkConfig
+from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.structured.audit import audit_cut
+from optimum_barber.shrink.audit import audit_cut
 
 from .conftest import tiny_model, tiny_windows
 

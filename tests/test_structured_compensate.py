@@ -5,16 +5,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_barber import BarberShrinker, ShrinkConfig
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.source import ModelSource
-from optimum_barber.structured.audit import audit_cut
-from optimum_barber.structured.compensate import mean_contributions
-from optimum_barber.structured.errors import block_errors
-from optimum_barber.structured.plan import plan_cut
-from optimum_barber.structured.record import read_structure
-from optimum_barber.structured.scoring import choose_units
-from optimum_barber.structured.shrinker import score_plan
+from optimum_barber.models.source import ModelSource
+from optimum_barber.shrink.audit import audit_cut
+from optimum_barber.shrink.compensate import mean_contributions
+from optimum_barber.shrink.cut_errors import block_errors
+from optimum_barber.shrink.plan import plan_cut
+from optimum_barber.shrink.scan import choose_units
+from optimum_barber.shrink.shrinker import score_plan
 
 from .conftest import tiny_model, tiny_windows
 

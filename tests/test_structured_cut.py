@@ -5,10 +5,10 @@ import torch
 import transformers
 
 from optimum_barber import BarberShrinker, ShrinkConfig
-from optimum_barber.errors import BarberError
-from optimum_barber.source import ModelSource
-from optimum_barber.structured.cut import cut_model, smaller_config
-from optimum_barber.structured.units import CHANNELS, HEADS, structure_of, units_of
+from optimum_barber.base.errors import BarberError
+from optimum_barber.models.source import ModelSource
+from optimum_barber.shrink.cut import cut_model, smaller_config
+from optimum_barber.shrink.units import CHANNELS, HEADS, structure_of, units_of
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
 
@@ -186,7 +186,7 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_a_gradient_that_does_not_fit_is_refused_with_its_size(monkeypatch):
-    monkeypatch.setattr("optimum_barber.structured.scorers.taylor.free_memory", lambda _: 1000)
+    monkeypatch.setattr("optimum_barber.shrink.scorers.taylor.free_memory", lambda _: 1000)
     with pytest.raises(BarberError, match=r"'taylor' needs 5\.72e-05 GiB beside the model .* 9\.31e-07 GiB are free"):
         shrink(tiny_model(), remove=0.3, scorer="taylor")
 

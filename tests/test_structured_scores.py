@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber.source import ModelSource
-from optimum_barber.structured import scores
-from optimum_barber.structured.choose import highest
-from optimum_barber.structured.scorers import SCORERS, ModelInput
-from optimum_barber.structured.scoring import ScorePlan, choose_units
-from optimum_barber.structured.units import CHANNELS, HEADS, Units, structure_of, units_of
+from optimum_barber.models.source import ModelSource
+from optimum_barber.shrink.choose import highest
+from optimum_barber.shrink.scan import ScorePlan, choose_units
+from optimum_barber.shrink.scorers import SCORERS, ModelInput
+from optimum_barber.shrink.units import CHANNELS, HEADS, Units, structure_of, units_of
+from optimum_barber.tensors import unit_scores as scores
 
 from .conftest import tiny_model, tiny_windows
 from .oracles import explicit_bip, unit_sums

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber import sums as module
-from optimum_barber.ranks import Ranks
-from optimum_barber.sums import Products, Sum, entries
+from optimum_barber.base.ranks import Ranks
+from optimum_barber.tensors import sums as module
+from optimum_barber.tensors.sums import Products, Sum, entries
 
 
 def parts(count, seed, shape=(7, 5), spread=1.0):

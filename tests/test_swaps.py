@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_barber.swaps import exchange
+from optimum_barber.tensors.swaps import exchange
 
 
 def case(seed, rows=3, width=12, group=None, tokens=9):

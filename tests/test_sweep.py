@@ -9,18 +9,18 @@ import torch
 from pydantic import ValidationError
 
 from optimum_barber import BarberShrinker, ShrinkConfig, SweepConfig, perplexity, run_sweep
-from optimum_barber.calibration import consecutive_windows, tokenize
+from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
-from optimum_barber.errors import BarberError
-from optimum_barber.source import ModelSource
-from optimum_barber.structured import scoring
-from optimum_barber.structured.errors import block_errors
-from optimum_barber.structured.plan import plan_cut
-from optimum_barber.structured.scorers import SCORERS
-from optimum_barber.structured.scoring import choose_units
-from optimum_barber.structured.shrinker import score_plan
-from optimum_barber.sweep import runner
-from optimum_barber.texts import read_texts
+from optimum_barber.models.source import ModelSource
+from optimum_barber.runs.sweep import runner
+from optimum_barber.shrink import scan as scoring
+from optimum_barber.shrink.cut_errors import block_errors
+from optimum_barber.shrink.plan import plan_cut
+from optimum_barber.shrink.scan import choose_units
+from optimum_barber.shrink.scorers import SCORERS
+from optimum_barber.shrink.shrinker import score_plan
+from optimum_barber.text.sources import read_texts
+from optimum_barber.text.windows import consecutive_windows, tokenize
 
 from .conftest import tiny_model, tiny_windows
 
@@ -105,7 +105,7 @@ def test_one_pass_serves_all_and_each_shape_is_timed_once(model_dir, tmp_path, m
 
     counted(scoring, "choose_by_block")
     counted(runner, "latency")
-    monkeypatch.setattr("optimum_barber.structured.report.latency", runner.latency)
+    monkeypatch.setattr("optimum_barber.shrink.figures.latency", runner.latency)
     settings = {**SETTINGS, "scorers": ["bip", "wanda", "barber", "taylor"], "samples": [2], "latency": True}
     result = run_sweep(model_dir, SweepConfig(**settings), tmp_path / "out", quiet=True)
     assert counts == {"choose_by_block": 1, "latency": 1 + 2 * 2}  # dense; before and after at two ratios

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from optimum_barber.config import BarberConfig
-from optimum_barber.inspection import inspect_model
-from optimum_barber.loading import resolve_model
-from optimum_barber.pipeline import Plan, prune
-from optimum_barber.producers import PRODUCERS
-from optimum_barber.rates import Machine, predict
-from optimum_barber.rebuilders import chain_of
-from optimum_barber.reconstructions import reconstructions_of
-from optimum_barber.shards import Entry
-from optimum_barber.source import ModelSource
-from optimum_barber.timing import CANDIDATES, spell, stages, table
-from optimum_barber.work import BlockShape, Tokens, Work, shapes_of, total
+from optimum_barber.checkpoints.shards import Entry
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.cost.rates import Machine, predict
+from optimum_barber.prune.cost.timing import CANDIDATES, spell, stages, table
+from optimum_barber.prune.cost.work import BlockShape, Tokens, Work, shapes_of, total
+from optimum_barber.prune.inspection import inspect_model
+from optimum_barber.prune.pipeline import Plan, prune
+from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.prune.rebuilders import chain_of
+from optimum_barber.prune.reconstructions import reconstructions_of
+from optimum_barber.prune.settings import BarberConfig
 
 from .conftest import tiny_model, tiny_windows
 
@@ -88,9 +88,9 @@ def test_the_products_of_a_run_are_those_that_torch_counts(family, settings):
 
 @pytest.mark.parametrize(("family", "settings"), [("llama", {}), ("opt", {}), ("phi3", {"pattern": "2:4"})])
 def test_the_products_of_gauss_newton_are_those_that_torch_counts(family, settings, monkeypatch):
-    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.climb", lambda see, at, *_, **__: (at, see(at)))
-    monkeypatch.setattr("optimum_barber.rebuilders.gauss_newton.LENGTH", 1 / 8)  # some pairs change places in all
-    monkeypatch.setattr("optimum_barber.timing.LENGTHS", 1)
+    monkeypatch.setattr("optimum_barber.prune.rebuilders.gauss_newton.climb", lambda see, at, *_, **__: (at, see(at)))
+    monkeypatch.setattr("optimum_barber.prune.rebuilders.gauss_newton.LENGTH", 1 / 8)  # some pairs change places in all
+    monkeypatch.setattr("optimum_barber.prune.cost.timing.LENGTHS", 1)
     rebuild = {"method": "swaps+gauss-newton", "newton_rounds": 2, "accept": "always"}
     source, config, plan = made_of(family, rebuild=rebuild, **settings)
     predicted = foreseen(source, config, plan, replace(TOKENS, samples=2))

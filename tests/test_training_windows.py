@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from optimum_barber.calibration import consecutive_windows, joined_tokens, random_windows
-from optimum_barber.errors import BarberError
-from optimum_barber.texts import TEXTS
-from optimum_barber.training_windows import training_windows
+from optimum_barber.base.errors import BarberError
+from optimum_barber.text.sources import TEXTS
+from optimum_barber.text.training import training_windows
+from optimum_barber.text.windows import consecutive_windows, joined_tokens, random_windows
 
 SETTINGS = {"length": 16, "seed": 1, "held_out": 0.25, "field": "text"}
 

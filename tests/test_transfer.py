@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber import activations as activations_module
-from optimum_barber.activations import Activations
-from optimum_barber.errors import UnfinishedError
-from optimum_barber.loading import resolve_model
-from optimum_barber.precision import matrix_products
-from optimum_barber.preflight import batched
-from optimum_barber.streaming import StreamingSparsifier
-from optimum_barber.transfer import Transfer, within_memory
+from optimum_barber.base.errors import UnfinishedError
+from optimum_barber.models import activations as activations_module
+from optimum_barber.models.activations import Activations
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.models.precision import matrix_products
+from optimum_barber.models.transfer import Transfer, within_memory
+from optimum_barber.prune.cost.needs import batched
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model, tiny_windows
 from .test_preflight import NEEDS

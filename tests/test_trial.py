@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_barber.activations import Activations
-from optimum_barber.derivatives import backward
-from optimum_barber.patterns import SparsityPattern
-from optimum_barber.scores import importance
-from optimum_barber.trial import Trial
+from optimum_barber.models.activations import Activations
+from optimum_barber.prune.trial import Trial
+from optimum_barber.tensors.derivatives import backward
+from optimum_barber.tensors.patterns import SparsityPattern
+from optimum_barber.tensors.scores import importance
 
 
 class ToyBlock(nn.Module):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from optimum_barber import BarberError, LinearInput, producer
-from optimum_barber.masks import keep_highest
+from optimum_barber.tensors.masks import keep_highest
 
 
 @producer("ria", needs=["input_norm"])

@@ -10,10 +10,23 @@ from contextlib import nullcontext
 
 from pydantic import ValidationError
 
-from ..config import one_line
-from ..errors import BarberError
-from ..memory import return_freed_buffers
-from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
+from ..base.errors import BarberError
+from ..base.memory import return_freed_buffers
+from ..prune.settings import one_line
+from . import (
+    compare,
+    evaluate,
+    inspect,
+    lm_eval,
+    own_text,
+    plugins,
+    prune,
+    refine,
+    report,
+    shrink,
+    sweep,
+    verify,
+)
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
 

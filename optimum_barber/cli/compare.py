@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..compare.settings import AXES, CompareSettings
-from ..config import BarberConfig, ReconstructConfig
+from ..prune.settings import BarberConfig, ReconstructConfig
+from ..runs.compare.settings import AXES, CompareSettings
 from .options import add_calibration, number, pairs, whole
 from .prune import HAND_MADE, RECONSTRUCT, add_allocation, add_fields, field_help
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare; a line a cell as it is done, the table at the end."""
     from pathlib import Path
 
-    from ..compare.runner import plan_of, split
+    from ..runs.compare.runner import plan_of, split
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
@@ -94,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
 def compared(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     """Run all cells; 1 where one failed."""
-    from ..compare import compare
-    from ..report.comparison import all_runs
-    from ..report.markdown import rows
+    from ..runs.compare import compare
+    from ..runs.report.comparison import all_runs
+    from ..runs.report.markdown import rows
 
     done = compare(args.model, args.output, quiet=args.quiet, tell=_unheard if args.quiet else tell, **settings)
     if not args.quiet:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import DTYPES
-from ..errors import BarberError, unknown_name
+from ..base.errors import BarberError, unknown_name
+from ..prune.settings import DTYPES
 from .options import whole
 
 HELP = "Measure perplexity, with the dense model beside the pruned ones."
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: at least one token must be predicted")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise BarberError(f"json {args.json} cannot be written: there is no such folder")
-    from ..loading import resolve_model
+    from ..models.loading import resolve_model
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _baselines(references: list[Any]) -> list[Any]:
     """The dense models that pruned and shrunk ones came from, unless they are evaluated anyhow."""
-    from ..loading import resolve_model
+    from ..models.loading import resolve_model
 
     found: list[Any] = []
     for reference in references:
@@ -78,8 +78,8 @@ def _baselines(references: list[Any]) -> list[Any]:
 
 def _base_name(directory: Path) -> str | None:
     """What the record of a checkpoint says it was pruned or cut from; None where there is no record."""
-    from ..artifacts import SPARSITY_NAME, read_record
-    from ..structured.record import STRUCTURE_NAME, read_structure
+    from ..checkpoints.record import SPARSITY_NAME, read_record
+    from ..checkpoints.structure import STRUCTURE_NAME, read_structure
 
     if (directory / SPARSITY_NAME).is_file():
         name: str | None = read_record(directory).base_model["name"]
@@ -89,7 +89,7 @@ def _base_name(directory: Path) -> str | None:
 
 def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:
     """One model's perplexity with all that makes it comparable."""
-    from ..evaluate import evaluate_model
+    from ..text.perplexity import evaluate_model
 
     found = evaluate_model(
         reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..errors import BarberError
+from ..base.errors import BarberError
 from .options import whole
 
 HELP = "Show layers, blocks and Linears of a model with an estimate of memory, work and time, or what runs it."
@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from 1")
-    from ..inspection import inspect_model, inspect_targets
-    from ..loading import resolve_model
+    from ..models.loading import resolve_model
+    from ..prune.inspection import inspect_model, inspect_targets
 
     reference = resolve_model(args.model)
     page = inspect_targets(reference) if args.targets else inspect_model(reference, args.samples, args.sequence_length)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
-from ..errors import LostRankError
+from ..base.errors import LostRankError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE = timedelta(seconds=3)  # a rank that knows what is wrong has said it by then

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to lm-eval; our additions follow its help."""
-    from optimum_barber.integrations.lm_eval_run import check_installed, run_harness
+    from optimum_barber.integrations.lm_eval.run import check_installed, run_harness
 
     from . import hush_loading_bars
 

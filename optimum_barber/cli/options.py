@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..errors import BarberError
+from ..base.errors import BarberError
 
 
 def number(value: str) -> float | str:

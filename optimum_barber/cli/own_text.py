@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..own_text.settings import OwnTextConfig
+from ..text.own_text.settings import OwnTextConfig
 from .prune import add_fields
 
 HELP = "Have a model write its own calibration text, where there is no other."
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the text; the summary goes to standard output."""
     config = OwnTextConfig(**{name: value for name, value in vars(args).items() if name in OwnTextConfig.model_fields})
-    from ..own_text.writer import write_own_text
+    from ..text.own_text.writer import write_own_text
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)

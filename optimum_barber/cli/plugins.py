@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..registry import Offer, PluginError, Registry
+from ..base.registry import Offer, PluginError, Registry
 
 HELP = "List everything that has a name, from producers to texts: what it takes, from where, and what is broken."
 
@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line an offer: name, origin, version, state, and what a producer needs and takes."""
-    from ..allocations import ALLOCATIONS
-    from ..architectures import ARCHITECTURES
-    from ..producers import PRODUCERS
-    from ..rebuilders import REBUILDERS
-    from ..reconstructions import RECONSTRUCTIONS
-    from ..structured.scorers import SCORERS
-    from ..texts import TEXTS
+    from ..models.architectures import ARCHITECTURES
+    from ..prune.allocations import ALLOCATIONS
+    from ..prune.producers import PRODUCERS
+    from ..prune.rebuilders import REBUILDERS
+    from ..prune.reconstructions import RECONSTRUCTIONS
+    from ..shrink.scorers import SCORERS
+    from ..text.sources import TEXTS
 
     tables = {
         registry.kind: [
@@ -50,9 +50,9 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
 
 def needs_and_takes(item: Any) -> str:
     """The statistics that a producer or scorer asks for, and arguments with their defaults."""
-    from ..allocations import Allocation
-    from ..producers import as_producer
-    from ..structured.scorers import Scorer
+    from ..prune.allocations import Allocation
+    from ..prune.producers import as_producer
+    from ..shrink.scorers import Scorer
 
     producer = item if isinstance(item, Scorer | Allocation) else as_producer(item)
     takes = [

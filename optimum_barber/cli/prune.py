@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import UNIFORM, BarberConfig, ReconstructConfig
-from ..errors import BarberError
-from ..rebuild_config import PRESETS, RebuildConfig
+from ..base.errors import BarberError
+from ..prune.rebuild_settings import PRESETS, RebuildConfig
+from ..prune.settings import UNIFORM, BarberConfig, ReconstructConfig
 from .options import add_calibration, number, pairs, whole
 
 if TYPE_CHECKING:
-    from ..loading import ModelReference
-    from ..streaming import StreamingSparsifier
+    from ..models.loading import ModelReference
+    from ..prune.streaming.sparsifier import StreamingSparsifier
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -172,9 +172,9 @@ def _producer_arguments(args: argparse.Namespace) -> dict[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Prune; the summary goes to standard output."""
     config = config_from(args)
-    from ..loading import load_model, load_tokenizer, resolve_model
-    from ..output import check_output
-    from ..sparsifier import BarberSparsifier
+    from ..base.output import check_output
+    from ..models.loading import load_model, load_tokenizer, resolve_model
+    from ..prune.sparsifier import BarberSparsifier
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
@@ -202,8 +202,8 @@ def streamed(
     Raises:
         BarberError: something was asked for that needs streaming, and the model does not allow it.
     """
-    from ..loading import load_tokenizer
-    from ..streaming import StreamingSparsifier
+    from ..models.loading import load_tokenizer
+    from ..prune.streaming.sparsifier import StreamingSparsifier
 
     reason: str | None = "--stream never"
     if args.stream != "never":

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where it is."""
-    from ..report import write_report
+    from ..runs.report import write_report
 
     files = write_report(args.run_output, args.output, args.eval, args.overwrite)
     if not args.quiet:

@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run; a line a stage says what it did, the last where the model is."""
-    from ..errors import BarberError
+    from ..base.errors import BarberError
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     if args.list:
         sys.stdout.write(listing())
     elif args.schema:
-        from ..recipe.schema import json_schema
+        from ..runs.recipe.schema import json_schema
 
         sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     elif args.recipe is None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         sys.stdout.write(dry_run(args.recipe, args.set))
     else:
-        from ..recipe import run_recipe
+        from ..runs.recipe import run_recipe
 
         result = run_recipe(args.recipe, args.set, track=args.track, quiet=args.quiet, tell=tell)
         sys.stdout.write(f"model: {result.model}\n")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def listing() -> str:
     """Name and first comment of every shipped recipe."""
-    from ..recipe.shipped import shipped_recipes
+    from ..runs.recipe.shipped import shipped_recipes
 
     lines = []
     for name, path in shipped_recipes().items():
@@ -69,11 +69,11 @@ def listing() -> str:
 
 def dry_run(name: str, settings: list[str]) -> str:
     """The plan: every stage, whether its result is there, and what the model takes."""
-    from ..inspection import inspect_model
-    from ..loading import resolve_model
-    from ..recipe.runner import steps_of
-    from ..recipe.shipped import find_recipe
-    from ..recipe.validation import read_recipe
+    from ..models.loading import resolve_model
+    from ..prune.inspection import inspect_model
+    from ..runs.recipe.runner import steps_of
+    from ..runs.recipe.shipped import find_recipe
+    from ..runs.recipe.validation import read_recipe
 
     recipe = read_recipe(find_recipe(name), settings)
     given = recipe.calibration
@@ -91,8 +91,8 @@ def _plain(value: Any) -> str:
 
 def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     """One line a stage, as soon as it is done."""
-    from ..recipe.stages.evaluate import flat
-    from ..report.page import plainly
+    from ..runs.recipe.stages.evaluate import flat
+    from ..runs.report.page import plainly
 
     said = [
         f"{key} {plainly(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key

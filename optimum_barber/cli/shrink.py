@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..structured.settings import ShrinkConfig
+from ..shrink.settings import ShrinkConfig
 from .options import add_calibration, pairs, whole
 from .prune import field_help, field_kind
 
@@ -67,9 +67,9 @@ def config_from(args: argparse.Namespace) -> ShrinkConfig:
 def run(args: argparse.Namespace) -> int:
     """Shrink; the summary goes to standard output."""
     config = config_from(args)
-    from ..loading import load_model, load_tokenizer, resolve_model
-    from ..output import check_output
-    from ..structured.shrinker import BarberShrinker
+    from ..base.output import check_output
+    from ..models.loading import load_model, load_tokenizer, resolve_model
+    from ..shrink.shrinker import BarberShrinker
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..sweep.settings import SweepConfig
+from ..runs.sweep.settings import SweepConfig
 from .options import add_calibration, whole
 from .prune import field_help, field_kind
 
@@ -49,7 +49,7 @@ def config_from(args: argparse.Namespace) -> SweepConfig:
 def run(args: argparse.Namespace) -> int:
     """Sweep; a line a cell, and the table at the end."""
     config = config_from(args)
-    from ..sweep.runner import run_sweep
+    from ..runs.sweep.runner import run_sweep
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)

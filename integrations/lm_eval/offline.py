@@ -1,0 +1,119 @@
+"""lm-eval tasks out of local files: `choice:FILE.jsonl` and `rolling:FILE`, checked row by row, no network."""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from optimum_barber.base.errors import BarberError
+from optimum_barber.text.sources import is_there, read_texts
+
+TEMPLATES = "lm_eval_tasks"
+Rows = list[dict[str, Any]]
+
+
+class ChoiceRow(BaseModel):
+    """One line of a `choice:` file; other fields are left out."""
+
+    model_config = ConfigDict(strict=True)
+
+    question: str = Field(min_length=1)
+    choices: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
+    gold: int = Field(ge=0, description="position of the right choice, from 0")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChoiceRow":
+        if self.gold >= len(self.choices):
+            raise ValueError(f"gold {self.gold} is none of the {len(self.choices)} choices, which count from 0")
+        return self
+
+
+def choice_rows(path: str) -> Rows:
+    """The questions of a .jsonl file.
+
+    Raises:
+        BarberError: no UTF-8, no row at all, or a row that lacks something; names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BarberError(f"task file {path} is not UTF-8 (byte {error.start})") from None
+    rows = [_choice_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise BarberError(f"task file {path} is empty")
+    return rows
+
+
+def _choice_row(path: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        return ChoiceRow.model_validate_json(line).model_dump()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        message = fault["msg"].removeprefix("Value error, ")
+        raise BarberError(f"task file {path}, line {number}: {f'{where}: ' if where else ''}{message}") from None
+
+
+def rolling_rows(path: str) -> Rows:
+    """The documents of a text file (one) or of a .jsonl file (its field `text`); blank ones are left out."""
+    return [{"text": text} for text in read_texts(path, "evaluation") if text.strip()]
+
+
+KINDS: dict[str, Callable[[str], Rows]] = {"choice": choice_rows, "rolling": rolling_rows}
+
+
+def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
+    """The lm-eval configuration of `KIND:FILE`, its rows written into `folder`; None for a task of lm-eval's own.
+
+    Raises:
+        BarberError: an unknown kind, a missing file, a bad row.
+    """
+    kind, colon, path = name.partition(":")
+    if not colon:
+        return None
+    if kind not in KINDS:
+        raise BarberError(f"task {name!r} is not legal: {', '.join(f'{known}:FILE' for known in KINDS)}, or a name")
+    if not (is_there(Path(path)) and Path(path).is_file()):
+        raise BarberError(f"task {name!r}: there is no file {path!r}")
+    data = folder / f"{number}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in KINDS[kind](path)), encoding="utf-8")
+    config: dict[str, Any] = yaml.safe_load(files(__package__).joinpath(TEMPLATES, f"{kind}.yaml").read_text("utf-8"))
+    config["task"] = Path(path).stem
+    config["dataset_kwargs"] = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "datasets")}
+    config["metadata"]["source"] = str(Path(path).absolute())
+    return config
+
+
+def offline_tasks(names: Sequence[str], folder: Path) -> list[str | dict[str, Any]]:
+    """lm-eval configurations in the place of `KIND:FILE`; other names as they are.
+
+    Args:
+        names: tasks as the user gave them.
+        folder: where the rows go, for as long as the tasks live.
+
+    Raises:
+        BarberError: see `offline_task`; or two files that give a task of the same name.
+    """
+    tasks = [offline_task(name, folder, number) or name for number, name in enumerate(names)]
+    taken = [task if isinstance(task, str) else task["task"] for task in tasks]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise BarberError(f"two tasks are called {name!r}: name each task once, rename a file")
+    return tasks
+
+
+def written_tasks(names: Sequence[str], folder: Path) -> list[str]:
+    """The same for lm-eval's command line: paths of YAML files in the place of `KIND:FILE`."""
+    written = []
+    for number, task in enumerate(offline_tasks(names, folder)):
+        if isinstance(task, str):
+            written.append(task)
+            continue
+        path = folder / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
+        written.append(str(path))
+    return written

@@ -1,0 +1,1 @@
+"""LoRA that keeps masks, by peft."""

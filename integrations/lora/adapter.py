@@ -1,0 +1,138 @@
+"""An adapter's directory: read, written, and held against the model that it is to lie on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.pruned import PrunedModel, open_masks
+from optimum_barber.checkpoints.record import SparsityConfig
+from optimum_barber.integrations.lora.binding import AdapterBinding, mask_fingerprint
+from optimum_barber.integrations.lora.masked_lora import PEFT_TYPE, MaskedLoraConfig
+from optimum_barber.models.loading import brief
+from optimum_barber.tensors.masks import PackedMask
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+MERGE_STEP = "lora-merge"
+Base = PrunedModel | nn.Module | str | Path
+
+
+@dataclass
+class Adapter:
+    """An adapter's directory, read but not yet applied.
+
+    Attributes:
+        directory: where it lies.
+        config: of peft.
+        binding: to the masks; None for plain LoRA, trained on a dense model.
+    """
+
+    directory: Path
+    config: LoraConfig
+    binding: AdapterBinding | None
+
+    @classmethod
+    def read(cls, directory: str | Path) -> "Adapter":
+        """Read configuration and binding.
+
+        Raises:
+            BarberError: it is no LoRA adapter, incomplete, pickled, or of a newer format.
+        """
+        directory = Path(directory)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (directory / name).is_file():
+                raise BarberError(f"adapter {directory} has no {name}: it is no adapter, or incomplete")
+        try:
+            content = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+            kind = content.get("peft_type")
+            if kind not in (PEFT_TYPE, "LORA"):
+                raise BarberError(f"adapter {directory} has peft_type {kind!r}: legal are {PEFT_TYPE!r} and 'LORA'")
+            masked = kind == PEFT_TYPE
+            config = MaskedLoraConfig.from_dict(content) if masked else LoraConfig(**content)
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise BarberError(f"{directory / CONFIG_NAME} is no LoRA configuration: {brief(error)}") from None
+        return cls(directory, config, AdapterBinding.read(directory) if masked else None)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the adapter's weights."""
+        return hashlib.sha256((self.directory / WEIGHTS_NAME).read_bytes()).hexdigest()
+
+    def base(self, given: Base | None) -> Base:
+        """The model to open it on: as given, or the recorded one.
+
+        Raises:
+            BarberError: neither is there.
+        """
+        found = given or self.config.base_model_name_or_path
+        if found is None:
+            raise BarberError(f"adapter {self.directory} names no base model: give one")
+        return found
+
+    def check(self, record: SparsityConfig | None, masks: Mapping[str, PackedMask], name: str) -> None:
+        """Refuse to lie on other masks than those that it was trained under, or on a model that holds it already.
+
+        Raises:
+            BarberError: with both fingerprints.
+        """
+        trained = self.binding.mask_fingerprint if self.binding else "none"
+        found = mask_fingerprint(masks) if masks else "none"
+        if trained != found:
+            raise BarberError(f"adapter {self.directory} was trained under masks {trained}, model {name} has {found}")
+        for step in record.steps if record else []:
+            if step.get("name") == MERGE_STEP and step.get("adapter_sha256") == self.sha256:
+                raise BarberError(f"adapter {self.directory} is merged into model {name} already")
+
+
+def open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[str, PackedMask], str]:
+    """Model, record, masks and name of what an adapter is to lie on.
+
+    Raises:
+        BarberError: a model in memory does not say where its masks are.
+    """
+    if isinstance(base, PrunedModel):
+        return base.model, base.record, base.masks, base.reference.full_name
+    if not isinstance(base, nn.Module):
+        return open_base(PrunedModel.load(base))
+    name = str(getattr(base, "name_or_path", ""))
+    if not name:
+        raise BarberError("model in memory was not loaded from anywhere, so it has no masks: give its directory")
+    return base, *open_masks(name), name
+
+
+def load_weights(peft: PeftModel, directory: Path) -> None:
+    """Put the weights in `directory` into the adapter of `peft`.
+
+    Raises:
+        BarberError: names or shapes differ.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(directory / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise BarberError(f"{directory / WEIGHTS_NAME} cannot be read: {error}") from None
+    expected = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    found, wanted = ({key: tuple(w.shape) for key, w in state.items()} for state in (weights, expected))
+    odd = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    if odd:
+        raise BarberError(f"adapter {directory}: {odd[0]} is {found.get(odd[0])}, its config says {wanted.get(odd[0])}")
+    set_peft_model_state_dict(peft, weights)
+
+
+def save_adapter(peft: PeftModel, directory: Path, base_model: str) -> None:
+    """Write the adapter of `peft`, and what binds it to its masks, into `directory`."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(get_peft_model_state_dict(peft, save_embedding_layers=False), directory / WEIGHTS_NAME, {"format": "pt"})
+    config = peft.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    config.save_pretrained(str(directory))

@@ -1,0 +1,154 @@
+"""LoRA that keeps the mask: peft's LoRA over a pruned model, with the change masked in training and in every merge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from optimum_barber.base.errors import BarberError
+from optimum_barber.integrations.lora.binding import AdapterBinding, mask_fingerprint
+from optimum_barber.integrations.lora.layer import MaskedLinear
+from optimum_barber.tensors.masks import PackedMask
+
+PEFT_TYPE = "OPTIMUM_BARBER_MASKED_LORA"
+INITIALISATIONS = (True, False, "gaussian")  # those that leave the base weights alone
+FREE = frozenset(
+    "r target_modules exclude_modules lora_alpha lora_dropout use_rslora modules_to_save layers_to_transform "
+    "layers_pattern rank_pattern alpha_pattern init_lora_weights task_type inference_mode base_model_name_or_path "
+    "revision peft_type peft_version auto_mapping runtime_config".split()
+)
+
+
+@dataclass
+class MaskedLoraConfig(LoraConfig):
+    """A `LoraConfig` for one set of masks; made by `masked_lora`, never by hand.
+
+    On disk it names a peft type of its own and keeps rank and alpha one level down, so that a reader that knows
+    nothing of masks fails instead of opening the adapter as plain LoRA, which would silently compute something else.
+
+    Attributes:
+        mask_fingerprint: of all masks of the model.
+    """
+
+    mask_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        register(self, _without_masks)
+
+    @classmethod
+    def of(cls, config: LoraConfig, masks: Mapping[str, PackedMask]) -> "MaskedLoraConfig":
+        """The same settings, bound to `masks`; without target modules, these are all pruned Linears."""
+        settings = {field.name: getattr(config, field.name) for field in fields(LoraConfig) if field.init}
+        if settings["target_modules"] is None:
+            settings["target_modules"] = sorted(masks)
+        masked = cls(**settings, mask_fingerprint=mask_fingerprint(masks))
+        register(masked, partial(_masked_layer, masks))
+        return masked
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `adapter_config.json`."""
+        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        del settings["mask_fingerprint"]  # it stands in the binding
+        outer = {name: settings.pop(name) for name in ("base_model_name_or_path", "task_type")}
+        return {"peft_type": PEFT_TYPE, **outer, "masked_lora": settings}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> LoraConfig:
+        """The settings in an `adapter_config.json` that `to_dict` made."""
+        outer = {name: content[name] for name in ("base_model_name_or_path", "task_type")}
+        return LoraConfig(**content["masked_lora"], **outer)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and beside it what binds the adapter to its masks."""
+        super().save_pretrained(save_directory, **kwargs)
+        AdapterBinding.to_masks(self.mask_fingerprint, self.base_model_name_or_path).write(Path(save_directory))
+
+
+def register(config: Any, layer: Any) -> None:
+    """Have peft ask `layer` first for the LoRA layer over an `nn.Linear`; None from it means peft's own."""
+    config._register_custom_module({nn.Linear: layer})
+
+
+def _without_masks(*args: Any, **kwargs: Any) -> None:
+    raise BarberError("a MaskedLoraConfig without its masks cannot be applied: use masked_lora or load_adapter")
+
+
+def _masked_layer(
+    masks: Mapping[str, PackedMask], target: nn.Linear, adapter_name: str, **kwargs: Any
+) -> MaskedLinear | None:
+    keep = masks.get(kwargs["target_name"])
+    return MaskedLinear(target, adapter_name, keep, **kwargs) if keep is not None else None
+
+
+def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraConfig) -> PeftModel:
+    """Put LoRA on a pruned model such that training, merging and unmerging keep every zero.
+
+    Args:
+        model: a causal LM, changed in place as peft does it.
+        masks: keep mask of each pruned Linear, such as a `MaskFile`; empty for a dense model, which gets plain LoRA.
+        config: rank, alpha and so on; without target modules, all pruned Linears. Targets without a mask get plain
+            LoRA.
+
+    Returns:
+        The peft model; `save_pretrained` of it writes an adapter that `load_adapter` opens.
+
+    Raises:
+        BarberError: a setting that would break the masks, such as DoRA; weights that do not hold the masks.
+    """
+    masks = dict(masks)
+    if not masks:
+        return get_peft_model(model, config)
+    check_config(config, masks)
+    check_zeros(model, masks)
+    return get_peft_model(model, MaskedLoraConfig.of(config, masks))
+
+
+def check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
+    """Refuse every setting under which pruned weights or weights outside the adapter would change.
+
+    Raises:
+        BarberError: names the setting and what is legal.
+    """
+    plain = LoraConfig()
+    for name in (field.name for field in fields(LoraConfig) if field.name not in FREE):
+        value, legal = getattr(config, name), getattr(plain, name)
+        if value != legal:
+            raise BarberError(f"LoRA setting {name}={value!r} is not supported on a pruned model: legal is {legal!r}")
+    if config.init_lora_weights not in INITIALISATIONS:
+        raise BarberError(
+            f"LoRA setting init_lora_weights={config.init_lora_weights!r} would change pruned weights: "
+            f"legal are {', '.join(map(repr, INITIALISATIONS))}"
+        )
+    for module in config.modules_to_save or []:
+        trained = [name for name in masks if any(path.endswith(module) for path in _paths(name))]
+        if trained:
+            raise BarberError(f"LoRA setting modules_to_save={module!r} would fill the zeros of {trained[0]}")
+
+
+def _paths(name: str) -> list[str]:
+    """The name itself and those of all modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def check_zeros(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:
+    """Check that the model has all masked Linears, and exact zeros where they are pruned.
+
+    Raises:
+        BarberError: names the first module that is off.
+    """
+    for name, mask in masks.items():
+        try:
+            weight = model.get_parameter(f"{name}.weight")
+        except AttributeError:
+            raise BarberError(f"model has no Linear {name}, for which there is a mask") from None
+        if tuple(weight.shape) != tuple(mask.shape):
+            raise BarberError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}")
+        filled = int(weight.detach().cpu()[~mask.unpack()].count_nonzero())
+        if filled:
+            raise BarberError(f"model does not hold its masks: {filled} of {mask.pruned} zeros of {name} are filled")

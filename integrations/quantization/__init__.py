@@ -1,0 +1,1 @@
+"""Quantization that keeps masks, by compressed-tensors."""

@@ -1,0 +1,148 @@
+"""A model quantized block by block under the masks that it holds."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
+from optimum_barber.integrations.quantization.compressed_checkpoint import (
+    check_installed,
+    compress,
+    save_compressed,
+    weight_bytes,
+)
+from optimum_barber.integrations.quantization.settings import QuantizeSettings
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.pipeline import BlockReport, Plan, prune
+from optimum_barber.prune.plan import check_weights, choose_device, linear_shapes, target_names
+from optimum_barber.prune.producers import LinearInput, Produced, Producer
+from optimum_barber.prune.producers.sparsegpt import inverse_factor
+from optimum_barber.tensors.gptq import descend, gptq
+from optimum_barber.tensors.patterns import SparsityPattern
+from optimum_barber.tensors.quantize import IntegerFormat, Quantized, round_to_nearest
+from optimum_barber.text.windows import TokenWindows
+
+ANY_PATTERN = SparsityPattern(0.5)  # unstructured, and its ratio is not looked at: the masks are as they are
+
+
+@dataclass
+class MaskedQuantizer:
+    """A producer for `prune`: keep masks from the checkpoint, dequantized weights, and the scales on record.
+
+    Attributes:
+        opened: model and masks; Linears without a mask are dense.
+        settings: method and format.
+        scales: (out, groups) by Linear, on the CPU, in the model's dtype.
+    """
+
+    opened: PrunedModel
+    settings: QuantizeSettings
+    scales: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, linear: LinearInput) -> Produced:
+        """Masks and dequantized weights of one Linear."""
+        record, keep = self.opened.record, torch.ones_like(linear.weight, dtype=torch.bool)
+        if record is not None and linear.name in record.modules:
+            keep = self.opened.keep(linear.name).to(keep.device)
+        quantized = self._quantize(linear, keep)
+        self.scales[linear.name] = quantized.scale.cpu()
+        return Produced(keep, quantized.dequantize().to(linear.weight.dtype))
+
+    def _quantize(self, linear: LinearInput, keep: Tensor) -> Quantized:
+        chosen = self.settings
+        form = IntegerFormat(chosen.bits, chosen.group_size, self.opened.model.dtype)
+        if linear.statistics.gram is None:
+            return round_to_nearest(linear.weight, keep, form)
+        gram = linear.statistics.gram.clone()
+        gram.diagonal()[gram.diagonal() == 0] = 1  # inputs that were never seen: nothing to make up for
+        factor = inverse_factor(gram, chosen.damping, linear.name)
+        first = gptq(linear.weight, keep, factor, form, chosen.block_size)
+        gram.diagonal().add_(chosen.damping * gram.diagonal().mean())
+        return descend(linear.weight, keep, first, gram, form, chosen.sweeps, chosen.block_size)
+
+
+def quantize_model(
+    model: str | Path,
+    output: Path,
+    settings: QuantizeSettings,
+    windows: TokenWindows,
+    quiet: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Quantize all Linears of the decoder blocks and write a compressed-tensors checkpoint, masks and record with it.
+
+    Args:
+        model: a pruned checkpoint, or any dense model: hub id, directory, GGUF file or `installed:PACKAGE`.
+        output: the directory to write into, made if need be.
+        settings: method and format.
+        windows: calibration tokens.
+        quiet: no progress bar.
+        device: where blocks are worked on.
+
+    Returns:
+        Figures: `error`, the sum of the blocks' output errors E; `seconds`; `bytes_before` and `bytes_after`, of all
+        weights; `modules`, how many were quantized; and `blocks`, name, error and seconds of each.
+
+    Raises:
+        MissingExtraError: compressed-tensors is not installed.
+        BarberError: a group size that does not divide a width, an unknown glob, sick weights, a broken mask file.
+    """
+    check_installed()
+    started = time.perf_counter()
+    opened = PrunedModel.load(model)
+    before = weight_bytes(opened.model)
+    scales, reports = quantize_blocks(opened, settings, windows, quiet, device)
+    compressor = compress(opened.model, scales, settings.bits, settings.group_size)
+    save_compressed(output, opened, compressor)
+    carry_masks(opened.reference.directory, output, record_step(settings, windows))
+    return {
+        "error": sum(report.error_after for report in reports),
+        "seconds": time.perf_counter() - started,
+        "bytes_before": before,
+        "bytes_after": weight_bytes(opened.model),
+        "modules": len(scales),
+        "blocks": [{"block": r.block, "error": r.error_after, "seconds": r.seconds} for r in reports],
+    }
+
+
+def quantize_blocks(
+    opened: PrunedModel, settings: QuantizeSettings, windows: TokenWindows, quiet: bool = False, device: str = "auto"
+) -> tuple[dict[str, Tensor], list[BlockReport]]:
+    """Quantize the model in memory: its Linears take their dequantized values, in the model's dtype.
+
+    Returns:
+        The scales by Linear, and a report a block; its errors are against the block before quantization.
+    """
+    source = ModelSource(opened.model, choose_device(device))
+    shapes = linear_shapes(source)
+    settings.check_widths({name: shapes[name][1] for name in target_names(shapes, settings.ignore)})
+    check_weights(source, [])
+    quantizer, reports = MaskedQuantizer(opened, settings), list[BlockReport]()
+    producer = Producer(quantizer, frozenset(["gram"] if settings.method == "gptq" else []))
+    plan = Plan(producer, ANY_PATTERN, ignore=settings.ignore, exact=False)
+    with tqdm(total=2 * len(source), unit="block", desc=settings.method, disable=quiet or None) as bar:
+
+        def finished(report: BlockReport) -> None:
+            reports.append(report)
+            bar.set_postfix_str(f"{report.block} E {report.error_after:.4g}")
+            bar.update()
+
+        prune(source, windows.tokens, plan, finished)
+    return quantizer.scales, reports
+
+
+def record_step(settings: QuantizeSettings, windows: TokenWindows) -> dict[str, Any]:
+    """What goes into the `steps` of the checkpoint's record."""
+    samples, length = windows.tokens.shape
+    calibration = {
+        "source": windows.source,
+        "samples": samples,
+        "sequence_length": length,
+        "fingerprint": windows.fingerprint,
+    }
+    return {"name": "quantize", **settings.model_dump(), "calibration": calibration}

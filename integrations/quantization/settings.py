@@ -1,0 +1,56 @@
+"""The settings of a quantization. Imports neither torch nor transformers."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from optimum_barber.base.errors import BarberError
+from optimum_barber.base.fields import one_of
+
+METHODS = ("gptq", "round-to-nearest")
+
+
+class QuantizeSettings(BaseModel):
+    """How a model's Linears are quantized; pruned weights stay exactly zero whatever is chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Annotated[str, one_of("method", METHODS)] = Field(
+        "gptq", description="gptq makes up for each column's error in the columns behind; or round-to-nearest"
+    )
+    bits: Literal[4, 8] = Field(4, description="of a weight, symmetric around zero: 4 or 8")
+    group_size: int | None = Field(
+        128, description="consecutive inputs that share a scale, a divisor of every width; -1 or null: a whole row"
+    )
+    damping: float = Field(
+        0.01, gt=0, allow_inf_nan=False, description="gptq: share of the Gram matrix's mean diagonal added to it"
+    )
+    sweeps: int = Field(
+        2, ge=0, description="gptq: of coordinate descent over all columns afterwards; 0 leaves what GPTQ gives"
+    )
+    block_size: int = Field(128, ge=1, description="gptq: columns computed between two updates of all others")
+    ignore: list[str] = Field(default_factory=list, description="Linears to leave as they are, by glob of full name")
+
+    @field_validator("group_size")
+    @classmethod
+    def _whole_row(cls, size: int | None) -> int | None:
+        if size is not None and size < 1 and size != -1:
+            raise BarberError(f"group size {size} is not legal: from 1, or -1 for a whole row")
+        return None if size == -1 else size
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Refuse a group size that does not divide the input width of every Linear.
+
+        Raises:
+            BarberError: names the first such Linear and all that would be legal.
+        """
+        size = self.group_size
+        for name, width in widths.items():
+            if size is not None and width % size:
+                common = math.gcd(*widths.values())
+                legal = ["-1 (a whole row)", *(str(n) for n in range(1, common + 1) if common % n == 0)]
+                raise BarberError(
+                    f"group size {size} does not divide the width {width} of {name}: legal are {', '.join(legal)}"
+                )

@@ -1,0 +1,148 @@
+"""A GGUF file's tensors one by one, named, dequantized and put in order as transformers does it for all at once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import BarberError
+from ..models.loading import ModelReference, brief, needs_gguf
+from .shards import Entry
+from .stored import FILE_NAME, Layout, read_ahead
+
+AT_ONCE = 2**22  # weights, about, that are dequantized together
+ONE_BY_ONE = ("", "Llama", "Nemotron", "Gemma2")  # TensorProcessors that make one tensor of one tensor
+WHOLE = "transformers puts its tensors together in a way of its own"
+
+
+@dataclass
+class GgufWeights:
+    """The weights of a GGUF file, in float32 as they come out of its blocks.
+
+    Attributes:
+        name: of the model, for messages.
+        path: of the file.
+        processor: transformers' own, of one tensor at a time; None where its model takes more than that.
+        tensors: of the file, by its names; each a view of the mapped file.
+        sources: for each of the model's tensors, the name of the file's.
+        entries: dtype and shape of each of these.
+        dtype: of a pruned copy, where no other is asked for.
+        unpacks: a tensor is made in memory.
+    """
+
+    name: str
+    path: Path
+    processor: Any
+    tensors: Mapping[str, Any]
+    sources: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float16
+    unpacks: bool = True
+
+    @classmethod
+    def of(cls, reference: ModelReference) -> "GgufWeights":
+        """Open the file; no weight is read.
+
+        Raises:
+            MissingExtraError: there is no `gguf` package.
+            BarberError: the file is truncated, damaged, or no GGUF file.
+        """
+        needs_gguf()
+        from gguf import GGUFReader
+
+        try:
+            reader = GGUFReader(reference.path)
+            processor = processor_of(reader)
+        except Exception as error:  # whatever the reader stumbles over
+            raise BarberError(
+                f"model {reference.name!r}: {reference.path.name} is truncated, damaged or no GGUF file: {brief(error)}"
+            ) from None
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        return cls(reference.name, reference.path, processor, tensors)
+
+    @property
+    def whole(self) -> str | None:
+        """Why the tensors cannot be had one by one; None where they can."""
+        return WHOLE if self.processor is None else None
+
+    @property
+    def layout(self) -> Layout:
+        """One file, as transformers would save it."""
+        return Layout(dict.fromkeys(self.sources, FILE_NAME), {FILE_NAME: {"format": "pt"}})
+
+    def named_as(self, model: nn.Module) -> None:
+        """Find which of the model's tensors is which of the file's."""
+        if self.whole:
+            return
+        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+        known: Mapping[str, str] = get_gguf_hf_weights_map(model, self.processor)
+        state = model.state_dict()
+        self.sources = {name: source for source, name in known.items() if source in self.tensors and name in state}
+        self.entries = {n: Entry(torch.float32, shape_of(self.tensors[source])) for n, source in self.sources.items()}
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of that name, float32.
+
+        Raises:
+            BarberError: there is none.
+        """
+        if key not in self.sources:
+            raise BarberError(f"model {self.name!r} has no weight {key}")
+        stored = self.tensors[self.sources[key]]
+        return torch.from_numpy(np.ascontiguousarray(self.processor.process(dequantized(stored), stored.name).weights))
+
+    def reopened(self) -> "GgufWeights":
+        """The same: every tensor is made anew."""
+        return self
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Have the system read these tensors while others are worked on."""
+        for stored in (self.tensors[self.sources[name]] for name in names):
+            read_ahead(self.path, stored.data_offset, stored.n_bytes)
+
+
+def processor_of(reader: Any) -> Any:
+    """What puts a tensor of the file in transformers' order; None where that takes more than the tensor."""
+    architecture = str(reader.fields["general.architecture"].contents())
+    try:
+        from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+    except ImportError:  # of another transformers
+        return None
+    kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    if has_newer_way(architecture) or kind.__name__.removesuffix("TensorProcessor") not in ONE_BY_ONE:
+        return None
+    known: Mapping[str, Any] = GGUF_CONFIG_MAPPING
+    names = {f"{architecture}.{key}": name for key, name in known.get(architecture, {}).items() if name}
+    return kind(config={name: reader.fields[key].contents() for key, name in names.items() if key in reader.fields})
+
+
+def has_newer_way(architecture: str) -> bool:
+    """Whether transformers reads files of this architecture by other rules than its tensor processors."""
+    try:
+        from transformers.integrations.gguf.utils import is_gguf_arch_supported
+    except ImportError:
+        return False
+    return bool(is_gguf_arch_supported(architecture))
+
+
+def shape_of(stored: Any) -> tuple[int, ...]:
+    """A tensor's shape as torch has it; the file names the fastest dimension first."""
+    return tuple(int(size) for size in reversed(stored.shape))
+
+
+def dequantized(stored: Any) -> np.ndarray:
+    """A tensor of the file, float32, its rows a few at a time."""
+    from gguf import dequantize
+
+    blocks = stored.data.reshape(-1, stored.data.shape[-1])
+    found = np.empty((len(blocks), stored.n_elements // len(blocks)), np.float32)
+    step = max(AT_ONCE // found.shape[1], 1)
+    for start in range(0, len(blocks), step):
+        found[start : start + step] = dequantize(blocks[start : start + step], stored.tensor_type)
+    return found.reshape(shape_of(stored))

@@ -1,0 +1,168 @@
+"""Which runtimes load what we write, and whether they get faster from it: a dated table, without wishes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import BarberError
+from .record import SPARSITY_NAME, read_record
+
+CHECKED = "2026-11-22"
+KINDS = {
+    "dense": "dense tensors",
+    "unstructured": "dense tensors with unstructured zeros",
+    "2:4": "dense tensors with 2:4 zeros",
+    "N:M": "dense tensors with zeros of another N:M",
+    "quantized": "int4 or int8 weights, packed by compressed-tensors",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One runtime on one kind of checkpoint.
+
+    Attributes:
+        loads: "yes", "converted" (by a tool or call of the runtime) or "no".
+        faster: than the dense model in its 16-bit dtype: "yes", "no", "maybe", or "-" where it does not load or is it.
+        why: one line.
+    """
+
+    loads: str
+    faster: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime and its verdicts by kind.
+
+    Attributes:
+        tested: whether this project runs it; else the verdicts are from its source and its maintainers' words.
+        verdicts: by kind, out of `KINDS`.
+    """
+
+    tested: bool
+    verdicts: Mapping[str, Verdict]
+
+
+NO_KERNEL = "its kernels multiply zeros like any other weight"
+GGUF = "by its convert_hf_to_gguf.py; no sparse kernels; Q8_0 and Q4_0 keep zeros, types with a minimum do not"
+ONNX = "by an ONNX export; sparse initializers are made dense on loading"
+
+RUNTIMES = {
+    "transformers": Runtime(
+        True,
+        {
+            "dense": Verdict("yes", "-", "what the others are compared with"),
+            "unstructured": Verdict("yes", "no", NO_KERNEL),
+            "2:4": Verdict("yes", "no", f"{NO_KERNEL}; on CUDA see torch semi-structured"),
+            "N:M": Verdict("yes", "no", NO_KERNEL),
+            "quantized": Verdict("yes", "no", "needs compressed-tensors; smaller on disk, unpacked before it computes"),
+        },
+    ),
+    "vLLM": Runtime(
+        False,
+        {
+            "dense": Verdict("yes", "-", "an ordinary checkpoint"),
+            "unstructured": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
+            "2:4": Verdict("yes", "no", "an ordinary checkpoint; its 2:4 kernels were removed in 2026 (PR 36799)"),
+            "N:M": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
+            "quantized": Verdict("yes", "yes", "weight-only kernels read fewer bytes a token; zeros add nothing"),
+        },
+    ),
+    "torch semi-structured, CUDA": Runtime(
+        False,
+        {
+            "dense": Verdict("no", "-", "its format holds 2 of every 4 weights"),
+            "unstructured": Verdict("no", "-", "its format holds 2 of every 4 weights"),
+            "2:4": Verdict(
+                "converted",
+                "maybe",
+                "torch.sparse.to_sparse_semi_structured by Linear, in 16 bits, compute capability 8.0 or later; "
+                "for large batches, not for single tokens",
+            ),
+            "N:M": Verdict("no", "-", "its format holds 2 of every 4 weights (1:4 fits into it, others do not)"),
+            "quantized": Verdict("no", "-", "no format for packed int4 or int8 groups"),
+        },
+    ),
+    "llama.cpp": Runtime(
+        False,
+        {
+            "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py"),
+            "unstructured": Verdict("converted", "no", GGUF),
+            "2:4": Verdict("converted", "no", GGUF),
+            "N:M": Verdict("converted", "no", GGUF),
+            "quantized": Verdict(
+                "converted", "no", "its converter unpacks groups, not whole rows; quantize again in GGUF"
+            ),
+        },
+    ),
+    "ONNX Runtime": Runtime(
+        False,
+        {
+            "dense": Verdict("converted", "-", "by an ONNX export"),
+            "unstructured": Verdict("converted", "no", ONNX),
+            "2:4": Verdict("converted", "no", ONNX),
+            "N:M": Verdict("converted", "no", ONNX),
+            "quantized": Verdict("no", "-", "no export of packed weights is known; quantize the ONNX model"),
+        },
+    ),
+}
+
+
+def kind_of(directory: str | Path) -> str:
+    """The kind of a checkpoint, out of `KINDS`, from its `config.json` and `sparsity_config.json`.
+
+    Raises:
+        BarberError: it has no readable `config.json`, or is quantized in a way that the table does not know.
+    """
+    directory = Path(directory)
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BarberError(f"{directory} has no readable config.json: {error}") from None
+    if config.get("quantization_config"):
+        return _quantized(directory, config["quantization_config"])
+    if not (directory / SPARSITY_NAME).is_file():
+        return "dense"
+    pattern = read_record(directory).pattern
+    return pattern if pattern in KINDS else "N:M"
+
+
+def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
+    weights = [group.get("weights") or {} for group in config.get("config_groups", {}).values()]
+    known = all(w.get("type", "int") == "int" and w.get("num_bits") in (4, 8) for w in weights)
+    if config.get("quant_method") != "compressed-tensors" or not weights or not known:
+        method, form = config.get("quant_method"), config.get("format")
+        raise BarberError(f"{directory} is quantized by {method} ({form}): known is compressed-tensors, int4 or int8")
+    return "quantized"
+
+
+def rows(kind: str) -> list[tuple[str, ...]]:
+    """Runtime, loads, faster, tested here and why, for one kind."""
+    return [
+        (name, verdict.loads, verdict.faster, "yes" if runtime.tested else "no", verdict.why)
+        for name, runtime in RUNTIMES.items()
+        for verdict in [runtime.verdicts[kind]]
+    ]
+
+
+def report(directory: str | Path) -> str:
+    """What a checkpoint is, and a line a runtime."""
+    kind = kind_of(directory)
+    table = [("runtime", "loads", "faster", "tested here", "why"), *rows(kind)]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in table]
+    return "\n".join([f"{KINDS[kind]}, as of {CHECKED}", *lines]) + "\n"
+
+
+def markdown() -> str:
+    """All kinds as tables, for docs/runtimes.md."""
+    parts = []
+    for kind, description in KINDS.items():
+        parts += [f"## {description[0].upper()}{description[1:]}", ""]
+        parts += ["| runtime | loads | faster | tested here | why |", "| --- | --- | --- | --- | --- |"]
+        parts += [f"| {' | '.join(row)} |" for row in rows(kind)] + [""]
+    return "\n".join(parts)

@@ -1,0 +1,198 @@
+"""Safetensors files as the disk sees them: headers checked without reading a weight, tensors written in any order."""
+
+import errno
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import BarberError
+
+DTYPES = {
+    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32,
+    "BF16": torch.bfloat16, "F16": torch.float16, "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}  # safetensors lays tensors down in this order
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+CHUNK = 1 << 24  # weights that are looked at or converted at once
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as a header has it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: its tensors in their order on disk, and its metadata."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    starts: dict[str, int]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, checked against the size of the file.
+
+    Raises:
+        BarberError: the file is missing, truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        raise BarberError(f"{path.name} is missing in {path.parent}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise BarberError(f"{path.name} is truncated or no safetensors file: {size} bytes, a header of {length}")
+        raw = file.read(length)
+    try:
+        content = json.loads(raw)
+        metadata = content.pop("__metadata__", {})
+        ordered = sorted(content.items(), key=lambda item: item[1]["data_offsets"])
+        entries = {name: Entry(DTYPES[c["dtype"]], tuple(c["shape"])) for name, c in ordered}
+        starts = {name: 8 + length + c["data_offsets"][0] for name, c in ordered}
+        ends = [8 + length + c["data_offsets"][1] for _, c in ordered]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BarberError(f"{path.name} has a broken header: {type(error).__name__} {error}") from None
+    position = 8 + length
+    for (name, entry), end in zip(entries.items(), ends, strict=True):
+        if starts[name] != position or end - position != entry.bytes:
+            raise BarberError(f"{path.name} has a broken header: {name} does not lie where its shape has it")
+        position = end
+    if position != size:
+        raise BarberError(f"{path.name} is truncated or damaged: it has {size} bytes, its header says {position}")
+    return Header(entries, metadata, starts)
+
+
+class TensorFile:
+    """A safetensors file of known tensors, each written at its place, in any order and as often as need be.
+
+    The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there.
+
+    Args:
+        path: of the file; space for all of it is taken at once.
+        entries: dtype and shape of each tensor.
+        metadata: of the file.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self.entries = dict(sorted(entries.items(), key=lambda item: (RANKS[item[1].dtype], item[0])))
+        header, starts, end = self._header(metadata)
+        self._starts = {name: len(header) + start for name, start in starts.items()}
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _reserve(self._file, len(header) + end)
+        write_all(self._file, memoryview(header), 0)
+
+    def _header(self, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
+        """The header with its length in front, where each tensor starts behind it, and where the last one ends."""
+        content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        starts, position = {}, 0
+        for name, entry in self.entries.items():
+            starts[name], end = position, position + entry.bytes
+            content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [position, end]}
+            position = end
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text, starts, position
+
+    def write(self, name: str, tensor: Tensor) -> int:
+        """Write one tensor, converted to the file's dtype piece by piece; the CRC-32 of what was written."""
+        entry, position, checksum = self.entries[name], self._starts[name], 0
+        assert tuple(tensor.shape) == entry.shape, (name, tensor.shape, entry.shape)
+        for piece in tensor.detach().reshape(-1).split(CHUNK):
+            data = raw(piece.to("cpu", entry.dtype))
+            write_all(self._file, data, position)
+            position, checksum = position + len(data), zlib.crc32(data, checksum)
+        return checksum
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the file, durably."""
+        self.sync()
+        os.close(self._file)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a whole safetensors file, one tensor after the other, durably."""
+    file = TensorFile(path, {name: Entry(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, metadata)
+    try:
+        for name, tensor in tensors.items():
+            file.write(name, tensor)
+    finally:
+        file.close()
+
+
+def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
+    """The first tensor of a safetensors file that does not have the CRC-32 given for it; None where all have.
+
+    Raises:
+        BarberError: the file is missing, truncated, or no safetensors file.
+    """
+    header = read_header(path)
+    with path.open("rb") as file:
+        for name, expected in checksums.items():
+            file.seek(header.starts[name])
+            left, found = header.entries[name].bytes, 0
+            while left > 0:
+                data = file.read(min(left, CHUNK))
+                left, found = left - len(data), zlib.crc32(data, found)
+            if found != expected:
+                return name
+    return None
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, in its own memory where it is contiguous."""
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def write_all(file: int, data: memoryview, position: int) -> None:
+    """Write all of `data` at `position`; the system may take it in parts."""
+    while len(data):
+        written = os.pwrite(file, data, position)
+        data, position = data[written:], position + written
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the space of a file, so that a full disk is known at once; only its length where that cannot be done."""
+    if os.fstat(file).st_size != size:
+        os.ftruncate(file, size)
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Return when the names of a directory's files are on the disk."""
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,115 @@
+"""Checking a pruned checkpoint against its own record: hashes, pattern, counts, and every zero."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import BarberError
+from ..shrink.audit import CutAudit, audit_cut
+from ..tensors.masks import holds_pattern
+from ..tensors.patterns import SparsityPattern
+from .record import SPARSITY_NAME, MaskFile, ModuleSparsity, read_record
+from .structure import STRUCTURE_NAME
+from .weights import CheckpointWeights
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        pattern: as recorded.
+        modules: how many were checked.
+        pruned: weights that the masks prune.
+        zeros: of those, how many are exactly zero in the checkpoint.
+        faults: one line for every module that is off.
+        cut: what the audit of removed heads and channels found; None where none were.
+    """
+
+    pattern: str
+    modules: int = 0
+    pruned: int = 0
+    zeros: int = 0
+    faults: list[str] = field(default_factory=list)
+    cut: CutAudit | None = None
+
+    def __str__(self) -> str:
+        masks = (
+            f"{self.modules} modules, pattern {self.pattern}, {self.zeros:,} of {self.pruned:,} zeros kept: "
+            f"{'FAILED' if self.faults else 'all as recorded'}"
+        )
+        lines = [*([str(self.cut)] if self.cut else []), *([masks] if self.modules or not self.cut else [])]
+        return "\n".join(lines)
+
+
+def verify_checkpoint(directory: str | Path) -> Verification:
+    """Check every module of the checkpoint in `directory`.
+
+    Raises:
+        BarberError: there is no checkpoint of ours to check.
+    """
+    directory = Path(directory)
+    record = read_record(directory)
+    masks = MaskFile(directory / record.masks)
+    weights = CheckpointWeights.open(str(directory))
+    pattern = record.sparsity_pattern()
+    outcome = Verification(record.pattern)
+    for name, recorded in record.modules.items():
+        outcome.modules += 1
+        try:
+            fault = _check(name, recorded, masks, weights, pattern, outcome)
+        except BarberError as error:
+            fault = str(error)
+        if fault:
+            outcome.faults.append(fault)
+    return outcome
+
+
+def verify_product(directory: str | Path, base: str | None = None, weights: bool = True) -> Verification:
+    """Check whatever a stage left: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
+
+    Args:
+        directory: of the checkpoint or the adapter.
+        base: for a shrunk one, the dense model to compare it with; None for the recorded one, if it is at hand.
+        weights: whether to compare a shrunk one with its dense model at all.
+
+    Raises:
+        BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
+    """
+    directory = Path(directory)
+    if (directory / "adapter_config.json").is_file():
+        from optimum_barber.integrations.lora.checkpoint import verify_adapter
+
+        return verify_adapter(directory)
+    if not (directory / STRUCTURE_NAME).is_file():
+        if base is not None:
+            raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
+        return verify_checkpoint(directory)
+    cut = audit_cut(directory, base, weights)
+    outcome = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
+    outcome.cut, outcome.faults = cut, [*cut.faults, *outcome.faults]
+    return outcome
+
+
+def _check(
+    name: str,
+    recorded: ModuleSparsity,
+    masks: MaskFile,
+    weights: CheckpointWeights,
+    pattern: SparsityPattern,
+    outcome: Verification,
+) -> str | None:
+    """The module's fault, None where all is as recorded."""
+    mask = masks[name]
+    if mask.sha256 != recorded.sha256:
+        return f"{name}: the mask's hash differs from the recorded one"
+    if mask.pruned != recorded.pruned:
+        return f"{name}: the mask prunes {mask.pruned} weights, recorded are {recorded.pruned}"
+    keep, weight = mask.unpack(), weights.linear(name)
+    if weight.shape != keep.shape:
+        return f"{name}: weight of shape {tuple(weight.shape)} under a mask of shape {tuple(keep.shape)}"
+    zeros = int((weight[~keep] == 0).count_nonzero())
+    outcome.pruned += mask.pruned
+    outcome.zeros += zeros
+    if not holds_pattern(keep, pattern):
+        return f"{name}: the mask does not hold the pattern {pattern}"
+    return f"{name}: {mask.pruned - zeros} of {mask.pruned} zeros are lost" if zeros < mask.pruned else None

@@ -1,0 +1,1 @@
+"""A causal LM as decoder layers: loading, architectures, blocks, replay."""

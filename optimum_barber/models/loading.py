@@ -1,0 +1,257 @@
+"""MODEL on the command line: a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from ..base.errors import BarberError, MissingExtraError
+
+logger = logging.getLogger(__name__)
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model lies.
+
+    Attributes:
+        name: as the user gave it.
+        directory: the local directory of its files.
+        gguf_file: the file's name within the directory; None for safetensors.
+    """
+
+    name: str
+    directory: Path
+    gguf_file: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """What must not be overwritten: the directory, or the GGUF file."""
+        return self.directory / self.gguf_file if self.gguf_file else self.directory
+
+    @property
+    def full_name(self) -> str:
+        """The name as it is found from any working directory."""
+        return str(self.path.absolute()) if Path(self.name).expanduser().exists() else self.name
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """Size of the largest safetensors shard, None where the model is one file or no safetensors."""
+        shards = list(self.directory.glob("*.safetensors")) if self.gguf_file is None else []
+        return max(shard.stat().st_size for shard in shards) if len(shards) > 1 else None
+
+
+def resolve_model(name: str) -> ModelReference:
+    """Find the model's files, from the hub where `name` is neither a path nor an installed package.
+
+    Raises:
+        BarberError: there is no such model.
+    """
+    if name.startswith("installed:"):
+        return _in_directory(name, _package_directory(name.removeprefix("installed:")))
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise BarberError(f"model {name!r} is a file but no GGUF file: give its directory")
+        return ModelReference(name, path.parent, path.name)
+    return _in_directory(name, path if path.is_dir() else _from_hub(name))
+
+
+def _in_directory(name: str, directory: Path) -> ModelReference:
+    if (directory / "config.json").is_file():
+        return ModelReference(name, directory)
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) != 1:
+        raise BarberError(
+            f"model {name!r} does not exist there: {directory} holds neither config.json nor one GGUF file"
+        )
+    return ModelReference(name, directory, files[0].name)
+
+
+def _package_directory(package: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise BarberError(f"model 'installed:{package}' does not exist: no package {package!r} is installed")
+    return Path(locations[0])
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
+
+
+def local_model(name: str) -> ModelReference | None:
+    """A model whose files are on this machine; None where they would have to be fetched, or are gone."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if name.startswith("installed:") or Path(name).expanduser().exists():
+            return resolve_model(name)
+        return _in_directory(name, Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True)))
+    except (BarberError, HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def load_config(reference: ModelReference, quantized: bool = False) -> Any:
+    """The transformers configuration of a causal LM.
+
+    Args:
+        reference: where it lies.
+        quantized: whether a quantized checkpoint will do, as it does for measuring but not for pruning.
+
+    Raises:
+        BarberError: it cannot be read, it is not a causal LM's, or it is quantized and that will not do.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
+    except Exception as error:  # whatever transformers raises on a bad file
+        raise BarberError(f"model {reference.name!r} cannot be read: {brief(error)}") from None
+    if reference.gguf_file is None and not quantized and getattr(config, "quantization_config", None):
+        raise BarberError(f"model {reference.name!r} is quantized and cannot be pruned: give the unquantized one")
+    known: Any = AutoModelForCausalLM._model_mapping
+    own = known[type(config)].__name__ if type(config) in known else None
+    stated = getattr(config, "architectures", None) or [own]
+    if own is None or own not in stated:
+        raise BarberError(f"model {reference.name!r} is not a causal LM but {', '.join(map(str, stated))}")
+    return config
+
+
+def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool = False) -> nn.Module:
+    """The causal LM on the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
+
+    Where `quantized` allows it, a compressed-tensors checkpoint becomes a plain model of its dequantized weights.
+
+    Raises:
+        BarberError: it is no causal LM, its weights are missing, or they are pickled.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(reference, quantized)
+    if dtype == "auto" and reference.gguf_file:
+        dtype = "float16"
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            reference.directory,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **({} if reference.gguf_file else {"use_safetensors": True}),
+            **_gguf(reference),
+            **_dequantized(config),
+        )
+    except Exception as error:  # whatever transformers and safetensors raise on a bad file
+        raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
+    model, info = loaded
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise BarberError(
+            f"model {reference.name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}"
+        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")
+    return plain_model(model) if reference.gguf_file else model
+
+
+def load_tokenizer(reference: ModelReference) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        BarberError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(reference.directory, **_gguf(reference))
+    except Exception as error:  # whatever transformers raises on missing or bad files
+        raise BarberError(f"model {reference.name!r} has no usable tokenizer: {brief(error)}") from None
+
+
+class PretrainedTool:
+    """What works on a causal LM, loaded or in memory.
+
+    Args:
+        model: a transformers causal LM.
+        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
+        reference: where the model was loaded from, if it was.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reference = reference
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
+        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
+        reference = resolve_model(str(model))
+        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
+
+    def _cast(self, dtype: str) -> None:
+        """The parameters in another dtype; buffers, such as rotary frequencies, keep their precision."""
+        for parameter in self.model.parameters() if dtype != "auto" else ():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def brief(error: Exception) -> str:
+    """Kind and first lines of somebody else's error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _gguf(reference: ModelReference) -> dict[str, str]:
+    if reference.gguf_file is None:
+        return {}
+    needs_gguf()
+    return {"gguf_file": reference.gguf_file}
+
+
+def needs_gguf() -> None:
+    """Refuse to go on without the package that reads GGUF files."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("a GGUF model", "gguf")
+
+
+def _dequantized(config: Any) -> dict[str, Any]:
+    """What has transformers dequantize a compressed-tensors checkpoint while it loads."""
+    how = getattr(config, "quantization_config", None) or {}
+    if how.get("quant_method") != "compressed-tensors":
+        return {}
+    config.quantization_config = {**how, "dequantize": True}
+    return {"config": config}
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The same weights in a model that knows nothing of GGUF, so that transformers will save it."""
+    import copy
+
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain.eval()

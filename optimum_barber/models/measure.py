@@ -1,0 +1,105 @@
+"""How large, how costly and how fast a causal LM is: parameters, bytes, MACs a token, prefill and decode latency."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base.errors import BarberError
+from .architectures import positions
+
+
+def size_of(model: nn.Module) -> dict[str, int]:
+    """Parameters and bytes of the weights, tied ones once."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
+
+
+@torch.no_grad()
+def macs_per_token(config: Any, tokens: int) -> float:
+    """Multiply-accumulates a token in a forward pass over a window, LM head included, by torch's FLOP counter.
+
+    Counted without weights on the meta device and with eager attention, whose products over all (query, key) pairs
+    the counter sees.
+
+    Args:
+        config: of the causal LM.
+        tokens: of the window; attention grows with it.
+    """
+    from accelerate import init_empty_weights
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        skeleton = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    window = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        skeleton(input_ids=window, attention_mask=torch.ones_like(window), use_cache=False)
+    return counter.get_total_flops() / 2 / tokens
+
+
+@torch.no_grad()
+def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: int = 2) -> dict[str, Any]:
+    """Seconds of the prefill of a prompt and of decoding one token after it.
+
+    Args:
+        model: the causal LM, where it shall run.
+        prompt: tokens of the prompt, at least 1.
+        batch: sequences at once.
+        repeats: measurements; their median and their spread, largest less smallest, are given.
+        warmup: runs before them that do not count.
+
+    Raises:
+        BarberError: the model has not enough positions.
+    """
+    most = positions(model.config) or prompt + 1
+    if not 1 <= prompt < most:
+        raise BarberError(f"latency prompt {prompt} is not legal: 1 to {most - 1} tokens, one is decoded after it")
+    device = next(model.parameters()).device
+    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(device)
+
+    def prefill() -> Any:
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def decode(cache: Any) -> Any:
+        return model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    first, second = [], []
+    for index in range(warmup + repeats):
+        seconds, cache = timed(prefill, device)
+        again, _ = timed(lambda cache=cache: decode(cache), device)  # type: ignore[misc]
+        if index >= warmup:
+            first.append(seconds)
+            second.append(again)
+    return {
+        "batch": batch, "prompt": prompt, "repeats": repeats, "warmup": warmup, "device": str(device),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "prefill": spread(first), "decode": spread(second),
+    }  # fmt: skip
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds that `run()` takes, the device's queue emptied before and after; and its result."""
+    _wait(device)
+    started = time.perf_counter()
+    result = run()
+    _wait(device)
+    return time.perf_counter() - started, result
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, and largest less smallest."""
+    return {"median": statistics.median(seconds), "spread": max(seconds) - min(seconds)}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Masks made and rebuilt: the pipeline over decoder layers and all that plugs into it."""

@@ -1,0 +1,57 @@
+"""OWL, outlier weighed layerwise sparsity (arXiv 2310.05175): layers with more outliers are pruned less."""
+
+from itertools import groupby
+
+from torch import Tensor
+
+from ...base.errors import BarberError
+from ...tensors.budget import Shares
+from ..trial import Trial
+from . import Budget, allocation
+
+
+@allocation("owl")
+def owl(budget: Budget, *, outlier: float = 5.0, spread: float = 0.08) -> Shares:
+    """Shares by decoder layer, from D_l, the share of a layer's scores |W_ij| ||X_j|| above `outlier` times their mean.
+
+    With d_l = (D_l - min D) / (max D - min D), layer l has the sparsity s_l = target - 2 spread (d_l - mean d), where
+    the mean counts prunable weights: the layers differ by up to 2 spread, and the average is the target.
+
+    Raises:
+        BarberError: `outlier` or `spread` is not legal.
+    """
+    budget.check_spread("owl", spread)
+    if not outlier > 0:
+        raise BarberError(f"outlier {outlier:g} of allocation 'owl' is not legal: a number above 0")
+    shares: dict[str, float] = {}
+    members: dict[str, list[str]] = {}
+    for layer, trials in groupby(budget.trials(["input_norm"]), key=lambda found: found[0]):
+        scores: list[Tensor] = []
+        for _, block, trial in trials:
+            members.setdefault(layer, []).append(block)
+            scores += wanda_scores(trial)
+        shares[layer] = outlier_share(scores, outlier)
+    weights = {layer: sum(budget.weights[block] for block in blocks) for layer, blocks in members.items()}
+    sparsity = spread_out(shares, weights, budget.target, spread)
+    return Shares({b: sparsity[layer] for layer, blocks in members.items() for b in blocks}, {"outliers": shares})
+
+
+def wanda_scores(trial: Trial) -> list[Tensor]:
+    """|W_ij| ||X_j|| of each Linear, (out, in)."""
+    norms = {name: seen.input_norm for name, seen in trial.statistics.items()}
+    return [trial.weight(name).abs() * norm for name, norm in norms.items() if norm is not None]
+
+
+def outlier_share(scores: list[Tensor], outlier: float) -> float:
+    """The share of all scores that lie above `outlier` times the mean of all, in [0, 1]."""
+    count = sum(score.numel() for score in scores)
+    mean = sum(float(score.double().sum()) for score in scores) / count
+    return sum(int((score > outlier * mean).count_nonzero()) for score in scores) / count
+
+
+def spread_out(outliers: dict[str, float], weights: dict[str, int], target: float, spread: float) -> dict[str, float]:
+    """The sparsity of each layer: 2 `spread` from the layer with the fewest outliers to that with the most."""
+    low, high = min(outliers.values()), max(outliers.values())
+    place = {layer: (share - low) / (high - low) if high > low else 0.0 for layer, share in outliers.items()}
+    mean = sum(place[layer] * count for layer, count in weights.items()) / sum(weights.values())
+    return {layer: target - 2 * spread * (there - mean) for layer, there in place.items()}

@@ -1,0 +1,96 @@
+"""A producer's answer for one Linear, checked before anything is done with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import BarberError
+from ..tensors.masks import holds_pattern
+from ..tensors.patterns import SparsityPattern
+from .producers import LinearInput, Produced, Producer
+
+
+def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], exact: bool) -> Produced:
+    """The producer's keep mask, and new weights where it gives any, on the device of the Linear.
+
+    Args:
+        producer: whom to ask.
+        linear: what it is given.
+        arguments: of the producer.
+        exact: whether it must meet the pattern's sparsity; masks from outside bring their own.
+
+    Raises:
+        BarberError: whose answer it is, what was expected, and what came.
+    """
+    author, version = f"producer {_author(producer)}", linear.weight._version
+    answer = producer.function(linear, **arguments)
+    if linear.weight._version != version:
+        raise BarberError(f"{author}: it changed the weight of {linear.name} in place; work on a copy")
+    made = answer if isinstance(answer, Produced) else Produced(answer)
+    keep = _check_mask(f"{author}: its mask for {linear.name}", made.keep, linear.weight, linear.pattern, exact)
+    if made.weight is None:
+        return Produced(keep)
+    return Produced(keep, _check_weight(f"{author}: its weight for {linear.name}", made.weight, keep, linear.weight))
+
+
+def check_rebuilt(
+    name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], pattern: SparsityPattern
+) -> None:
+    """Check a rebuilder's masks against those that it was given: the same Linears, shapes, pattern and count.
+
+    Args:
+        name: of the block.
+        before: keep masks by Linear.
+        after: what the rebuilder made of them; it may move weights between Linears, not win or lose any.
+        pattern: what the masks must hold.
+
+    Raises:
+        BarberError: what is off.
+    """
+    if list(after) != list(before):
+        raise BarberError(f"rebuilder's masks for {name} are of {list(after)}, expected {list(before)}")
+    for linear, keep in after.items():
+        expected = before[linear].shape
+        if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != expected:
+            raise BarberError(
+                f"rebuilder's mask for {linear} is {_described(keep)}, expected torch.bool {tuple(expected)}"
+            )
+        if not holds_pattern(keep, pattern):
+            raise BarberError(f"rebuilder's mask for {linear} does not hold the pattern {pattern}")
+    kept, was = (sum(int(keep.count_nonzero()) for keep in masks.values()) for masks in (after, before))
+    if kept != was:
+        raise BarberError(f"rebuilder's masks for {name} keep {kept} weights, expected {was} as before")
+
+
+def _check_mask(whose: str, keep: Any, weight: Tensor, pattern: SparsityPattern, exact: bool) -> Tensor:
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
+        raise BarberError(f"{whose} is {_described(keep)}, expected torch.bool {tuple(weight.shape)}")
+    if not holds_pattern(keep, pattern):
+        raise BarberError(f"{whose} does not hold the pattern {pattern}")
+    pruned, most = int((~keep).sum()), pattern.pruned(keep.numel())
+    # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
+    if exact and not most - max(keep.shape) < pruned <= most:
+        raise BarberError(f"{whose} prunes {pruned} of {keep.numel()} weights, expected {most}")
+    return keep.to(weight.device)
+
+
+def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != keep.shape:
+        raise BarberError(f"{whose} is {_described(weight)}, expected floating point {tuple(keep.shape)}")
+    weight = weight.to(dense)
+    if not torch.isfinite(weight[keep]).all():
+        raise BarberError(f"{whose} has NaN or Inf where it is kept")
+    return weight
+
+
+def _author(producer: Producer) -> str:
+    """Module and name of the function, such as "barber_ria.ria"."""
+    function = producer.function
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _described(answer: Any) -> str:
+    """Dtype and shape of a tensor, the class of anything else."""
+    return f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__

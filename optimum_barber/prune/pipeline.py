@@ -1,0 +1,286 @@
+"""The one loop over decoder layers and blocks: observe, produce, rebuild, commit, advance."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.ranks import ALONE, Ranks
+from ..models.activations import Activations
+from ..models.blocks import Block, DecoderLayer
+from ..models.source import LayerSource
+from ..models.transfer import within_memory
+from ..tensors.input_statistics import InputRecorder
+from ..tensors.masks import PackedMask
+from ..tensors.patterns import SparsityPattern
+from .contract import ask, check_rebuilt
+from .producers import LinearInput, Producer
+from .rebuilders import Rebuilder
+from .reconstructions import Reconstruction
+from .trial import Masks, Trial
+
+
+@dataclass
+class BlockReport:
+    """What happened to one block.
+
+    Attributes:
+        block: its name, such as "model.layers.0.attention".
+        error_before: E at the producer's masks.
+        error_after: E at the masks and weights that were committed.
+        error_rebuilt: E at the rebuilt masks, before the kept weights were given new values.
+        pairs: worthwhile pairs considered, over all rounds.
+        swaps: kept weights that differ between first and last masks.
+        rows: output rows of the block's Linears.
+        rows_without_swap: rows whose mask is as the producer made it.
+        rounds: ratio taken, pairs, swaps and acceptance of each round.
+        reconstructions: what each reconstruction did.
+        forward_passes: over all samples, beside the gradient passes.
+        gradient_passes: forward and backward over all samples.
+        seconds: spent on this block.
+        peak_memory: bytes, of the process or of the CUDA device, so far.
+    """
+
+    block: str
+    error_before: float
+    error_after: float
+    error_rebuilt: float
+    pairs: int = 0
+    swaps: int = 0
+    rows: int = 0
+    rows_without_swap: int = 0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    reconstructions: list[dict[str, Any]] = field(default_factory=list)
+    forward_passes: float = 0.0
+    gradient_passes: float = 0.0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass
+class Plan:
+    """What `prune` does to every block.
+
+    Attributes:
+        producer: makes the first masks.
+        arguments: of the producer.
+        rebuilders: improve them, one after the other.
+        reconstructions: give the kept weights new values under them, one after the other.
+        pattern: of all masks.
+        ignore: globs of Linears that stay dense.
+        seed: handed to the producer.
+        batch_size: samples on the device at once; None for all.
+        scratch: folder for activations; None to hold them in memory.
+        exact: whether the producer must meet the pattern's sparsity.
+        relative_error: whether the error of a token counts relative to the size of its residual stream.
+        ranks: that share the samples; all of them prune the same layers.
+        patterns: of blocks and Linears by name, where they have a share of the budget of their own.
+    """
+
+    producer: Producer
+    pattern: SparsityPattern
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rebuilders: Sequence[Rebuilder] = ()
+    reconstructions: Sequence[Reconstruction] = ()
+    ignore: Sequence[str] = ()
+    seed: int = 0
+    batch_size: int | None = None
+    scratch: Path | None = None
+    exact: bool = True
+    relative_error: bool = False
+    ranks: Ranks = ALONE
+    patterns: Mapping[str, SparsityPattern] = field(default_factory=dict)
+
+    def pattern_of(self, name: str) -> SparsityPattern:
+        """What the masks of a block, or the first mask of a Linear, must look like."""
+        return self.patterns.get(name, self.pattern)
+
+
+BlockCallback = Callable[[BlockReport], None]
+
+
+@torch.no_grad()
+def prune(
+    source: LayerSource, windows: Tensor, plan: Plan, callback: BlockCallback = lambda report: None
+) -> dict[str, PackedMask]:
+    """Prune every block of `source` in a single pass; each block sees what the pruned ones before it give.
+
+    Args:
+        source: the decoder layers, changed in place.
+        windows: (samples, length) int64, the calibration tokens of all ranks.
+        plan: producer, rebuilders and pattern.
+        callback: called after each block.
+
+    Returns:
+        The keep masks by Linear.
+    """
+    masks: dict[str, PackedMask] = {}
+    share = plan.ranks.share(len(windows))
+    hidden = Activations(source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
+    for layer in source.layers():
+        outputs: list[Activations] = []
+        kept: dict[str, PackedMask] = {}
+        for block in layer.blocks:
+            found, output = prune_block(layer, block, hidden, outputs, plan, callback)
+            kept |= found
+            outputs.append(output)
+        passed_on = partial(advance, layer, hidden, outputs)
+        hidden = within_memory(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
+        masks |= source.keep(kept, hidden)
+    return masks
+
+
+def prune_block(
+    layer: DecoderLayer,
+    block: Block,
+    hidden: Activations,
+    outputs: list[Activations],
+    plan: Plan,
+    callback: BlockCallback,
+) -> tuple[dict[str, PackedMask], Activations]:
+    """Settle and commit a block: its masks, and its outputs under them."""
+    started, alone = time.perf_counter(), plan.ranks.count == 1
+    settled = partial(settle, layer, block, hidden, outputs, plan)
+    trial, first, figures = within_memory(block.name, settled, [hidden, *outputs], alone)
+    output = trial.outputs(trial.masks)
+    callback(report(block, trial, first, figures, started))
+    trial.commit()
+    return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
+
+
+def settle(
+    layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan
+) -> tuple[Trial, Masks, dict[str, Any]]:
+    """Observe, produce, rebuild, reconstruct: the block with its last masks, its first ones, and figures of both.
+
+    The block itself stays as it was, and the outputs under the last masks are known.
+    """
+    trial = observe(layer, block, hidden, outputs, plan)
+    trial.masks = first = produce(trial, plan)
+    rounds = rebuild(block.name, trial, plan.rebuilders)
+    figures = {"error_before": trial.error(first), "error_rebuilt": trial.error(trial.masks), "rounds": rounds}
+    figures["reconstructions"] = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
+    trial.outputs(trial.masks)
+    return trial, first, figures
+
+
+def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
+    """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
+    linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
+    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name), plan.ranks)
+    if plan.relative_error:
+        trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
+    return trial
+
+
+def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[Activations]) -> Activations:
+    """1 / mean square of the residual stream behind a block, for every token, (1, tokens, 1) a sample.
+
+    Under these weights the block error is relative to what the next norm divides by, and the few tokens with massive
+    activations no longer decide it. The layer itself adds the outputs to the stream, those of later blocks as zeros;
+    where it norms them first (Gemma 2), the error is still of what goes into that norm.
+    """
+    rest = len(layer.blocks) - len(outputs)
+    streams = (layer.output(h, [*o, *[torch.zeros_like(h)] * rest]) for h, *o in zip(hidden, *outputs, strict=True))
+    return hidden.like(1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams)
+
+
+def watch(
+    layer: DecoderLayer,
+    block: Block,
+    hidden: Activations,
+    outputs: list[Activations],
+    linears: dict[str, nn.Linear],
+    needs: frozenset[str],
+    pattern: SparsityPattern,
+    ranks: Ranks = ALONE,
+) -> Trial:
+    """Run a block once on every sample: its inputs, its outputs as it stands, and statistics of its Linears' inputs.
+
+    Args:
+        layer: that holds the block.
+        block: to be run.
+        hidden: what enters the layer.
+        outputs: of the layer's blocks before this one.
+        linears: that are on trial.
+        needs: statistics to sum.
+        pattern: of the masks that will be tried.
+        ranks: that share the samples.
+    """
+    streams = zip(hidden, *outputs, strict=True)
+    inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
+    with InputRecorder(linears, needs) as recorder:
+        targets = hidden.like(block(x) for x in inputs)
+    return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result(ranks), ranks=ranks)
+
+
+def produce(trial: Trial, plan: Plan) -> Masks:
+    """The producer's masks, checked; weights that it changed go into `trial.updated`."""
+    masks: Masks = {}
+    for name in trial.linears:
+        linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed)
+        made = ask(plan.producer, linear, plan.arguments, plan.exact)
+        masks[name] = made.keep
+        if made.weight is not None:
+            trial.updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
+    return masks
+
+
+def rebuild(name: str, trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[dict[str, Any]]:
+    """Let each rebuilder improve the trial's masks; the records of all their rounds."""
+    rounds: list[dict[str, Any]] = []
+    for rebuilder in rebuilders if trial.linears else ():
+        outcome = rebuilder(trial)
+        check_rebuilt(name, trial.masks, outcome.masks, trial.pattern)
+        trial.masks = outcome.masks
+        rounds += outcome.rounds
+    return rounds
+
+
+def report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], started: float) -> BlockReport:
+    """The figures of one finished block, before it is committed."""
+    unchanged = [(trial.masks[name] == first[name]).all(1) for name in first]
+    return BlockReport(
+        block=block.name,
+        **figures,
+        error_after=trial.error(trial.masks),
+        pairs=sum(int(r.get("pairs", 0)) for r in figures["rounds"]),
+        swaps=sum(int((trial.masks[name] & ~first[name]).sum()) for name in first),
+        rows=sum(len(rows) for rows in unchanged),
+        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
+        forward_passes=trial.forward_passes,
+        gradient_passes=trial.gradient_passes,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_memory(),
+    )
+
+
+def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
+    """The layer's output for every sample, from the outputs of its blocks."""
+    streams = zip(hidden, *outputs, strict=True)
+    return hidden.like(layer.output(h, blocks) for h, *blocks in streams)
+
+
+def peak_memory() -> int:
+    """Bytes: the CUDA allocator's peak where a GPU is in use, else the process's largest resident size."""
+    import resource
+    import sys
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew: on CUDA, and where the system allows it for a process (Linux)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as switch:
+        switch.write("5")

@@ -1,0 +1,92 @@
+"""LLM-Barber (arXiv 2408.10631): rounds of gradient, exchange, measurement and acceptance."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ...tensors.exchange import Exchange, Ranking
+from ...tensors.group_exchange import GroupExchange, RowExchange
+from ...tensors.pair_values import pair_distribution
+from ...tensors.scores import finite, importance
+from ..rebuild_settings import RebuildConfig
+from ..trial import Masks, Trial
+from . import REBUILDERS, Outcome
+from .foresight import foresee
+from .ratio import LARGEST_RATIO, Proposal, propose
+
+logger = logging.getLogger(__name__)
+
+
+@REBUILDERS.register("barber")
+def barber(trial: Trial, config: RebuildConfig) -> Outcome:
+    """Rebuild the block's masks: rounds of gradient, importance, exchange, acceptance.
+
+    The gradient pass of a round measures the candidate of the round before on the way, so a round costs
+    that pass and the candidates of the ratio.
+    """
+    rounds: list[dict[str, Any]] = []
+    accepted = candidate = trial.masks
+    for _ in range(config.rounds):
+        gradients = trial.gradients(candidate, config.expansion, config.reduction)
+        if not _accepts(trial, config, candidate, accepted, rounds):
+            return Outcome(accepted, rounds)
+        accepted = candidate
+        proposal = _round(trial, config, accepted, gradients, rounds)
+        if proposal is None:
+            return Outcome(accepted, rounds)
+        candidate = proposal.masks
+    foresee(trial, candidate, config)
+    return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
+
+
+def _accepts(
+    trial: Trial, config: RebuildConfig, candidate: Masks, accepted: Masks, rounds: list[dict[str, Any]]
+) -> bool:
+    """Whether the candidate replaces the masks before it (Algorithm 1, lines 12-13)."""
+    if candidate is accepted:
+        return True
+    better = config.accept == "always" or trial.error(candidate) < trial.error(accepted)
+    rounds[-1]["accepted"] = better
+    return better
+
+
+def _round(
+    trial: Trial,
+    config: RebuildConfig,
+    masks: Masks,
+    gradients: dict[str, Tensor],
+    rounds: list[dict[str, Any]],
+) -> Proposal | None:
+    """One round's proposal, recorded; None where nothing is worth a swap."""
+    if not finite(list(gradients.values())):
+        logger.warning("barber: a gradient is not finite; the masks stay as they are")
+        return None
+    before = rounds[-1]["ratio"] if rounds else None
+    ranking = rank(trial, config, masks, gradients)
+    proposal = propose(trial, config, ranking, masks, before)
+    if proposal is not None:
+        rounds.append(
+            {
+                "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
+                "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
+                "values": pair_distribution(ranking.values(), proposal.swaps),
+            }
+        )  # fmt: skip
+    return proposal
+
+
+def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor]) -> Ranking:
+    """The block's swaps, ranked by importance within the groups of the configured granularity.
+
+    The gradients are used up, so that their memory is free while the swaps are ranked.
+    """
+    scores = [importance(trial.weight(name), gradients.pop(name), config.metric) for name in trial.linears]
+    keep = [masks[name] for name in trial.linears]
+    largest = LARGEST_RATIO if config.rebuild_ratio == "auto" else config.rebuild_ratio
+    granularity = config.granularity_for(trial.pattern)
+    if not trial.pattern.semi_structured:
+        return Exchange(scores, keep, granularity, largest)
+    if config.pairing == "row":
+        return RowExchange(scores, keep, trial.pattern.group, largest)
+    return GroupExchange(scores, keep, trial.pattern.group, granularity, largest)

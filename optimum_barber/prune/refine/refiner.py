@@ -1,0 +1,188 @@
+"""The public verb of a refinement: a pruned checkpoint in, the same with better masks out."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...base.errors import BarberError
+from ...base.output import check_output, staged
+from ...base.rank_group import several_ranks
+from ...checkpoints.pruned import carry_structure
+from ...checkpoints.record import REPORT_NAME, SparsityConfig
+from ...checkpoints.verify import verify_checkpoint
+from ...checkpoints.weights import CheckpointWeights
+from ...checkpoints.write import module_sparsity, save_checkpoint
+from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
+from ...runs.report.checkpoint_page import read_json
+from ...tensors.masks import PackedMask
+from ...text.sources import is_there
+from ...text.windows import TokenWindows, windows_for
+from ..plan import choose_device
+from ..rebuilders.swaps import difference
+from ..settings import CONFIG_NAME
+from ..trial import Masks, Trial
+from .checks import check_windows, linears_under, pruned_record
+from .rounds import refined
+from .settings import RefineConfig
+from .whole import trial_of
+
+
+@dataclass
+class RefineResult:
+    """What `refine` did.
+
+    Attributes:
+        masks: keep mask of each pruned Linear, packed.
+        sparsity_config: the record that goes into `sparsity_config.json`.
+        swaps: kept weights that differ between the masks before and after.
+        rounds: one record a round: exchanges, length, and the divergence before and after, in nats a token.
+    """
+
+    masks: Mapping[str, PackedMask]
+    sparsity_config: SparsityConfig
+    swaps: int = 0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_report(self) -> dict[str, Any]:
+        """What `report.json` says of the refinement."""
+        return {
+            "swaps": self.swaps,
+            "divergence_before": self.rounds[0]["before"],
+            "divergence_after": self.rounds[-1]["after"],
+            "rounds": self.rounds,
+        }
+
+
+class BarberRefiner(PretrainedTool):
+    """Refines the masks of a pruned checkpoint by what they do to the model's next token.
+
+    Args:
+        model: the dense model that the masks are for, in memory as a whole; `refine` works on it in float32. Then it
+            wears the masks, in the dtype of the checkpoint if that was written.
+        tokenizer: needed for calibration text, and saved with the checkpoint; None where tokens are given.
+        reference: where the model was loaded from, if it was.
+    """
+
+    @classmethod
+    def for_checkpoint(cls, sparse: str | Path, base: str | None = None) -> "BarberRefiner":
+        """Load the dense model that a pruned checkpoint says it was made from, or another.
+
+        Raises:
+            BarberError: `sparse` is not pruned, or does not say from what, and there is no `base`.
+        """
+        record, _ = pruned_record(sparse)
+        name = base or record.base_model["name"]
+        if name is None:
+            raise BarberError(f"{sparse} does not say which dense model it was made from: give it as base")
+        reference = resolve_model(name)
+        return cls(load_model(reference, "float32"), load_tokenizer(reference), reference)
+
+    def refine(
+        self,
+        sparse: str | Path,
+        config: RefineConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        save_dir: str | Path | None = None,
+        overwrite: bool = False,
+        quiet: bool = False,
+    ) -> RefineResult:
+        """Refine the masks of a checkpoint; the model then wears them, and with `save_dir` is written.
+
+        Args:
+            sparse: directory of the pruned checkpoint; it stays as it is.
+            config: everything that decides the masks.
+            calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
+            save_dir: where the checkpoint goes; written beside and renamed at the end.
+            overwrite: whether `save_dir` may hold something already; it stays until the end.
+            quiet: no progress bar.
+
+        Raises:
+            BarberError: bad input; nothing was written.
+        """
+        sparse = Path(sparse)
+        output = check_output(save_dir, overwrite, self.inputs(sparse, config)) if save_dir is not None else None
+        record, trial, windows = self._begun(sparse, config, calibration)
+        with staged(output) if output is not None else nullcontext() as partial:
+            before = trial.masks
+            with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
+                trial.masks, rounds = refined(trial, before, config, lambda done: shown_on(bar, done))
+            trial.commit()
+            result = settled(record, trial.masks, difference(before, trial.masks), rounds, config, windows)
+            if partial is not None:
+                self._save(partial, sparse, result)
+        return result
+
+    def _begun(
+        self, sparse: Path, config: RefineConfig, calibration: Sequence[str] | Tensor | TokenWindows | None
+    ) -> tuple[SparsityConfig, Trial, TokenWindows]:
+        """The record of the checkpoint, and the model on trial under its masks; everything is checked."""
+        if several_ranks():
+            raise BarberError("refine works in one process, without a process group of several")
+        record, packed = pruned_record(sparse)
+        model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
+        linears = linears_under(model, record, CheckpointWeights.open(str(sparse)), packed)
+        windows = windows_for(model, self.tokenizer, config, calibration)
+        check_windows(windows.tokens)
+        if self.reference is not None:
+            record.base_model["name"] = self.reference.full_name
+        trial = trial_of(model, linears, windows.tokens, record.sparsity_pattern())
+        trial.masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in linears.items()}
+        return record, trial, windows
+
+    def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
+        """Files and directories that a run reads, and so must not write."""
+        texts = [Path(name) for name in config.calibration if is_there(Path(name))]
+        return [sparse, *texts] + ([self.reference.path] if self.reference else [])
+
+    def _save(self, directory: Path, sparse: Path, result: RefineResult) -> None:
+        """The checkpoint in the dtype that it had, checked against its record.
+
+        Raises:
+            BarberError: what was written does not hold the masks.
+        """
+        record, shard = result.sparsity_config, self.reference.shard_bytes if self.reference else None
+        self._cast(record.base_model["dtype"])
+        earlier = read_json(sparse / REPORT_NAME) if (sparse / REPORT_NAME).is_file() else {}
+        report = {**earlier, "refine": result.as_report()}
+        save_checkpoint(directory, self.model, self.tokenizer, None, record, result.masks, report, shard_bytes=shard)
+        if (sparse / CONFIG_NAME).is_file():
+            shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
+        carry_structure(sparse, directory, record.steps[-1])
+        for fault in verify_checkpoint(directory).faults:
+            raise BarberError(f"the masks do not hold: {fault}; nothing was written")
+
+
+def settled(
+    record: SparsityConfig,
+    masks: Masks,
+    swaps: int,
+    rounds: list[dict[str, Any]],
+    config: RefineConfig,
+    windows: TokenWindows,
+) -> RefineResult:
+    """The result with its record, in which the refinement is one more step."""
+    packed = {name: PackedMask.pack(keep) for name, keep in masks.items()}
+    samples, length = windows.tokens.shape
+    step = {
+        "name": "refine", "rounds": config.rounds, "rounds_made": len(rounds), "exchanges": config.exchanges,
+        "shrinkage": config.shrinkage,
+        "swaps": swaps,
+        "calibration": {"source": windows.source, "samples": samples, "sequence_length": length, "seed": config.seed,
+                        "fingerprint": windows.fingerprint},
+    }  # fmt: skip
+    modules = {name: module_sparsity(mask) for name, mask in packed.items()}
+    record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
+    return RefineResult(packed, record, swaps, rounds)
+
+
+def shown_on(bar: Any, done: Mapping[str, Any]) -> None:
+    """One round more, with the divergence before and after."""
+    bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
+    bar.update()

@@ -1,0 +1,166 @@
+"""What a run is told: pydantic models that check everything before any work. Imports neither torch nor transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+
+from ..base.errors import BarberError
+from ..base.fields import checked_chain, one_of, parts_of
+from ..tensors.patterns import SparsityPattern
+from .rebuild_settings import RebuildConfig
+
+CONFIG_NAME = "barber_config.json"
+UNIFORM = "uniform"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+PRECISIONS = ("highest", "high", "medium")
+
+
+class ReconstructConfig(BaseModel):
+    """How the kept weights of each block get new values once its masks are settled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("none", description="reconstructions, chained with '+': least-squares, gradient; or 'none'")
+    iterations: int = Field(15, ge=1, description="of conjugate gradients, for least-squares")
+    shrinkage: float = Field(
+        0.2, ge=0, le=1, description="of the Gram matrix to its diagonal, for least-squares: calibration tokens are few"
+    )
+    passes: int = Field(4, ge=1, description="over the calibration samples at most, for gradient")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, for gradient")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        """A bare string is the method."""
+        return {"method": given} if isinstance(given, str) else given
+
+    @field_validator("method")
+    @classmethod
+    def _chain(cls, method: str) -> str:
+        return checked_chain("reconstruct", "reconstructions", method)
+
+    @property
+    def chain(self) -> list[str]:
+        """The names of the reconstructions in order; empty for 'none'."""
+        return parts_of(self.method)
+
+
+class BarberConfig(BaseModel):
+    """Everything that decides a run, but the model itself and where its result goes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    producer: str | Callable[..., Any] = Field("wanda", description="what makes the first masks")
+    producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
+    sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
+    pattern: str | None = Field(
+        None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
+    )
+    allocation: str = Field(UNIFORM, description="how the sparsity is shared out over the blocks")
+    allocation_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the allocation")
+    rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
+    reconstruct: ReconstructConfig = Field(
+        ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
+    )
+    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
+    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
+    samples: int = Field(128, ge=1, description="how many calibration windows")
+    sequence_length: int | None = Field(
+        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
+    device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
+    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
+        "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
+    )
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
+        "highest",
+        description="of float32 matrix products, as torch has it: high (TF32 on a GPU) and medium (bfloat16 parts) "
+        "are faster where the hardware has them, sums stay float32; masks differ a little",
+    )
+    batch_size: int | None = Field(
+        None, ge=1,
+        description="samples on the device at once (default: all that fit); fewer where its memory runs out; never "
+        "changes a result",
+    )  # fmt: skip
+    ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
+
+    @model_validator(mode="after")
+    def _check(self) -> "BarberConfig":
+        if self.sparsity is not None or self.pattern is not None:
+            self.sparsity_pattern()
+        return self
+
+    @field_serializer("producer")
+    def _producer_name(self, producer: Any) -> str:
+        return producer if isinstance(producer, str) else getattr(producer, "__qualname__", type(producer).__name__)
+
+    @property
+    def producer_name(self) -> str:
+        """The producer's registered name, or the qualified name of a callable."""
+        return self._producer_name(self.producer)
+
+    def under(self, pattern: SparsityPattern) -> "BarberConfig":
+        """The same with the rebuild that `auto` means under a pattern."""
+        return self.model_copy(update={"rebuild": self.rebuild.under(pattern)})
+
+    def sparsity_pattern(self) -> SparsityPattern:
+        """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""
+        return self.checked(SparsityPattern.parse(self.pattern, self.sparsity))
+
+    def checked(self, pattern: SparsityPattern) -> SparsityPattern:
+        """`pattern`, if the allocation and the rebuild can work under it."""
+        if pattern.semi_structured and self.allocation != UNIFORM:
+            raise BarberError(
+                f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"
+            )
+        if pattern.semi_structured and self.rebuild.chain and self.rebuild.granularity == "input":
+            raise BarberError(f"granularity 'input' makes no sense with pattern {pattern}: use output, layer or block")
+        return pattern
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `barber_config.json` into the directory; with `push_to_hub` also to the hub (`repo_id=...`)."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", directory.name), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "BarberConfig":
+        """Read a configuration from a directory, a file or a hub repository."""
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / CONFIG_NAME
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **kwargs))
+        return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload `barber_config.json` to a hub repository, which is created if need be."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=kwargs.pop("token", None))
+        repo_id = api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True).repo_id
+        return api.upload_file(
+            path_or_fileobj=self.model_dump_json(indent=2).encode(),
+            path_in_repo=CONFIG_NAME,
+            repo_id=repo_id,
+            **kwargs,
+        )
+
+
+def one_line(error: ValidationError) -> BarberError:
+    """All faults of a configuration in one line."""
+    faults = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        where = ".".join(str(part) for part in fault["loc"] if part != "rebuild")
+        own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
+        faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
+    return BarberError("; ".join(dict.fromkeys(faults)))

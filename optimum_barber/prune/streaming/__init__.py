@@ -1,0 +1,1 @@
+"""Pruning from disk to disk, one decoder layer in memory."""

@@ -1,0 +1,1 @@
+"""Whole runs: evaluation, comparisons, sweeps, recipes and their reports."""

@@ -1,0 +1,72 @@
+"""What is compared and how it is measured. Imports neither torch nor transformers."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ...base.errors import BarberError, unknown_name
+from ...prune.rebuild_settings import RebuildConfig
+from ...prune.settings import BarberConfig
+
+FIXED = {
+    "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "text_field",
+    "device", "dtype", "ignore",
+}  # fmt: skip
+REBUILD_AXES = [name for name in RebuildConfig.model_fields if name != "method"]
+AXES = [*REBUILD_AXES, *(name for name in BarberConfig.model_fields if name not in FIXED)]
+
+
+class CompareSettings(BaseModel):
+    """The axes of a comparison and its evaluation; every combination is a cell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    producers: list[str] = Field(
+        ["magnitude", "wanda", "sparsegpt"], min_length=1,
+        description="producers, each NAME or NAME,K=V,K=V with arguments; as=LABEL among them names it in tables",
+    )  # fmt: skip
+    rebuilds: list[str] = Field(
+        ["none", "barber"], min_length=1,
+        description="rebuilders or chains of them, each NAME or NAME,K=V,K=V with settings of its own",
+    )  # fmt: skip
+    patterns: list[str] = Field(["unstructured"], min_length=1, description="'unstructured' and N:M")
+    sparsities: list[float] = Field([], description="shares of weights to prune, for the pattern 'unstructured'")
+    vary: dict[str, list[Any]] = Field({}, description="further axes: a setting and the values it takes")
+    rebuild_args: dict[str, Any] = Field({}, description="settings of all rebuilds")
+    evaluation: str = Field(description="text for perplexity: a file, c4, wikitext2, ptb or pydoc")
+    windows: int | None = Field(None, ge=1, description="spread so many windows over that text; default: all")
+    tasks: list[str] = Field([], description="lm-eval tasks; choice:FILE.jsonl and rolling:FILE are local ones")
+    limit: int | None = Field(None, ge=1, description="rows a task; default: all")
+    task_batch_size: int = Field(1, ge=1, description="rows of a task at once")
+    keep_masks: bool = Field(False, description="keep the masks of every cell")
+
+    @field_validator("vary")
+    @classmethod
+    def _known(cls, vary: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for name, values in vary.items():
+            if name not in AXES:
+                raise unknown_name("setting to vary", name, AXES)
+            if not values:
+                raise BarberError(f"vary {name} is empty: give the values it takes")
+        return vary
+
+
+ALIAS = "as"
+
+
+def named(text: str) -> tuple[str, dict[str, str]]:
+    """NAME,K=V,K=V as the name and its arguments; `as=LABEL` among them is none.
+
+    Raises:
+        BarberError: of another form.
+    """
+    name, *pairs = text.split(",")
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if not name or len(found) < len(pairs):
+        raise BarberError(f"{text!r} is not legal: NAME or NAME,K=V,K=V, such as barber,rounds=2")
+    return name, {key: value for key, value in found.items() if key != ALIAS}
+
+
+def label_of(text: str) -> str:
+    """What stands for NAME,K=V,as=LABEL in tables: LABEL, or the text where it has none."""
+    return next((pair[len(ALIAS) + 1 :] for pair in text.split(",") if pair.startswith(f"{ALIAS}=")), text)

@@ -1,0 +1,78 @@
+"""Stages that train: `lora` under the masks, and `merge`."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from optimum_barber.integrations.lora.settings import LoraSettings
+
+from ..stage import Stage, Work, stage
+
+
+@stage("lora")
+class LoraStage(Stage, LoraSettings):
+    """Train a LoRA whose delta the masks hold, on text; the end of the text is held out."""
+
+    follows = ("dense", "pruned", "tuned")
+    gives = "adapter"
+
+    train_texts: list[str] = Field(default_factory=list, description="texts to train on; default: the calibration's")
+    sequence_length: int | None = Field(None, ge=2, description="tokens a window; default: the calibration's")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the text's end that is only measured")
+
+    def texts(self) -> list[str]:
+        """Texts to train on."""
+        return self.train_texts
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Train; goes on from its last checkpoint after a kill."""
+        from optimum_barber.integrations.lora.training import train_lora
+
+        from ....models.loading import load_config, load_tokenizer, resolve_model
+        from ....text.training import training_windows
+        from ....text.windows import sequence_length
+
+        given, reference = work.recipe.calibration, resolve_model(work.model)
+        names = self.train_texts or given.texts
+        length = sequence_length(load_config(reference), self.sequence_length or given.sequence_length)
+        windows, held_out = training_windows(
+            names, load_tokenizer(reference), samples=self.steps * self.batch_size * self.gradient_accumulation,
+            length=length, seed=given.seed, held_out=self.held_out, field=given.text_field,
+        )  # fmt: skip
+        settings = LoraSettings(**{name: getattr(self, name) for name in LoraSettings.model_fields})
+        report = train_lora(
+            work.model, work.target, settings, windows, held_out, quiet=work.quiet, scratch=work.scratch,
+            callbacks=[_loss_to(work)],
+        )  # fmt: skip
+        before, after = report["perplexity_before"], report["perplexity_after"]
+        return {
+            "steps": report["steps"], "loss": {str(point["step"]): point["loss"] for point in report["loss"]},
+            "held_out_perplexity_before": before["perplexity"], "held_out_perplexity_after": after["perplexity"],
+        }  # fmt: skip
+
+
+def _loss_to(work: Work) -> Any:
+    """A callback of transformers' Trainer that passes the loss on to the trackers."""
+    from transformers import TrainerCallback
+
+    class Follow(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            work.log({key: value for key, value in (logs or {}).items() if key == "loss"}, state.global_step)
+
+    return Follow()
+
+
+@stage("merge")
+class MergeStage(Stage):
+    """Merge the adapter into its base: an ordinary checkpoint again, every zero kept."""
+
+    follows = ("adapter",)
+    gives = "tuned"
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Merge."""
+        from optimum_barber.integrations.lora.checkpoint import merge_lora
+
+        merge_lora(Path(work.model), work.target)
+        return {}

@@ -1,0 +1,51 @@
+"""What a sweep is told. Imports neither torch nor transformers."""
+
+from itertools import product
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...base.fields import one_of
+from ...prune.settings import DTYPES
+from ...shrink.settings import HEAD_UNITS, Share, ShrinkConfig
+
+
+class SweepConfig(BaseModel):
+    """Every scorer at every ratio with every number of calibration windows, on one model and one evaluation text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scorers: list[str] = Field(["bip"], min_length=1, description="what ranks heads and channels, one after the other")
+    remove: list[Share] = Field(
+        min_length=1, description="shares of the parameters of attention and MLP to remove, each in (0, 1)"
+    )
+    samples: list[Annotated[int, Field(ge=1)]] = Field(
+        [128], min_length=1, description="how many calibration windows, one number after the other"
+    )
+    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
+    evaluation: str = Field(description="text for the perplexity: a file, c4, wikitext2, ptb or pydoc")
+    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
+    sequence_length: int | None = Field(
+        None, ge=2, description="tokens a window; default 2048, or what the model supports if that is less"
+    )
+    windows: int | None = Field(None, ge=1, description="spread so many windows over the evaluation; default: all")
+    head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
+        "group", description="under grouped-query attention: group, a KV head with its query heads; or query"
+    )
+    round_to: int = Field(1, ge=1, description="FFN channels stay in multiples of this, such as 64")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random scores")
+    device: str = Field("auto", description="where the models run: auto, cpu, cuda, cuda:1, ...")
+    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
+        "auto", description="of the weights: auto keeps the model's own; a CPU computes in float32 all the same"
+    )
+    latency: bool = Field(True, description="measure prefill and decode, once for every shape")
+
+    def cells(self) -> list[ShrinkConfig]:
+        """The settings of every cell, by sample count, then scorer, then ratio."""
+        axes = (dict.fromkeys(axis) for axis in (self.samples, self.scorers, self.remove))
+        own = set(ShrinkConfig.model_fields) & set(type(self).model_fields) - {"remove", "samples"}
+        shared = {name: getattr(self, name) for name in own}
+        return [
+            ShrinkConfig(scorer=scorer, remove=remove, samples=samples, **shared)
+            for samples, scorer, remove in product(*axes)
+        ]

@@ -1,0 +1,158 @@
+"""The cut itself: tensors sliced, the configuration rewritten, a new and smaller model."""
+
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import BarberError
+from ..models.architectures import Structure
+from .units import CHANNELS, HEADS, LayerUnits
+
+Kept = Mapping[str, Mapping[str, list[int]]]
+
+
+def cut_state(state: Mapping[str, Tensor], kept: Kept, units: LayerUnits) -> dict[str, Tensor]:
+    """A model's tensors by name without the rows and columns of the units that go, biases included.
+
+    Args:
+        state: the model's state dict; not changed, and shared where nothing goes.
+        kept: units that stay, by decoder layer and kind.
+        units: what belongs to them.
+    """
+    result = dict(state)
+    for layer, chosen in kept.items():
+        for kind, stays in chosen.items():
+            for linear, axis in dict.fromkeys((part.linear, part.axis) for part in units[kind].slices):
+                for key in (f"{layer}.{linear}.weight", f"{layer}.{linear}.bias")[: 2 - axis]:
+                    if key in result:
+                        tensor = result[key]
+                        keep = units[kind].kept(stays, tensor.shape[axis], linear, axis).to(tensor.device)
+                        result[key] = tensor if keep.all() else tensor.index_select(axis, keep.nonzero()[:, 0])
+    return result
+
+
+def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: Mapping[str, int]) -> Any:
+    """The configuration of the smaller model; a LLaMA whose head count LlamaConfig refuses becomes a Mistral.
+
+    Args:
+        config: of the model as it is.
+        structure: the table's row of its family.
+        units: its heads and channels.
+        kept: how many of each kind stay.
+
+    Raises:
+        BarberError: the configuration cannot say this, and why.
+    """
+    changes = {structure.width: kept[CHANNELS]}
+    if kept[HEADS] < units[HEADS].count:
+        changes |= head_changes(config, structure, units, kept[HEADS])
+    smaller = copy.deepcopy(config)
+    text = smaller.get_text_config()
+    for key, value in changes.items():
+        setattr(text, key, value)
+    try:
+        type(smaller).from_dict(smaller.to_dict())
+        return smaller
+    except Exception as error:  # whatever the configuration's validation raises
+        reason = " ".join(str(error).split())
+    if config.model_type != "llama":
+        raise BarberError(f"{type(config).__name__} cannot say {_said(changes)}: {reason}; {_others(config, units)}")
+    return as_mistral(smaller, _others(config, units))
+
+
+def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int) -> dict[str, int]:
+    """The configuration's new numbers of heads, with the head size said explicitly.
+
+    Raises:
+        BarberError: the family's configuration has no head size.
+    """
+    text, heads = config.get_text_config(), units[HEADS]
+    if not structure.free_heads:
+        raise BarberError(
+            f"model type {config.model_type!r} cannot lose heads: its configuration has no head_dim, the head size is "
+            "hidden_size / heads; give --remove-heads 0, and FFN channels make up the total"
+        )
+    grouped = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return {
+        "num_attention_heads": kept * heads.heads,
+        "num_key_value_heads": grouped if heads.alone else kept,
+        "head_dim": heads.slices[-1].width // heads.heads,
+    }
+
+
+def as_mistral(config: Any, others: str) -> Any:
+    """A LLaMA's configuration as the Mistral that computes the same.
+
+    Raises:
+        BarberError: the LLaMA has biases, which a Mistral has not.
+    """
+    from transformers import MistralConfig
+
+    biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if biased:
+        raise BarberError(
+            f"LlamaConfig refuses {config.num_attention_heads} heads at hidden_size {config.hidden_size}, and as a "
+            f"Mistral the model would lose its biases ({', '.join(biased)}); {others}"
+        )
+    given = config.to_dict()
+    for name in ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp"):
+        given.pop(name, None)
+    return MistralConfig(**{**given, "sliding_window": None}, architectures=["MistralForCausalLM"])
+
+
+def _said(changes: Mapping[str, int]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in changes.items())
+
+
+def _others(config: Any, units: LayerUnits) -> str:
+    """The head counts that divide the hidden size, as a hint."""
+    text, heads = config.get_text_config(), units[HEADS]
+    counts = range(heads.groups, heads.count, heads.groups)
+    legal = [n * heads.heads for n in counts if text.hidden_size % (n * heads.heads) == 0]
+    return f"of {text.num_attention_heads} heads these can stay: {', '.join(map(str, legal)) or 'none but all'}"
+
+
+def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
+    """A model of `config` that holds `state`, with the generation settings and the attention of `like`.
+
+    Biases that only `config` has are zero.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=like.config._attn_implementation)
+    biases = {
+        name: torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
+        for name, parameter in model.named_parameters()
+        if name not in state and name.endswith(".bias")
+    }
+    model.load_state_dict({**biases, **state}, assign=True)
+    model.tie_weights()
+    model.generation_config = copy.deepcopy(like.generation_config)
+    return model.eval()
+
+
+@torch.no_grad()
+def cut_model(
+    model: Any, config: Any, kept: Kept, units: LayerUnits, biases: Mapping[str, Tensor] = MappingProxyType({})
+) -> Any:
+    """The smaller model; the given one is left as it is, and tensors in which nothing goes are shared.
+
+    Args:
+        model: the dense model.
+        config: of the smaller one.
+        kept: units that stay, by decoder layer and kind.
+        units: what belongs to them.
+        biases: what is added to the bias of a Linear, (out,), by its full name.
+    """
+    state = cut_state(model.state_dict(), kept, units)
+    for name, bias in biases.items():
+        weight = state[f"{name}.weight"]
+        before = state.get(f"{name}.bias", torch.zeros(()))
+        state[f"{name}.bias"] = (before.cpu().double() + bias).to(weight.device, weight.dtype)
+    return built(config, state, model)

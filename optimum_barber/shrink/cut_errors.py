@@ -1,0 +1,123 @@
+"""What a cut does to the hidden states: block by block on the dense stream, and layer by layer as it adds up."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.activations import Activations
+from ..models.architectures import architecture_of, decoder_stack
+from ..models.source import ModelSource
+from ..prune.pipeline import advance, watch
+from ..tensors.patterns import SparsityPattern
+from .units import KIND_OF_BLOCK, LayerUnits
+
+ANY = SparsityPattern(0.5)  # a trial wants a pattern; units follow none
+
+
+class _Ratio:
+    """||y' - y||² / ||y||², summed in float64 over many tensors."""
+
+    def __init__(self) -> None:
+        self.away = self.norm = 0.0
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        self.away += (found - expected).double().square().sum().item()
+        self.norm += expected.double().square().sum().item()
+
+    @property
+    def value(self) -> float:
+        return self.away / max(self.norm, torch.finfo(torch.float64).tiny)
+
+
+@torch.no_grad()
+def block_errors(
+    source: ModelSource,
+    windows: Tensor,
+    kept: Mapping[str, Mapping[str, list[int]]],
+    units: LayerUnits,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """||y' - y||² / ||y||² of every block's output y on the dense model's inputs, when only its own units go.
+
+    Args:
+        source: the dense model; its weights are the same afterwards.
+        windows: (samples, length) int64.
+        kept: units that stay, by decoder layer and kind.
+        units: what belongs to them.
+        biases: what is added to the bias of the Linear that reads them, by its full name.
+
+    Returns:
+        `block` and `error` of each block in the order of computation.
+    """
+    found = []
+    hidden = Activations(source.begin(windows))
+    for layer in source.layers():
+        outputs: list[Activations] = []
+        for block in layer.blocks:
+            trial = watch(layer, block, hidden, outputs, {}, frozenset(), ANY)
+            kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
+            name = f"{layer.name}.{units[kind].reader}"
+            reader, bias = block.linears[name], biases.get(name, torch.zeros(()))
+            keep = units[kind].kept(kept[layer.name][kind], reader.in_features, units[kind].reader, 1)
+            error = _Ratio()
+            with _reading_only(reader, keep):
+                for x, y in zip(trial.inputs, trial.targets, strict=True):
+                    error.add(block(x) + bias.to(y.device, y.dtype), y)
+            found.append({"block": block.name, "error": error.value})
+            outputs.append(trial.targets)
+        hidden = advance(layer, hidden, outputs)
+    return found
+
+
+@contextmanager
+def _reading_only(reader: nn.Linear, keep: Tensor) -> Iterator[None]:
+    """Inside, the Linear sees zeros in the columns that are not kept."""
+    dense = reader.weight.data
+    reader.weight.data = dense * keep.to(dense.device)
+    try:
+        yield
+    finally:
+        reader.weight.data = dense
+
+
+@torch.no_grad()
+def layer_errors(model: nn.Module, small: nn.Module, windows: Tensor) -> list[float]:
+    """||h' - h||² / ||h||² of every decoder layer's output h, with the errors of the layers before it.
+
+    Args:
+        model: the dense model.
+        small: what was cut out of it, on the same device.
+        windows: (samples, length) int64.
+    """
+    device = next(model.parameters()).device
+    errors: list[_Ratio] = []
+    with _outputs(model) as dense, _outputs(small) as cut:
+        for window in windows.to(device).split(1):
+            for each in (model, small):
+                each(input_ids=window, use_cache=False)
+            errors = errors or [_Ratio() for _ in dense]
+            for error, h, other in zip(errors, dense, cut, strict=True):
+                error.add(other, h)
+            dense.clear()
+            cut.clear()
+    return [error.value for error in errors]
+
+
+@contextmanager
+def _outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that every decoder layer's output goes to."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in decoder_stack(model, architecture_of(model))[1]]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,117 @@
+"""What a cut leaves in writing: the record of what stayed, its pointer in config.json, and the report."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.structure import STRUCTURE_NAME, PrunedStructure
+from ..checkpoints.write import software
+from ..models.architectures import positions
+from ..models.measure import latency, macs_per_token, size_of
+from ..models.source import working_copy
+from ..prune.pipeline import peak_memory
+from ..text.windows import TokenWindows
+from .cut_errors import block_errors, layer_errors
+from .plan import Cut
+from .scan import Kept
+from .settings import ShrinkConfig, ShrinkSettings
+from .units import CHANNELS, HEADS
+
+ERROR_WINDOWS = 4  # calibration windows for the error by layer
+PROMPT = 512  # tokens of a prefill that is measured, or what the model takes
+
+
+def describe_cut(
+    config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows | None, base_model: str | None
+) -> PrunedStructure:
+    """The record of a cut, for `pruned_structure.json`."""
+    before, own = cut.replayed, {name: getattr(config, name) for name in ShrinkSettings.model_fields}
+    dtype = str(next(cut.source.model.parameters()).dtype).removeprefix("torch.")
+    return PrunedStructure(
+        head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
+        removed=cut.budget.share,
+        layers={
+            layer: {kind: {"of": cut.units[kind].count, "kept": chosen[kind]} for kind in (HEADS, CHANNELS)}
+            for layer, chosen in kept.items()
+        },  # type: ignore[arg-type]
+        scorer=before.scorer if before else {"name": config.scorer, "arguments": cut.arguments},
+        settings={**(before.settings if before else own), "compensate": config.compensate},
+        calibration=before.calibration if before else calibration_record(config, windows),
+        base_model={"name": base_model, "model_type": cut.source.model_type, "dtype": dtype},
+        model_type=cut.config.model_type,
+        software=software(),
+    )
+
+
+def calibration_record(config: ShrinkConfig, windows: TokenWindows | None) -> dict[str, Any] | None:
+    """Where the calibration windows come from, for the record."""
+    if windows is None:
+        return None
+    samples, length = windows.tokens.shape
+    return {
+        "source": windows.source, "split": windows.split, "samples": samples, "sequence_length": length,
+        "seed": config.seed, "fingerprint": windows.fingerprint,
+    }  # fmt: skip
+
+
+def pointer(structure: PrunedStructure) -> dict[str, Any]:
+    """What `config.json` says about the cut."""
+    return {
+        "format_version": structure.format_version,
+        "scorer": structure.scorer["name"],
+        "removed": structure.removed,
+        "structure_file": STRUCTURE_NAME,
+    }
+
+
+def prompt_of(config: Any) -> int:
+    """Tokens of the prefill that is measured on a model."""
+    return min(PROMPT, (positions(config) or PROMPT + 1) - 1)
+
+
+def report_of(
+    config: ShrinkConfig,
+    cut: Cut,
+    kept: Kept,
+    small: Any,
+    windows: TokenWindows | None,
+    seconds: dict[str, float],
+    timing: bool,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Counts, sizes, errors and speeds before and after, for `report.json`."""
+    model = cut.source.model
+    prompt = prompt_of(model.config)
+    counts = {
+        kind: {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
+        for kind, unit in cut.units.items()
+    }
+    tokens = None if windows is None else windows.tokens[:ERROR_WINDOWS]
+    return {
+        "asked": config.remove,
+        "removed": cut.budget.share,
+        **counts,
+        "seconds": seconds,
+        "peak_memory": peak_memory(),
+        **compared(model, small, tokens, prompt, cut.source.device, timing),
+        "blocks": None if tokens is None else block_errors(cut.source, tokens, kept, cut.units, biases),
+    }
+
+
+def compared(
+    model: Any, small: Any, windows: Tensor | None, prompt: int, device: torch.device, timing: bool
+) -> dict[str, Any]:
+    """Size, MACs and speed of both models and the error by layer; on a CPU in float32, whatever their dtype."""
+    dtype = torch.float32 if device.type == "cpu" else next(model.parameters()).dtype
+    found: dict[str, Any] = {
+        state: {**size_of(each), "macs_per_token": macs_per_token(each.config, prompt)}
+        for state, each in (("before", model), ("after", small))
+    }
+    with working_copy(model, device, dtype), working_copy(small, device, dtype):
+        found["layer_errors"] = None if windows is None else layer_errors(model, small, windows)
+        for state, each in (("before", model), ("after", small)) if timing else ():
+            found[state]["latency"] = latency(each, prompt)
+    return found

@@ -1,0 +1,91 @@
+"""From settings to a cut that fits a model: everything is checked here, before any work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import BarberError
+from ..checkpoints.structure import PrunedStructure, read_structure
+from ..models.architectures import linears_of
+from ..models.source import ModelSource
+from ..prune.plan import check_weights, choose_device
+from ..prune.producers import parse_arguments
+from .choose import Budget, budget_of
+from .compensate import with_biases
+from .cut import smaller_config
+from .scorers import Scorer, as_scorer
+from .settings import ShrinkConfig
+from .units import LayerUnits, structure_of, units_of
+
+
+@dataclass
+class Cut:
+    """A cut that has been checked and not yet made.
+
+    Attributes:
+        source: the model.
+        units: heads and channels of a layer.
+        budget: how many stay.
+        config: the configuration of the smaller model.
+        scorer: ranks the units.
+        arguments: of the scorer.
+        replayed: the record to go by instead; None where the scorer chooses.
+    """
+
+    source: ModelSource
+    units: LayerUnits
+    budget: Budget
+    config: Any
+    scorer: Scorer
+    arguments: dict[str, Any]
+    replayed: PrunedStructure | None
+
+
+def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
+    """What a configuration means for a model, everything checked.
+
+    Raises:
+        BarberError: an unknown name, a share that does not fit, a model or a configuration that cannot be cut so.
+    """
+    scorer = as_scorer(config.scorer)
+    arguments = parse_arguments(scorer, config.scorer, config.scorer_args, "scorer")
+    replayed = read_structure(config.structure) if config.structure is not None else None
+    source = ModelSource(model, choose_device(config.device))
+    structure = structure_of(source)
+    units = units_of(source, config.head_unit if replayed is None else replayed.unit)
+    if config.skip_layers:
+        raise BarberError(
+            f"skip-layers {config.skip_layers} would leave layers of different widths, which "
+            f"{type(model.config).__name__} cannot say: it has one {structure.width} and one number of heads for all"
+        )
+    blocks = source.architecture.blocks.values()
+    linears = [linear for members in blocks for linear in linears_of(source.stack[0], members).values()]
+    if replayed is None:
+        budget = budget_of(config, source.stack[0], units, linears)
+    else:
+        budget = replayed_budget(replayed, source, units)
+    smaller = smaller_config(model.config, structure, units, budget.kept)
+    if config.compensate:
+        smaller = with_biases(smaller, structure, source.stack[0], units, budget.kept)
+    check_weights(source, ())
+    return Cut(source, units, budget, smaller, scorer, arguments, replayed)
+
+
+def replayed_budget(record: PrunedStructure, source: ModelSource, units: LayerUnits) -> Budget:
+    """The counts of a record, if it is one of this model.
+
+    Raises:
+        BarberError: other layers, other numbers of units, units that are not there, or widths that differ.
+    """
+    names = [f"{source.path}.{index}" for index in range(len(source))]
+    if list(record.layers) != names:
+        raise BarberError(f"structure has {len(record.layers)} decoder layers, the model {len(names)}: another model's")
+    kept = {kind: len(units_.kept) for kind, units_ in record.layers[names[0]]}
+    for name, layer in record.layers.items():
+        for kind, found in layer:
+            legal = found.kept == sorted({u for u in found.kept if 0 <= u < found.of})
+            if found.of != units[kind].count or len(found.kept) != kept[kind] or not legal:
+                raise BarberError(
+                    f"structure keeps {len(found.kept)} of {found.of} {kind} in {name}; the model has "
+                    f"{units[kind].count}, and every layer must keep the same number"
+                )
+    return Budget(kept, record.removed)

@@ -1,0 +1,33 @@
+"""LLM-Barber's block-aware criterion for units: |W * dE/dW| summed over a head or a channel, exchanged and measured."""
+
+import torch
+from torch import Tensor
+
+from ...tensors.unit_scores import error_matrix, exchanged
+from ..choose import highest
+from . import UnitInput, scorer
+from .bip import bip
+
+
+@scorer("barber", needs=["input_abs", "gram"])
+def barber(given: UnitInput) -> Tensor:
+    """Begin with LLM-BIP's choice and exchange units while the block's error E falls; those that stay score highest.
+
+    At the dense weights E is at its minimum and its gradient zero, so the gradient is taken where the units that go
+    are zero, as LLM-Barber takes it at the sparse weights. E is quadratic in the columns that read the units, so that
+    one pass gives gradient and error of every choice exactly.
+    """
+    units, name = given.units, given.units.reader
+    gram = given.statistics[name].gram
+    assert gram is not None
+    scores = bip(given)
+    matrix = error_matrix(given.weights[name], gram, units.slices[-1].width)
+    kept = exchanged(matrix, highest(scores, units, given.keep), units.groups)
+    return above(scores, kept)
+
+
+def above(scores: Tensor, kept: list[int]) -> Tensor:
+    """Scores in [0, 1], and the kept units' in [2, 3]."""
+    ranked = scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
+    ranked[kept] += 2
+    return ranked

@@ -1,0 +1,50 @@
+"""Importance propagation as NISP (arXiv 1711.05908) has it: backwards from the last decoder layer, by weights alone."""
+
+import torch
+from torch import Tensor, nn
+
+from ...tensors.unit_scores import carried, summed
+from ..units import CHANNELS, HEADS, Units, linear_of
+from . import ModelInput, scorer
+
+
+@scorer("importance-propagation", whole_model=True, needs_text=False)
+def importance_propagation(given: ModelInput) -> list[dict[str, Tensor]]:
+    """The last layer's outputs count 1 each; |W|^T and the residuals carry that back; attention mixes nothing."""
+    behind = torch.ones(linear_of(given.source.stack[-1], given.structure.down).out_features)
+    scores = []
+    for layer in reversed(given.source.stack):
+        found, behind = through_layer(layer, given, behind)
+        scores.append(found)
+        behind = behind / behind.mean()  # ranks within a layer are all that counts, and sums would overflow
+    return scores[::-1]
+
+
+def through_layer(layer: nn.Module, given: ModelInput, behind: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores of a layer's units, and the importance of what enters the layer, (hidden,)."""
+    structure, units = given.structure, given.units
+
+    def weight(name: str) -> Tensor:
+        return linear_of(layer, name).weight.detach().float().cpu()
+
+    channels = carried(weight(structure.down), behind)
+    makers = {name: _rows(units[CHANNELS], name, channels) for name in structure.makers}
+    between = behind + sum(carried(weight(name), rows) for name, rows in makers.items())
+    outputs = carried(weight(structure.output), between)
+    value = structure.attention[2]
+    values = _values(units[HEADS], outputs)  # the last rows, where they are fused with queries and keys
+    part = units[HEADS].slices[-1]
+    heads = summed(outputs, 0, part.start, part.width, units[HEADS].count)
+    return {HEADS: heads, CHANNELS: channels}, between + carried(weight(value)[-len(values) :], values)
+
+
+def _rows(units: Units, name: str, channels: Tensor) -> Tensor:
+    """The channels' importance for each row of a Linear that makes them, twice where gate and up are one Linear."""
+    return torch.cat([channels for part in units.slices if part.linear == name and part.axis == 0])
+
+
+def _values(heads: Units, outputs: Tensor) -> Tensor:
+    """The importance of each value channel, (values,): the sum over the query heads that read it."""
+    groups = heads.groups if heads.alone else heads.count
+    size = heads.slices[-1].width // heads.heads
+    return outputs.reshape(groups, -1, size).sum(1).flatten()

@@ -1,0 +1,106 @@
+"""LLM-Pruner's first-order criterion (arXiv 2305.11627): one backward pass through the whole model."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...base.errors import BarberError
+from ...models.blocks import forward_of
+from ...models.source import working_copy
+from ..units import linear_of
+from . import ModelInput, scorer
+
+
+@scorer("taylor", whole_model=True)
+def taylor(given: ModelInput) -> list[dict[str, Tensor]]:
+    """Sum of |w * dL/dw| over all weights of a unit; L is the mean language-model loss of the windows.
+
+    Only the inputs of the decoder layers are kept on the way; each layer is computed again in the backward pass.
+
+    Raises:
+        BarberError: model and gradients do not fit into the memory at hand.
+    """
+    source = given.source
+    names = {part.linear for units in given.units.values() for part in units.slices}
+    linears = [{name: linear_of(layer, name) for name in sorted(names)} for layer in source.stack]
+    weights = [linear.weight for layer in linears for linear in layer.values()]
+    check_memory(source.model, weights, source.device)
+    with working_copy(source.model, source.device, torch.float32), _only(source.model, weights):
+        with _checkpointed(source.stack):
+            for window in given.windows.split(1):
+                (loss_of(source.model, window.to(source.device)) / len(given.windows)).backward()
+        scores = []
+        for layer in linears:
+            products = {name: first_order(linear.weight) for name, linear in layer.items()}
+            scores.append({kind: units.sums(products) for kind, units in given.units.items()})
+    return scores
+
+
+def first_order(weight: Tensor) -> Tensor:
+    """|w * dL/dw|, (out, in); the gradient is given up."""
+    assert weight.grad is not None
+    product = (weight.detach() * weight.grad).abs()
+    weight.grad = None
+    return product
+
+
+def loss_of(model: nn.Module, window: Tensor) -> Tensor:
+    """Mean negative log-likelihood of a window, (1, length)."""
+    logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
+    return nn.functional.cross_entropy(logits, window[0, 1:])
+
+
+def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) -> None:
+    """Refuse what would not fit: the model in float32, and a gradient for each of `weights`.
+
+    Raises:
+        BarberError: says how much it needs, and how much there is.
+    """
+    extra = sum(p.numel() * (4 - (p.element_size() if p.device == device else 0)) for p in model.parameters())
+    need = max(extra, 0) + 4 * sum(weight.numel() for weight in weights)
+    free = free_memory(device)
+    if free is not None and need > free:
+        raise BarberError(
+            f"scorer 'taylor' needs {need / 2**30:.3g} GiB beside the model for its gradients, {free / 2**30:.3g} GiB "
+            f"are free on {device}: take bip, which needs one decoder layer at a time"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    table = Path("/proc/meminfo")
+    lines = table.read_text(encoding="ascii").splitlines() if table.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+@contextmanager
+def _checkpointed(layers: nn.ModuleList) -> Iterator[None]:
+    """Inside, a layer keeps nothing but its input for the backward pass."""
+    with ExitStack() as stack:
+        for layer in layers:
+            forward: Any = partial(checkpoint, layer.forward, use_reentrant=False)
+            stack.enter_context(forward_of(layer, forward))
+        yield
+
+
+@contextmanager
+def _only(model: nn.Module, weights: list[Tensor]) -> Iterator[None]:
+    """Inside, these parameters have gradients and no others."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = {id(weight) for weight in weights}
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)

@@ -1,0 +1,107 @@
+"""What a run of `shrink` is told. Imports neither torch nor transformers."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ..base.errors import BarberError
+from ..base.fields import one_of
+from ..prune.settings import DTYPES
+
+HEAD_UNITS = ("group", "query")
+
+
+def _share(name: str, least_open: bool) -> BeforeValidator:
+    """A validator of a share in (0, 1), or [0, 1)."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0 <= number < 1 or (least_open and number == 0):
+            raise BarberError(f"{name} {value} is not legal: a share in {'(0, 1)' if least_open else '[0, 1)'}")
+        return number
+
+    return BeforeValidator(check)
+
+
+Share = Annotated[float, _share("remove", True)]
+
+
+class ShrinkSettings(BaseModel):
+    """What goes, and what ranks it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scorer: str = Field("bip", description="what ranks heads and channels")
+    scorer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
+    remove: Share | None = Field(
+        None,
+        description="share of the parameters of attention and MLP to remove, in (0, 1): heads to the nearest whole "
+        "unit, FFN channels make up the total",
+    )
+    remove_heads: Annotated[float | None, _share("remove heads", False)] = Field(
+        None, description="share of the heads, in [0, 1); with --remove, the channels make up the rest"
+    )
+    remove_channels: Annotated[float | None, _share("remove channels", False)] = Field(
+        None, description="share of the FFN channels, in [0, 1); instead of --remove"
+    )
+    head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
+        "group",
+        description="under grouped-query attention: group, a KV head with all its query heads; or query, the same "
+        "number of query heads in every group",
+    )
+    round_to: int = Field(1, ge=1, description="FFN channels stay in multiples of this, such as 64")
+    skip_layers: int = Field(
+        0,
+        ge=0,
+        description="leave the first and the last so many decoder layers whole; refused, since no configuration of the "
+        "known families can say layers of different widths",
+    )
+    compensate: bool = Field(
+        False,
+        description="give back, as biases, what the removed units contribute on average; refused where the "
+        "configuration cannot say them",
+    )
+    structure: str | None = Field(
+        None, description="a pruned_structure.json, or the directory that holds it, to cut again as it says"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ShrinkSettings":
+        shares = (self.remove, self.remove_heads, self.remove_channels)
+        if self.structure is not None:
+            if any(share is not None for share in shares):
+                raise BarberError("structure and shares to remove exclude each other: the record says what stays")
+            return self
+        if all(share is None for share in shares):
+            raise BarberError("remove is missing: a share in (0, 1), or --remove-heads and --remove-channels")
+        if self.remove is not None and self.remove_channels is not None:
+            raise BarberError(
+                "remove and remove channels exclude each other: under --remove, channels make up the total"
+            )
+        return self
+
+
+class ShrinkConfig(ShrinkSettings):
+    """Everything that decides which heads and channels stay, but the model itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
+    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
+    samples: int = Field(128, ge=1, description="how many calibration windows")
+    sequence_length: int | None = Field(
+        None, ge=2, description="tokens a window; default 2048, or what the model supports if that is less"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random scores")
+    device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
+    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
+        "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="samples on the device at once (default: all); never changes a result"
+    )

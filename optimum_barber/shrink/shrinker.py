@@ -1,0 +1,159 @@
+"""The public verb of structured pruning: a causal LM in, a smaller one out, with a record of what stayed."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..base.errors import BarberError
+from ..base.output import check_output, staged
+from ..checkpoints.record import REPORT_NAME, write_json
+from ..checkpoints.structure import STRUCTURE_NAME, PrunedStructure
+from ..checkpoints.write import ONE_FILE
+from ..models.loading import PretrainedTool
+from ..runs.report.cuts import error_picture
+from ..runs.report.pictures import pyplot
+from ..text.sources import is_there
+from ..text.windows import TokenWindows, windows_for
+from .compensate import mean_contributions
+from .cut import cut_model
+from .figures import describe_cut, pointer, report_of
+from .plan import Cut, plan_cut
+from .scan import Kept, ScorePlan, choose_units
+from .settings import ShrinkConfig
+from .units import structure_of
+
+PICTURE_NAME = "errors.png"
+
+
+@dataclass
+class ShrinkResult:
+    """What `shrink` did.
+
+    Attributes:
+        model: the smaller model.
+        structure: the record that goes into `pruned_structure.json`.
+        report: the content of `report.json`.
+    """
+
+    model: Any
+    structure: PrunedStructure
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def check_picture(windows: TokenWindows | None, scorer: str) -> None:
+    """Refuse a picture that could not be drawn, before any work.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        BarberError: no windows are read, on which errors could be measured.
+    """
+    pyplot()
+    if windows is None:
+        raise BarberError(f"picture shows errors on calibration text: scorer {scorer!r}, or the structure, reads none")
+
+
+def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
+    """How the units of a cut are ranked."""
+    return ScorePlan(
+        cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
+    )
+
+
+class BarberShrinker(PretrainedTool):
+    """Cuts attention heads and FFN channels out of a causal LM.
+
+    Args:
+        model: a transformers causal LM; its weights stay as they are.
+        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
+        reference: where the model was loaded from, if it was.
+    """
+
+    def shrink(
+        self,
+        config: ShrinkConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        save_dir: str | Path | None = None,
+        overwrite: bool = False,
+        latency: bool = True,
+        quiet: bool = False,
+        picture: bool = False,
+    ) -> ShrinkResult:
+        """Make the smaller model and, with `save_dir`, write its checkpoint.
+
+        Args:
+            config: everything that decides what stays.
+            calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
+            save_dir: where the checkpoint goes; written beside and renamed at the end.
+            overwrite: whether `save_dir` may hold something already; it stays until the end.
+            latency: measure prefill and decode before and after.
+            quiet: no progress bar.
+            picture: draw the error of every block and decoder layer, in `errors.png`; needs the extra `report`.
+
+        Raises:
+            BarberError: bad input; nothing was written.
+        """
+        output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
+        if config.dtype != "auto":
+            self.model.to(getattr(torch, config.dtype))
+        cut = plan_cut(self.model, config)
+        windows = self._windows(config, cut, calibration)
+        if picture:
+            check_picture(windows, config.scorer)
+        with staged(output) if output is not None else nullcontext() as partial:
+            started = time.perf_counter()
+            kept = self._kept(config, cut, windows, quiet)
+            scored = time.perf_counter()
+            biases = {}
+            if config.compensate and windows is not None:
+                biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
+            small = cut_model(self.model, cut.config, kept, cut.units, biases)
+            seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
+            structure = describe_cut(config, cut, kept, windows, self.name)
+            small.config.structure_config = pointer(structure)
+            small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
+            report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
+            if partial is not None:
+                self._save(partial, small, structure, report)
+                if picture:
+                    error_picture(partial / PICTURE_NAME, {structure.scorer["name"]: report})
+        return ShrinkResult(small, structure, report)
+
+    def inputs(self, config: ShrinkConfig) -> list[Path]:
+        """Files and directories that a run reads, and so must not write."""
+        paths = [Path(name) for name in (*config.calibration, config.structure) if name is not None]
+        return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
+
+    def _windows(
+        self, config: ShrinkConfig, cut: Cut, given: Sequence[str] | Tensor | TokenWindows | None
+    ) -> TokenWindows | None:
+        """Calibration windows; None where nobody looks at them."""
+        if not config.compensate and (cut.replayed is not None or not cut.scorer.needs_text):
+            return None
+        return windows_for(self.model, self.tokenizer, config, given)
+
+    def _kept(self, config: ShrinkConfig, cut: Cut, windows: TokenWindows | None, quiet: bool) -> Kept:
+        if cut.replayed is not None:
+            return cut.replayed.kept
+        tokens = windows.tokens if windows is not None else torch.zeros((1, 1), dtype=torch.long)
+        with tqdm(total=len(cut.source), unit="layer", desc=config.scorer, disable=quiet or None) as bar:
+            return choose_units(cut.source, tokens, [score_plan(config, cut)], lambda _: bar.update())[0]
+
+    @property
+    def name(self) -> str | None:
+        """What the model is called."""
+        return self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
+
+    def _save(self, directory: Path, small: Any, structure: PrunedStructure, report: dict[str, Any]) -> None:
+        shard = self.reference.shard_bytes if self.reference else None
+        small.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        write_json(directory / STRUCTURE_NAME, structure.model_dump())
+        write_json(directory / REPORT_NAME, report)

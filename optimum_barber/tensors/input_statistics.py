@@ -1,0 +1,105 @@
+"""Statistics of the inputs of Linears, summed sample by sample, only those that somebody asked for. Torch only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..base.ranks import ALONE, Ranks
+from .sums import Products, Sum
+
+CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {  # of one sample, (tokens, in)
+    "input_norm": lambda x: x.square().sum(0),
+    "input_abs": lambda x: torch.linalg.vector_norm(x, 1, 0),
+    "input_sum": lambda x: x.sum(0),
+}
+STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
+
+
+@dataclass
+class InputStatistics:
+    """What is known of one Linear's input X, (tokens, in), over the whole calibration set.
+
+    Attributes:
+        input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless asked for.
+        gram: H = sum over tokens of x x^T, (in, in) float32; None unless asked for.
+        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless asked for.
+        input_sum: sum over tokens of X_tj of each channel j, (in,) float32; None unless asked for.
+        tokens: how many tokens were seen.
+    """
+
+    input_norm: Tensor | None = None
+    gram: Tensor | None = None
+    tokens: int = 0
+    input_abs: Tensor | None = None
+    input_sum: Tensor | None = None
+
+
+class _InputSums:
+    """What is summed of one input."""
+
+    def __init__(self, needs: frozenset[str]) -> None:
+        self.channels = {name: Sum() for name in CHANNELS if name in needs}
+        self.gram = Products(symmetric=True) if "gram" in needs else None
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add one sample, (tokens, in)."""
+        self.tokens += len(x)
+        for name, total in self.channels.items():
+            total.add(CHANNELS[name](x))
+        if self.gram is not None:
+            self.gram.add(x, x)
+
+    def over(self, ranks: Ranks) -> InputStatistics:
+        """The sums over all ranks, the norm out of its squares; each has seen a sample, or none has."""
+        tokens = int(sum(ranks.gather([self.tokens])))
+        if not tokens:
+            return InputStatistics()
+        found = {name: total.over(ranks) for name, total in self.channels.items()}
+        if "input_norm" in found:
+            found["input_norm"].sqrt_()
+        gram = None if self.gram is None else self.gram.over(ranks)
+        return InputStatistics(gram=gram, tokens=tokens, **found)
+
+
+class InputRecorder:
+    """Sums input statistics of Linears while a block runs; Linears that share an input share the work.
+
+    Use as a context manager around the forward passes, one sample a pass.
+    """
+
+    def __init__(self, linears: dict[str, nn.Linear], needs: frozenset[str]) -> None:
+        self.linears, self.needs = linears, needs
+        self._sums = {name: _InputSums(needs) for name in linears}
+        self._last: tuple[Tensor, _InputSums] | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "InputRecorder":
+        for name, linear in self.linears.items() if self.needs else ():
+            self._handles.append(linear.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._last = None
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._last is not None and self._last[0] is args[0]:
+                self._sums[name] = self._last[1]
+            else:
+                self._sums[name].add(args[0].detach().reshape(-1, args[0].shape[-1]))
+                self._last = (args[0], self._sums[name])
+
+        return add
+
+    def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
+        """The statistics by Linear over all ranks, to be asked for once.
+
+        Linears with the same input hold the same tensors.
+        """
+        totals = {key: sums.over(ranks) for key, sums in {id(s): s for s in self._sums.values()}.items()}
+        return {n: replace(totals[id(s)]) for n, s in self._sums.items()}

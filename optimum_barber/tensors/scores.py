@@ -1,0 +1,54 @@
+"""Importance of weights from weights and gradients (METHODS: LLM-Barber, steps 2 and 3). Torch only."""
+
+import torch
+from torch import Tensor
+
+from ..base.ranks import ALONE, Ranks
+from .sums import Sum
+
+
+class GradientReduction:
+    """Reduces the gradients g_s of the samples s to one G >= 0 of the same shape.
+
+    `rms`: G = sqrt(mean_s g_s^2) (published code). `mean`: G = |mean_s g_s| (paper, Eq. 8).
+    """
+
+    def __init__(self, reduction: str) -> None:
+        self.squared = reduction == "rms"
+        self.total = Sum()
+        self.samples = 0
+
+    def add(self, gradient: Tensor) -> None:
+        """Add one sample's gradient; it may be overwritten."""
+        self.samples += 1
+        self.total.add(gradient.square_() if self.squared else gradient)
+
+    def result(self, ranks: Ranks = ALONE) -> Tensor:
+        """G over the samples of all ranks; to be asked for once.
+
+        Raises:
+            RuntimeError: no gradient was added.
+        """
+        mean = self.total.over(ranks).div_(int(sum(ranks.gather([self.samples]))))
+        return mean.sqrt_() if self.squared else mean.abs_()
+
+
+def importance(weight: Tensor, gradient: Tensor | None, metric: str = "weight_gradient") -> Tensor:
+    """Importance S of each weight: |W| * G (Eq. 8), |W| or G (Table VI).
+
+    Args:
+        weight: dense W, (out, in), also where it is pruned.
+        gradient: reduced G >= 0, (out, in), overwritten by S; None for the metric `weight`.
+
+    Returns:
+        (out, in), >= 0.
+    """
+    if metric == "weight" or gradient is None:
+        return weight.abs()
+    return gradient if metric == "gradient" else gradient.mul_(weight).abs_()
+
+
+def finite(tensors: list[Tensor]) -> bool:
+    """Whether no value of any tensor is NaN or infinite."""
+    ends = [end for tensor in tensors for end in tensor.aminmax()]  # NaN where any value is
+    return bool(torch.stack(ends).isfinite().all()) if ends else True

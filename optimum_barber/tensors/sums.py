@@ -1,0 +1,92 @@
+"""Sums over samples that come out the same in whatever order, by however many ranks. Torch only.
+
+What one sample contributes is rounded to float32; the contributions are added up in float64, which has 29 bits more. So
+long as those to one entry lie within a factor of 2^29 / samples of each other, nothing is lost and the sum is exact.
+Else its order changes 2^-53 of it, which rounding to float32 all but never (once in 2^28) lets through.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..base.ranks import ALONE, Ranks
+
+STRIP = 256  # rows of a product that are worked on at once
+PIECE = 2**16  # numbers added at once on the CPU, where torch first copies them to float64
+
+
+class Sum:
+    """The sum of tensors of one shape and dtype, which may be given in any order."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._dtype = torch.float32
+
+    def add(self, part: Tensor) -> None:
+        """Add what one sample contributes."""
+        if self._total is None:
+            self._total, self._dtype = torch.zeros_like(part, dtype=torch.float64), part.dtype
+        together = PIECE if part.device.type == "cpu" else part.numel()
+        rows = max(together * len(part) // max(part.numel(), 1), 1)
+        for total, piece in zip(self._total.split(rows), part.split(rows), strict=True):
+            total.add_(piece)
+
+    def over(self, ranks: Ranks = ALONE) -> Tensor:
+        """The sum over all ranks, of the dtype of its parts. To be asked for once: the accumulator's memory is let go.
+
+        Raises:
+            RuntimeError: nothing was added.
+        """
+        if self._total is None:
+            raise RuntimeError("nothing was added to a sum")
+        total, self._total = self._total, None
+        return ranks.sum(total).to(self._dtype)
+
+
+class Products:
+    """The sum of left^T right over samples, a strip of rows after the other.
+
+    Args:
+        symmetric: whether left and right are the same (a Gram matrix): strips then begin at the diagonal, which is
+            little more than half of the work, of the memory, and of what ranks send.
+    """
+
+    def __init__(self, symmetric: bool = False) -> None:
+        self.symmetric = symmetric
+        self._shape = (0, 0)
+        self._sums: list[Sum] = []
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add what one sample contributes, (tokens, rows) and (tokens, columns)."""
+        if not self._sums:
+            self._shape = left.shape[1], right.shape[1]
+            self._sums = [Sum() for _ in _strips(left.shape[1])]
+        for total, strip in zip(self._sums, _strips(left.shape[1]), strict=True):
+            total.add(left[:, strip].t() @ (right[:, strip.start :] if self.symmetric else right))
+
+    def over(self, ranks: Ranks = ALONE) -> Tensor:
+        """The sum over all ranks, (rows, columns). To be asked for once.
+
+        Raises:
+            RuntimeError: nothing was added.
+        """
+        found: Tensor | None = None
+        for total, strip in zip(self._sums, _strips(self._shape[0]), strict=True):
+            rows = total.over(ranks)
+            found = rows.new_empty(self._shape) if found is None else found
+            found[strip, strip.start if self.symmetric else 0 :] = rows
+            if self.symmetric:
+                found[strip.stop :, strip] = rows[:, len(rows) :].t()
+        if found is None:
+            raise RuntimeError("nothing was added to a sum")
+        return found
+
+
+def entries(width: int) -> int:
+    """How many entries of a Gram matrix are computed."""
+    return sum((strip.stop - strip.start) * (width - strip.start) for strip in _strips(width))
+
+
+def _strips(width: int) -> Iterator[slice]:
+    return (slice(first, min(first + STRIP, width)) for first in range(0, width, STRIP))

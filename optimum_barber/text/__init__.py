@@ -1,0 +1,1 @@
+"""Text to calibration windows, and perplexity over them."""

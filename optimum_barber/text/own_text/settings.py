@@ -1,0 +1,36 @@
+"""What a model is told that writes its own calibration text. Imports neither torch nor transformers."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...base.fields import one_of
+from ...prune.settings import DTYPES
+
+
+class OwnTextConfig(BaseModel):
+    """Everything that decides the text, but the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(65536, ge=1, description="how many to write, in whole lengths")
+    length: int | None = Field(
+        None, ge=1,
+        description="tokens that are written on end, through the ends of documents; default 512, or what the model "
+        "supports if that is less",
+    )  # fmt: skip
+    start: str | None = Field(
+        None, min_length=1,
+        description="what the text follows, and is not part of it (default: the tokenizer's token for the "
+        "beginning of a text, or else the one for its end)",
+    )  # fmt: skip
+    temperature: float = Field(1.0, gt=0, description="of the next token's distribution")
+    top_p: float = Field(
+        0.9, gt=0, le=1, description="tokens are drawn from the most likely ones that hold this much together"
+    )
+    batch: int = Field(16, ge=1, description="most lengths that are written at a time")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides the text")
+    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
+        "auto", description="of the computation: auto (float32 on a CPU), float32, float16, bfloat16"
+    )
+    device: str = Field("auto", description="where the model writes: auto, cpu, cuda, cuda:1, ...")

@@ -1,0 +1,149 @@
+"""Documents drawn from a causal LM token by token."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...base.errors import BarberError
+from ...base.output import check_file, put_file
+from ...models.architectures import positions
+from ...models.loading import load_model, load_tokenizer, resolve_model
+from ...prune.plan import choose_device, working_dtype
+from ..windows import DEFAULT_LENGTH
+from .settings import OwnTextConfig
+
+LENGTH = 512
+
+
+def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool = False) -> list[str]:
+    """Documents that a model writes, `config.tokens` tokens at least in all; the same for a seed on one machine.
+
+    Args:
+        model: a transformers causal LM, where it is to work.
+        tokenizer: its own.
+        config: everything else that decides the text; `dtype` and `device` are the model's.
+        quiet: no progress bar.
+
+    Raises:
+        BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or no text.
+    """
+    start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
+    length = length_behind(start, model.config, config.length)
+    documents, written = list[str](), 0
+    with (
+        seeded(config.seed, model.device),
+        tqdm(total=config.tokens, unit="token", desc="own text", disable=quiet or None) as bar,
+    ):
+        while written < config.tokens:
+            rows = drawn(model, start, min(config.batch, ceil((config.tokens - written) / length)), length, config)
+            texts = [text for row in rows for text in texts_of(row.tolist(), ends, tokenizer)]
+            if not texts:
+                raise BarberError(f"start {tokenizer.decode(start)!r} is not legal: the model writes nothing behind it")
+            documents += texts
+            written += rows.numel()
+            bar.update(rows.numel())
+    return documents
+
+
+def beginning(tokenizer: Any, start: str | None) -> Tensor:
+    """The tokens that the text follows, (tokens,) int64.
+
+    Raises:
+        BarberError: there are none.
+    """
+    if start is not None:
+        ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+    else:
+        ids = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+    if not ids:
+        raise BarberError(f"start {start!r} is not legal: it must hold a token, and the tokenizer has no bos or eos")
+    return torch.tensor(ids)
+
+
+def length_behind(start: Tensor, model_config: Any, asked: int | None) -> int:
+    """How many tokens are written on end: as asked, or 512; never more than the model has positions for.
+
+    Raises:
+        BarberError: more was asked for.
+    """
+    room = (positions(model_config) or DEFAULT_LENGTH) - len(start)
+    if (asked or 1) > room:
+        raise BarberError(f"length {asked} is not legal: the model's positions leave {room} behind the start")
+    return asked or min(LENGTH, room)
+
+
+def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
+    """Special tokens that end a document: the model's and the tokenizer's, and `start` where that is one itself."""
+    said = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])}
+    if start is not None and start in tokenizer.all_special_tokens:
+        ends.add(tokenizer.convert_tokens_to_ids(start))
+    return ends - {None}
+
+
+def drawn(model: Any, start: Tensor, count: int, length: int, config: OwnTextConfig) -> Tensor:
+    """What the model writes behind `start`, `count` times, (count, length) int64; it goes on behind a document's end.
+
+    Raises:
+        BarberError: the model gives NaN or Inf.
+    """
+    from transformers import GenerationConfig
+
+    prompt = start.repeat(count, 1).to(model.device)
+    how = GenerationConfig(
+        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=length
+    )
+    with torch.no_grad(), told(model, how):
+        if not model(input_ids=prompt[:1]).logits.isfinite().all():
+            raise BarberError("model gives NaN or Inf: its weights hold some")
+        written: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    return written[:, len(start) :].cpu()
+
+
+def texts_of(row: list[int], ends: set[int], tokenizer: Any) -> list[str]:
+    """The documents in a run of tokens, cut behind tokens that end one, without special tokens."""
+    cuts = [0, *(place + 1 for place, token in enumerate(row) if token in ends), len(row)]
+    texts = (tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts))
+    return [text for text in texts if text]
+
+
+@contextmanager
+def told(model: Any, how: Any) -> Iterator[None]:
+    """Inside, this alone is how the model generates: what it lacks, such as an end, is not taken from its own."""
+    own, model.generation_config = model.generation_config, how
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are the seed's; then the caller's go on where they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwrite: bool, quiet: bool) -> list[str]:
+    """Load a model and write its text as a .jsonl file, `{"text": ...}` a line.
+
+    Raises:
+        BarberError: bad input; nothing was written.
+    """
+    if Path(output).suffix != ".jsonl":
+        raise BarberError(f"output {output} is not legal: a .jsonl file, as --calibration reads it")
+    path = check_file(output, overwrite)
+    device, reference = choose_device(config.device), resolve_model(name)
+    model: Any = load_model(reference, working_dtype(config.dtype, device)).to(device).eval()
+    documents = own_documents(model, load_tokenizer(reference), config, quiet)
+    put_file(path, "".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return documents

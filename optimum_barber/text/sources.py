@@ -1,0 +1,113 @@
+"""Where calibration and evaluation text comes from: files, and names in a registry."""
+
+import importlib.util
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import BarberError, MissingExtraError
+from ..base.registry import Registry
+
+TextSource = Callable[[str], Sequence[str]]
+TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
+
+
+@TEXTS.register("pydoc")
+def pydoc_texts(split: str) -> list[str]:
+    """The topics of CPython's own documentation in alphabetical order: 80 % calibration, 20 % evaluation."""
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    ends = list(accumulate(map(len, texts)))
+    cut = bisect_left(ends, 0.8 * ends[-1]) + 1
+    return texts[:cut] if split == "calibration" else texts[cut:]
+
+
+def _hub(split: str, field: str, path: str, **where: Any) -> Sequence[str]:
+    """One column of a data set on the hub, which is asked once and briefly whether it is there."""
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtraError(f"text {path!r} from the hub (a file or 'pydoc' does not)", "eval")
+    from datasets import load_dataset
+    from huggingface_hub import HfApi, constants
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().repo_info(path, repo_type="dataset", timeout=10)
+        documents: Sequence[str] = load_dataset(path, split=split, **where)[field]
+        return documents
+    except Exception as error:  # whatever the network stack raises
+        raise BarberError(
+            f"text {path!r} cannot be had from the hub ({str(error).strip().splitlines()[0]}); "
+            "give a file, or 'pydoc', which is always there"
+        ) from None
+
+
+@TEXTS.register("c4")
+def c4_texts(split: str) -> Sequence[str]:
+    """C4 as the papers use it: the first training shard, or the first 1,100 documents of the validation set."""
+    if split == "calibration":
+        return _hub("train", "text", path="allenai/c4", data_files={"train": "en/c4-train.00000-of-01024.json.gz"})
+    files = {"validation": "en/c4-validation.00000-of-00008.json.gz"}
+    return list(_hub("validation", "text", path="allenai/c4", data_files=files)[:1100])
+
+
+@TEXTS.register("wikitext2")
+def wikitext2_texts(split: str) -> Sequence[str]:
+    """WikiText-2 raw: its training or its test split."""
+    return _hub(
+        "train" if split == "calibration" else "test", "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1"
+    )
+
+
+@TEXTS.register("ptb")
+def ptb_texts(split: str) -> Sequence[str]:
+    """Penn Treebank: its training or its test split."""
+    return _hub("train" if split == "calibration" else "test", "sentence", path="ptb-text-only/ptb_text_only")
+
+
+def is_there(path: Path) -> bool:
+    """Whether the path names a file or folder; a name too long for one does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
+    """The documents of a text file, a .jsonl file (one object a line) or a registered name.
+
+    Raises:
+        BarberError: missing, empty, not UTF-8, or a line without the field.
+    """
+    path = Path(source)
+    is_file = is_there(path) and path.is_file()
+    if source in TEXTS and not is_file:
+        return TEXTS[source](split)
+    if not is_file:
+        raise BarberError(f"text {source!r} is neither a file nor one of {', '.join(TEXTS)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BarberError(f"text {source} is not UTF-8 (byte {error.start})") from None
+    documents = _json_lines(source, text, field) if path.suffix == ".jsonl" else [text]
+    if not any(document.strip() for document in documents):
+        raise BarberError(f"text {source} is empty")
+    return documents
+
+
+def _json_lines(source: str, text: str, field: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise BarberError(f"text {source}, line {number} is no JSON: {error.msg}") from None
+        if record is None:
+            continue
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            raise BarberError(f"text {source}, line {number} has no text field {field!r}")
+        documents.append(record[field])
+    return documents
