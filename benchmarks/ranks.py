@@ -24,9 +24,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from optimum_barber import BarberConfig, BarberSparsifier, LinearInput, MaskFile
-from optimum_barber.checkpoints.record import MASKS_NAME
+from optimum_barber.checkpoints.names import MASKS_NAME
 from optimum_barber.prune.producers import PRODUCERS
-from optimum_barber.text.perplexity import evaluate_model
+from optimum_barber.runs.evaluate import evaluate_model
 
 COLUMNS = ("ranks", "agree, layer 0", "agree, all", "counts", "same on all ranks", "norms", "perplexity", "seconds")
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from optimum_barber.base.fields import parts_of
-from optimum_barber.checkpoints.record import write_json
+from optimum_barber.base.files import write_json
 from optimum_barber.checkpoints.shards import Entry, TensorFile
 from optimum_barber.prune.cost.needs import ACTIVATION_COPIES, needs_of
 from optimum_barber.prune.inspection import skeleton
@@ -32,8 +32,8 @@ VOCABULARY = 32000
 RUN = """
 import sys, torch
 from optimum_barber import BarberConfig
-from optimum_barber.loading import resolve_model
-from optimum_barber.streaming import StreamingSparsifier
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 model, output, rebuild, samples, length, place = sys.argv[1:]
 windows = torch.randint(0, 32000, (int(samples), int(length)), generator=torch.Generator().manual_seed(0))
 config = BarberConfig(sparsity=0.5, rebuild=rebuild)

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .base.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .base.errors import BarberError as BarberError
     from .checkpoints.record import MaskFile as MaskFile
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from .text.perplexity import perplexity as perplexity
     from .text.windows import TokenWindows as TokenWindows
 
-__version__ = "0.1.0"
 
 _HOME = {
     "BarberConfig": "prune.settings",

@@ -8,14 +8,15 @@ from jsonschema import validate
 from pydantic import ValidationError
 
 import optimum_barber
+from optimum_barber.base.fields import one_line
 from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.prune import config_from
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS
-from optimum_barber.prune.settings import BarberConfig, one_line
+from optimum_barber.prune.settings import BarberConfig
 
-SCHEMA = Path(optimum_barber.__file__).parent / "sparsity_config.schema.json"
+SCHEMA = Path(optimum_barber.__file__).parent / "checkpoints" / "sparsity_config.schema.json"
 
 
 @pytest.mark.parametrize(

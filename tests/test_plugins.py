@@ -20,7 +20,7 @@ from optimum_barber.tensors.patterns import SparsityPattern
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "barber-ria"
 BAD = """
 import torch
-from optimum_barber.producers import producer
+from optimum_barber.prune.producers import producer
 {}
 @producer("short")
 def short(linear):

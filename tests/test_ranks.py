@@ -13,11 +13,12 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.base.output import partial_of
 from optimum_barber.base.rank_group import RankGroup, all_ranks
 from optimum_barber.base.ranks import ALONE, Ranks, Share, share_of, tiles
-from optimum_barber.checkpoints.record import MASKS_NAME
+from optimum_barber.checkpoints.names import MASKS_NAME
 from optimum_barber.models.activations import Activations
+from optimum_barber.models.device import choose_device
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.cost.needs import ACTIVATION_COPIES, Needs
-from optimum_barber.prune.plan import choose_device, make_plan
+from optimum_barber.prune.plan import make_plan
 
 from . import ranks
 from .conftest import tiny_model, tiny_windows

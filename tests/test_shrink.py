@@ -26,7 +26,7 @@ from optimum_barber.shrink.units import units_of
 from .conftest import tiny_model, tiny_windows
 
 QUICK = ["--calibration", "pydoc", "--samples", "4", "--sequence-length", "32", "--quiet", "--no-latency"]
-SCHEMA = Path(optimum_barber.__file__).parent / "pruned_structure.schema.json"
+SCHEMA = Path(optimum_barber.__file__).parent / "checkpoints" / "pruned_structure.schema.json"
 
 
 @pytest.fixture(scope="module")

@@ -277,7 +277,7 @@ def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
 KILLER = """
 import os, random, shutil, signal, sys, time
 from optimum_barber.cli import main
-import optimum_barber.sparsifier, optimum_barber.streaming, transformers  # once, before any fork
+import optimum_barber.prune.sparsifier, optimum_barber.prune.streaming.sparsifier, transformers  # once, before any fork
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 def begun(output):

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.write import software
+from optimum_barber.models.device import choose_device
 from optimum_barber.models.loading import ModelReference
-from optimum_barber.prune.plan import choose_device
 
 CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"
 
@@ -58,7 +58,8 @@ def cached(key: str, record: str, make: Callable[[Path], object]) -> Path:
 
 def cache_key(reference: ModelReference, config: BaseModel, device: str, read: Iterable[Path], makers: Any) -> str:
     """Fingerprint of all that decides a result: settings, the files read, the code of the functions that make it."""
-    from optimum_barber.base.fingerprint import digest, of_model, of_path
+    from optimum_barber.base.fingerprint import digest, of_path
+    from optimum_barber.runs.recipe.fingerprint import of_model
 
     content = {
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),

@@ -10,8 +10,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from optimum_barber.base.errors import unknown_name
-from optimum_barber.checkpoints.record import SPARSITY_NAME, read_record
-from optimum_barber.checkpoints.structure import STRUCTURE_NAME, read_structure
+from optimum_barber.base.fields import DTYPES
+from optimum_barber.checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.record import read_record
+from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.integrations.lm_eval.cache import device_at_hand
 from optimum_barber.integrations.lm_eval.settings import ADAPTER_NAME, checkpoint_for, sparsity_summary
 from optimum_barber.integrations.lm_eval.shrink import structure_summary
@@ -22,7 +24,6 @@ from optimum_barber.models.loading import (
     load_tokenizer,
     resolve_model,
 )
-from optimum_barber.prune.settings import DTYPES
 
 ELSEWHERE = {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq", "gptqmodel"}  # would miss the pruning
 EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"} - ELSEWHERE - {"self", "kwargs"}

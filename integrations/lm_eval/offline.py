@@ -10,9 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.text.sources import is_there, read_texts
+from optimum_barber.base.files import is_there
+from optimum_barber.text.sources import read_texts
 
-TEMPLATES = "lm_eval_tasks"
+TEMPLATES = "tasks"
 Rows = list[dict[str, Any]]
 
 

@@ -119,7 +119,7 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, device: str, dt
     from lm_eval.models.huggingface import HFLM
 
     from optimum_barber.integrations.lm_eval.model import SparseLM
-    from optimum_barber.prune.plan import choose_device, working_dtype
+    from optimum_barber.models.device import choose_device, working_dtype
 
     chosen = choose_device(device)
     dtype = working_dtype(dtype, chosen)

@@ -8,9 +8,10 @@ import torch
 from pydantic import ValidationError
 
 from optimum_barber.base.errors import BarberError, unknown_name
+from optimum_barber.base.fields import one_line
 from optimum_barber.base.ranks import ALONE
-from optimum_barber.checkpoints.record import SPARSITY_NAME, SparsityConfig
-from optimum_barber.checkpoints.structure import STRUCTURE_NAME
+from optimum_barber.checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.integrations.lm_eval.cache import cache_key, cached, device_at_hand, items
 from optimum_barber.integrations.lm_eval.shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer, resolve_model
@@ -19,7 +20,7 @@ from optimum_barber.prune.producers import as_producer
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS
 from optimum_barber.prune.reconstructions import RECONSTRUCTIONS
-from optimum_barber.prune.settings import UNIFORM, BarberConfig, one_line
+from optimum_barber.prune.settings import UNIFORM, BarberConfig
 from optimum_barber.prune.sparsifier import BarberSparsifier
 
 ADAPTER_NAME = "adapter_config.json"

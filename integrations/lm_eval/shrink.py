@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimum_barber.base.errors import unknown_name
-from optimum_barber.checkpoints.structure import STRUCTURE_NAME, PrunedStructure
+from optimum_barber.base.fields import one_line
+from optimum_barber.checkpoints.names import STRUCTURE_NAME
+from optimum_barber.checkpoints.structure import PrunedStructure
 from optimum_barber.integrations.lm_eval.cache import cache_key, cached, device_at_hand, items
 from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer
-from optimum_barber.prune.settings import one_line
 from optimum_barber.shrink.scorers import as_scorer
 from optimum_barber.shrink.settings import ShrinkConfig
 from optimum_barber.shrink.shrinker import BarberShrinker

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.checkpoints.record import fingerprint_of, write_json
+from optimum_barber.base.files import write_json
+from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.write import software
 from optimum_barber.tensors.masks import PackedMask
 

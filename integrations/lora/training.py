@@ -13,15 +13,15 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.files import write_json
 from optimum_barber.checkpoints.pruned import PrunedModel
-from optimum_barber.checkpoints.record import write_json
 from optimum_barber.integrations.lora.adapter import save_adapter
 from optimum_barber.integrations.lora.binding import mask_fingerprint
 from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.lora.trainer import last_checkpoint, loss_curve, make_trainer, train
 from optimum_barber.models.architectures import architecture_of, decoder_stack
-from optimum_barber.prune.plan import choose_device
+from optimum_barber.models.device import choose_device
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.windows import TokenWindows
 

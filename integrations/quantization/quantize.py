@@ -17,9 +17,10 @@ from optimum_barber.integrations.quantization.compressed_checkpoint import (
     weight_bytes,
 )
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
+from optimum_barber.models.device import choose_device
+from optimum_barber.models.linears import check_weights, linear_shapes, target_names
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import BlockReport, Plan, prune
-from optimum_barber.prune.plan import check_weights, choose_device, linear_shapes, target_names
 from optimum_barber.prune.producers import LinearInput, Produced, Producer
 from optimum_barber.prune.producers.sparsegpt import inverse_factor
 from optimum_barber.tensors.gptq import descend, gptq

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 
 from .errors import BarberError, unknown_name
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
@@ -28,3 +30,14 @@ def checked_chain(argument: str, members: str, chain: str) -> str:
 def parts_of(chain: str) -> list[str]:
     """The links of a chain; none for 'none'."""
     return [] if chain == "none" else chain.split("+")
+
+
+def one_line(error: ValidationError) -> BarberError:
+    """All faults of a configuration in one line."""
+    faults = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        where = ".".join(str(part) for part in fault["loc"] if part != "rebuild")
+        own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
+        faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
+    return BarberError("; ".join(dict.fromkeys(faults)))

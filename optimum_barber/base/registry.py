@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import currentframe
 from typing import Any, Generic, TypeVar
 
-from .. import __version__
 from .errors import BarberError, unknown_name
+from .version import __version__
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..models.loading import ModelReference, brief, needs_gguf
+from .names import FILE_NAME
 from .shards import Entry
-from .stored import FILE_NAME, Layout, read_ahead
+from .stored import Layout, read_ahead
 
 AT_ONCE = 2**22  # weights, about, that are dequantized together
 ONE_BY_ONE = ("", "Llama", "Nemotron", "Gemma2")  # TensorProcessors that make one tensor of one tensor

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base.files import write_json
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
-from .record import SPARSITY_NAME, MaskFile, SparsityConfig, read_record, write_json
-from .structure import STRUCTURE_NAME, read_structure
+from .names import SPARSITY_NAME, STRUCTURE_NAME
+from .record import MaskFile, SparsityConfig, read_record
+from .structure import read_structure
 
 
 @dataclass

@@ -11,11 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..base.errors import BarberError
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern
+from .names import MASKS_NAME, SPARSITY_NAME
 from .shards import write_tensors
 
-MASKS_NAME = "sparsity_masks.safetensors"
-SPARSITY_NAME = "sparsity_config.json"
-REPORT_NAME = "report.json"
 MASKS_FORMAT = "optimum_barber.masks"
 FORMAT_VERSION = 1
 
@@ -153,8 +151,3 @@ class MaskFile(Mapping[str, PackedMask]):
 
     def __len__(self) -> int:
         return len(self._shapes)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with a trailing newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError
-from .record import SPARSITY_NAME, read_record
+from .names import SPARSITY_NAME
+from .record import read_record
 
 CHECKED = "2026-11-22"
 KINDS = {

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
+from ..base.files import write_all
+from ..tensors.bits import raw
 
 DTYPES = {
     "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32,
@@ -165,19 +167,6 @@ def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
     return None
 
 
-def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU, in its own memory where it is contiguous."""
-    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-def write_all(file: int, data: memoryview, position: int) -> None:
-    """Write all of `data` at `position`; the system may take it in parts."""
-    while len(data):
-        written = os.pwrite(file, data, position)
-        data, position = data[written:], position + written
-
-
 def _reserve(file: int, size: int) -> None:
     """Take the space of a file, so that a full disk is known at once; only its length where that cannot be done."""
     if os.fstat(file).st_size != size:
@@ -187,12 +176,3 @@ def _reserve(file: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Return when the names of a directory's files are on the disk."""
-    file = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..models.loading import ModelReference, brief
+from .names import FILE_NAME, INDEX_NAME
 from .shards import Entry, Header, read_header
 from .weights import CheckpointWeights
-
-FILE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..base.errors import BarberError
-
-STRUCTURE_NAME = "pruned_structure.json"
+from .names import STRUCTURE_NAME
 
 
 class KeptUnits(BaseModel):

@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import BarberError
-from ..shrink.audit import CutAudit, audit_cut
+from ..shrink.audit import CutAudit
 from ..tensors.masks import holds_pattern
 from ..tensors.patterns import SparsityPattern
-from .record import SPARSITY_NAME, MaskFile, ModuleSparsity, read_record
-from .structure import STRUCTURE_NAME
+from .record import MaskFile, ModuleSparsity, read_record
 from .weights import CheckpointWeights
 
 
@@ -61,32 +60,6 @@ def verify_checkpoint(directory: str | Path) -> Verification:
             fault = str(error)
         if fault:
             outcome.faults.append(fault)
-    return outcome
-
-
-def verify_product(directory: str | Path, base: str | None = None, weights: bool = True) -> Verification:
-    """Check whatever a stage left: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
-
-    Args:
-        directory: of the checkpoint or the adapter.
-        base: for a shrunk one, the dense model to compare it with; None for the recorded one, if it is at hand.
-        weights: whether to compare a shrunk one with its dense model at all.
-
-    Raises:
-        BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
-    """
-    directory = Path(directory)
-    if (directory / "adapter_config.json").is_file():
-        from optimum_barber.integrations.lora.checkpoint import verify_adapter
-
-        return verify_adapter(directory)
-    if not (directory / STRUCTURE_NAME).is_file():
-        if base is not None:
-            raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
-        return verify_checkpoint(directory)
-    cut = audit_cut(directory, base, weights)
-    outcome = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
-    outcome.cut, outcome.faults = cut, [*cut.faults, *outcome.faults]
     return outcome
 
 

@@ -7,73 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError
-from ..models.source import ModelSource
-from ..prune.pipeline import Plan
-from ..prune.plan import linear_shapes
-from ..prune.settings import UNIFORM, BarberConfig
-from ..tensors.budget import Shares
+from ..base.files import write_json
 from ..tensors.masks import PackedMask, holds_pattern
-from ..text.windows import TokenWindows
-from .record import (
-    MASKS_NAME,
-    REPORT_NAME,
-    SPARSITY_NAME,
-    ModuleSparsity,
-    SparsityConfig,
-    write_json,
-    write_masks,
-)
+from ..tensors.patterns import SparsityPattern
+from .names import CONFIG_NAME, MASKS_NAME, REPORT_NAME, SPARSITY_NAME
+from .record import ModuleSparsity, SparsityConfig, write_masks
 
 ONE_FILE = 2**50  # bytes; no shard is ever as large
-
-
-def describe(
-    config: BarberConfig,
-    plan: Plan,
-    source: ModelSource,
-    windows: TokenWindows,
-    masks: Mapping[str, PackedMask],
-    base_model: str | None,
-    shares: Shares,
-) -> SparsityConfig:
-    """The record of a run, for `sparsity_config.json`."""
-    modules = {name: module_sparsity(mask) for name, mask in masks.items()}
-    samples, length = windows.tokens.shape
-    return SparsityConfig(
-        pattern=str(plan.pattern),
-        target_sparsity=plan.pattern.sparsity,
-        sparsity=sum(module.pruned for module in modules.values()) / sum(mask.weights for mask in masks.values()),
-        modules=modules,
-        ignored=[name for name in linear_shapes(source) if name not in masks],
-        producer={"name": config.producer_name, "arguments": {k: str(v) for k, v in plan.arguments.items()}},
-        rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
-        reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
-        allocation=_allocation(config, plan, masks, shares) if config.allocation != UNIFORM else None,
-        calibration={
-            "source": windows.source,
-            "split": windows.split,
-            "samples": samples,
-            "sequence_length": length,
-            "seed": config.seed,
-            "fingerprint": windows.fingerprint,
-        },
-        base_model={
-            "name": base_model,
-            "model_type": source.model_type,
-            "dtype": str(next(source.model.parameters()).dtype).removeprefix("torch."),
-        },
-        software=software(),
-    )
-
-
-def _allocation(config: BarberConfig, plan: Plan, masks: Mapping[str, PackedMask], shares: Shares) -> dict[str, Any]:
-    """How the sparsity was shared out over blocks and Linears, before weights moved within blocks."""
-    return {
-        "name": config.allocation,
-        "arguments": {name: str(value) for name, value in config.allocation_args.items()},
-        "sparsity": shares.sparsity,
-        "pruned": {name: plan.pattern_of(name).pruned(mask.weights) for name, mask in masks.items()},
-    }
 
 
 def module_sparsity(mask: PackedMask) -> ModuleSparsity:
@@ -89,11 +29,11 @@ def software() -> dict[str, str]:
     return {**{name: importlib.metadata.version(name) for name in names}, "python": platform.python_version()}
 
 
-def check_masks(model: Any, masks: Mapping[str, PackedMask], plan: Plan) -> None:
+def check_masks(model: Any, masks: Mapping[str, PackedMask], pattern: SparsityPattern) -> None:
     """Refuse to write a model whose pruned weights are not exactly zero, or whose masks break the pattern."""
     for name, mask in masks.items():
         keep, weight = mask.unpack(), model.get_parameter(f"{name}.weight")
-        if weight.detach().cpu()[~keep].any() or not holds_pattern(keep, plan.pattern):
+        if weight.detach().cpu()[~keep].any() or not holds_pattern(keep, pattern):
             raise BarberError(f"the masks do not hold in {name}: nothing was written")
 
 
@@ -101,7 +41,7 @@ def save_checkpoint(
     directory: Path,
     model: Any,
     tokenizer: Any,
-    config: BarberConfig | None,
+    settings: Mapping[str, Any] | None,
     record: SparsityConfig,
     masks: Mapping[str, PackedMask],
     report: Mapping[str, Any],
@@ -110,7 +50,7 @@ def save_checkpoint(
     """Write everything into `directory`; shards are at most `shard_bytes` large, None for one file."""
     model.config.sparsity_config = pointer(record)
     model.save_pretrained(directory, max_shard_size=shard_bytes or ONE_FILE)
-    save_record(directory, tokenizer, config, record, masks, report)
+    save_record(directory, tokenizer, settings, record, masks, report)
 
 
 def pointer(record: SparsityConfig) -> dict[str, Any]:
@@ -127,7 +67,7 @@ def pointer(record: SparsityConfig) -> dict[str, Any]:
 def save_record(
     directory: Path,
     tokenizer: Any,
-    config: BarberConfig | None,
+    settings: Mapping[str, Any] | None,
     record: SparsityConfig,
     masks: Mapping[str, PackedMask],
     report: Mapping[str, Any],
@@ -138,5 +78,5 @@ def save_record(
     write_masks(directory / MASKS_NAME, masks, record.pattern)
     write_json(directory / SPARSITY_NAME, record.model_dump())
     write_json(directory / REPORT_NAME, report)
-    if config is not None:
-        config.save_pretrained(directory)
+    if settings is not None:
+        write_json(directory / CONFIG_NAME, settings)

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from pydantic import ValidationError
 
 from ..base.errors import BarberError
+from ..base.fields import one_line
 from ..base.memory import return_freed_buffers
-from ..prune.settings import one_line
 from . import (
     compare,
     evaluate,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError, unknown_name
-from ..prune.settings import DTYPES
+from ..base.fields import DTYPES
 from .options import whole
 
 HELP = "Measure perplexity, with the dense model beside the pruned ones."
@@ -78,8 +78,9 @@ def _baselines(references: list[Any]) -> list[Any]:
 
 def _base_name(directory: Path) -> str | None:
     """What the record of a checkpoint says it was pruned or cut from; None where there is no record."""
-    from ..checkpoints.record import SPARSITY_NAME, read_record
-    from ..checkpoints.structure import STRUCTURE_NAME, read_structure
+    from ..checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+    from ..checkpoints.record import read_record
+    from ..checkpoints.structure import read_structure
 
     if (directory / SPARSITY_NAME).is_file():
         name: str | None = read_record(directory).base_model["name"]
@@ -89,7 +90,7 @@ def _base_name(directory: Path) -> str | None:
 
 def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:
     """One model's perplexity with all that makes it comparable."""
-    from ..text.perplexity import evaluate_model
+    from ..runs.evaluate import evaluate_model
 
     found = evaluate_model(
         reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,

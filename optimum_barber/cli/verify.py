@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; one line a fault, then what was counted."""
-    from ..checkpoints.verify import verify_product
+    from ..runs.verify import verify_product
 
     outcome = verify_product(args.directory, args.base)
     for fault in outcome.faults:

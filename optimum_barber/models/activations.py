@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.files import write_all
 from ..base.ranks import Share
-from ..checkpoints.shards import raw, write_all
+from ..tensors.bits import raw
 from .transfer import Transfer, to_host
 
 ALIGNMENT = 64  # bytes

@@ -11,6 +11,7 @@ from torch import nn
 from ..base.errors import BarberError
 from ..checkpoints.runtimes import report
 from ..models.architectures import ARCHITECTURES, linears_of
+from ..models.device import choose_device
 from ..models.loading import ModelReference, load_config
 from ..models.source import ModelSource
 from ..text.windows import sequence_length
@@ -18,7 +19,6 @@ from .cost.needs import GIB, LAYER_COPIES, needs_of
 from .cost.rates import predict
 from .cost.timing import table
 from .pipeline import Plan
-from .plan import choose_device
 from .producers import PRODUCERS
 from .settings import BarberConfig
 

@@ -1,23 +1,17 @@
 """From a configuration to a plan that fits a model: everything is checked here, before any work."""
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
-import torch
-
+from ..base.arguments import parse_arguments
 from ..base.errors import BarberError
-from ..base.rank_group import own_gpu
 from ..base.ranks import ALONE, Ranks
-from ..models.architectures import linears_of
+from ..models.linears import check_weights, linear_shapes, target_names
 from ..models.source import ModelSource
-from ..tensors.budget import Sizes
 from ..tensors.patterns import SparsityPattern
 from ..text.windows import TokenWindows
 from .allocations import as_allocation
 from .pipeline import Plan
-from .producers import Producer, as_producer, parse_arguments
+from .producers import Producer, as_producer
 from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
 from .settings import UNIFORM, BarberConfig
@@ -82,48 +76,6 @@ def check_allocation(config: BarberConfig, producer: Producer) -> None:
         raise BarberError(f"allocation {config.allocation!r} has nothing to share out: {whose}")
 
 
-def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:
-    """Shape (out, in) of every Linear by full name, for every block by name."""
-    return {
-        f"{source.path}.{index}.{block}": {
-            f"{source.path}.{index}.{name}": (linear.out_features, linear.in_features)
-            for name, linear in linears_of(layer, members).items()
-        }
-        for index, layer in enumerate(source.stack)
-        for block, members in source.architecture.blocks.items()
-    }
-
-
-def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
-    """Shape (out, in) of every Linear of every block, by full name."""
-    return {name: shape for linears in block_shapes(source).values() for name, shape in linears.items()}
-
-
-def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:
-    """Weights of every Linear that is to be pruned, for every block that has any."""
-    sizes = {
-        block: {n: out * width for n, (out, width) in shapes.items() if not any(fnmatchcase(n, g) for g in ignore)}
-        for block, shapes in block_shapes(source).items()
-    }
-    return {block: linears for block, linears in sizes.items() if linears}
-
-
-def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
-    """The Linears that no glob of `ignore` matches.
-
-    Raises:
-        BarberError: a glob matches nothing, or nothing is left.
-    """
-    names = list(names)
-    for glob in ignore:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise BarberError(f"ignore {glob!r} matches no Linear, such as {names[0]}")
-    targets = [name for name in names if not any(fnmatchcase(name, glob) for glob in ignore)]
-    if not targets:
-        raise BarberError(f"ignore {list(ignore)} leaves no Linear to prune")
-    return targets
-
-
 def pattern_of(
     config: BarberConfig, producer: Producer, arguments: dict[str, Any], shapes: dict[str, tuple[int, int]]
 ) -> SparsityPattern:
@@ -144,35 +96,3 @@ def pattern_of(
     if config.pattern is None:
         return config.checked(found)
     return SparsityPattern(found.sparsity, asked.keep, asked.group)
-
-
-def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = ALONE) -> None:
-    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank looks at its part."""
-    names = {f"{name}.weight": name for name in targets}
-    for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
-        ends = torch.stack(weight.detach().aminmax()) if weight.numel() else torch.zeros(2)  # NaN where any value is
-        if not ends.isfinite().all():
-            raise BarberError(f"model has NaN or Inf in {name}")
-        if name in names and not ends.any():
-            raise BarberError(f"model has nothing to prune in {names[name]}: all its weights are zero")
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one; under a launcher of several processes the GPU of this one.
-
-    Raises:
-        BarberError: there is no such device.
-    """
-    if device == "auto":
-        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise BarberError(f"device {device!r} is not at hand: {str(error).splitlines()[0]}") from None
-    return chosen
-
-
-def working_dtype(dtype: str, device: torch.device) -> str:
-    """The dtype that a model is loaded in to be run: `auto` is float32 on a CPU, else the model's own."""
-    return "float32" if dtype == "auto" and device.type == "cpu" else dtype

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from ..base.errors import BarberError
-from ..base.fields import checked_chain, one_of, parts_of
+from ..base.fields import DTYPES, checked_chain, one_of, parts_of
+from ..checkpoints.names import CONFIG_NAME
 from ..tensors.patterns import SparsityPattern
 from .rebuild_settings import RebuildConfig
 
-CONFIG_NAME = "barber_config.json"
 UNIFORM = "uniform"
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -153,14 +152,3 @@ class BarberConfig(BaseModel):
             repo_id=repo_id,
             **kwargs,
         )
-
-
-def one_line(error: ValidationError) -> BarberError:
-    """All faults of a configuration in one line."""
-    faults = []
-    for fault in error.errors():
-        message = fault["msg"].removeprefix("Value error, ")
-        where = ".".join(str(part) for part in fault["loc"] if part != "rebuild")
-        own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
-        faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
-    return BarberError("; ".join(dict.fromkeys(faults)))

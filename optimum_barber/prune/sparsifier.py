@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..base.files import is_there
 from ..base.output import check_output, staged
 from ..base.rank_group import all_ranks
 from ..base.ranks import ALONE, Ranks
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import SparsityConfig
-from ..checkpoints.write import check_masks, describe, save_checkpoint
+from ..checkpoints.write import check_masks, save_checkpoint
+from ..models.device import choose_device, matrix_products
+from ..models.linears import prunable
 from ..models.loading import PretrainedTool
-from ..models.precision import matrix_products
 from ..models.source import ModelSource
 from ..tensors.budget import Shares, patterns_of
 from ..tensors.masks import PackedMask
-from ..text.sources import is_there
 from ..text.windows import TokenWindows, windows_for
 from .allocations import Budget, share_out
+from .describe import describe
 from .pipeline import BlockReport, Plan, prune
-from .plan import check_ranks, choose_device, make_plan, prunable
+from .plan import check_ranks, make_plan
 from .settings import BarberConfig
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ class BarberSparsifier(PretrainedTool):
                 shares = self._share_out(config, source, plan, windows, quiet)
                 masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
                 result = self._result(config, source, plan, windows, masks, reports, shares)
-                check_masks(self.model, result.masks, plan)
+                check_masks(self.model, result.masks, plan.pattern)
                 if partial is not None:
                     self._save(partial, config, result)
             together.wait()
@@ -134,7 +136,10 @@ class BarberSparsifier(PretrainedTool):
     def _save(self, directory: Path, config: BarberConfig, result: SparsifyResult) -> None:
         shard = self.reference.shard_bytes if self.reference else None
         record, report = result.sparsity_config, result.as_report()
-        save_checkpoint(directory, self.model, self.tokenizer, config, record, result.masks, report, shard_bytes=shard)
+        settings = config.model_dump(mode="json")
+        save_checkpoint(
+            directory, self.model, self.tokenizer, settings, record, result.masks, report, shard_bytes=shard
+        )
         if self.reference:
             step = {"name": "prune", "producer": config.producer_name}
             carry_structure(self.reference.directory, directory, step)

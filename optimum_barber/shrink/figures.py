@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.structure import STRUCTURE_NAME, PrunedStructure
+from ..checkpoints.names import STRUCTURE_NAME
+from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import software
 from ..models.architectures import positions
 from ..models.measure import latency, macs_per_token, size_of

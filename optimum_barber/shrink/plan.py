@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ..base.arguments import parse_arguments
 from ..base.errors import BarberError
 from ..checkpoints.structure import PrunedStructure, read_structure
 from ..models.architectures import linears_of
+from ..models.device import choose_device
+from ..models.linears import check_weights
 from ..models.source import ModelSource
-from ..prune.plan import check_weights, choose_device
-from ..prune.producers import parse_arguments
 from .choose import Budget, budget_of
 from .compensate import with_biases
 from .cut import smaller_config

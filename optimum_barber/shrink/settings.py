@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..base.errors import BarberError
-from ..base.fields import one_of
-from ..prune.settings import DTYPES
+from ..base.fields import DTYPES, one_of
 
 HEAD_UNITS = ("group", "query")
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base.errors import BarberError
+from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
-from ..checkpoints.record import REPORT_NAME, write_json
-from ..checkpoints.structure import STRUCTURE_NAME, PrunedStructure
+from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
+from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import ONE_FILE
 from ..models.loading import PretrainedTool
 from ..runs.report.cuts import error_picture
 from ..runs.report.pictures import pyplot
-from ..text.sources import is_there
 from ..text.windows import TokenWindows, windows_for
 from .compensate import mean_contributions
 from .cut import cut_model

@@ -4,6 +4,8 @@ A CPU mispredicts every other branch on the bits of a keep mask, which makes `to
 times as slow as what is here. The results are the same.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,9 @@ def infinite_where(costs: Tensor, void: Tensor) -> Tensor:
 def signed(values: Tensor, positive: Tensor) -> Tensor:
     """The values where `positive` is True, their opposites elsewhere."""
     return positive.to(values.dtype).mul_(2).sub_(1).mul_(values)
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, in its own memory where it is contiguous."""
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)

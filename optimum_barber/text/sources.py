@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError, MissingExtraError
+from ..base.files import is_there
 from ..base.registry import Registry
 
 TextSource = Callable[[str], Sequence[str]]
@@ -66,14 +67,6 @@ def wikitext2_texts(split: str) -> Sequence[str]:
 def ptb_texts(split: str) -> Sequence[str]:
     """Penn Treebank: its training or its test split."""
     return _hub("train" if split == "calibration" else "test", "sentence", path="ptb-text-only/ptb_text_only")
-
-
-def is_there(path: Path) -> bool:
-    """Whether the path names a file or folder; a name too long for one does not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sources import is_there, read_texts
+from ..base.files import is_there
+from .sources import read_texts
 from .windows import (
     BY_DOCUMENT,
     TokenWindows,

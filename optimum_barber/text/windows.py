@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
+from ..base.files import is_there
 from ..models.architectures import positions
-from .sources import is_there, read_texts
+from .sources import read_texts
 from .window_offsets import window_offsets
 
 DEFAULT_LENGTH = 2048

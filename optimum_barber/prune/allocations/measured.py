@@ -7,7 +7,7 @@ from typing import Any
 from ...base.errors import BarberError
 from ...tensors.budget import ErrorCurve, Shares, least_error
 from ..trial import Trial
-from . import Budget, allocation
+from .base import Budget, allocation
 
 
 @allocation("measured")

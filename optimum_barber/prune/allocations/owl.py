@@ -7,7 +7,7 @@ from torch import Tensor
 from ...base.errors import BarberError
 from ...tensors.budget import Shares
 from ..trial import Trial
-from . import Budget, allocation
+from .base import Budget, allocation
 
 
 @allocation("owl")

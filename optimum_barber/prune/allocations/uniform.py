@@ -1,7 +1,7 @@
 """The same sparsity everywhere."""
 
 from ...tensors.budget import Shares
-from . import Budget, allocation
+from .base import Budget, allocation
 
 
 @allocation("uniform")

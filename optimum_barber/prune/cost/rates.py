@@ -18,7 +18,7 @@ from torch.nn import functional
 from ...base.memory import return_freed_buffers
 from ...checkpoints.stored import StoredWeights
 from ...models.activations import Activations
-from ...models.precision import matrix_products
+from ...models.device import matrix_products
 from ...models.source import ModelSource
 from ...tensors.bits import kept_or_zero
 from ...tensors.exchange import Ranking

@@ -13,7 +13,7 @@ from ...checkpoints.foreign import ForeignWeights
 from ...checkpoints.weights import CheckpointWeights
 from ...tensors.masks import keep_highest
 from ...tensors.patterns import SparsityPattern
-from . import LinearInput, Produced, producer
+from .base import LinearInput, Produced, producer
 
 logger = logging.getLogger(__name__)
 PATTERNS = [(n, m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]

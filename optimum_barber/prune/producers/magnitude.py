@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ...base.errors import BarberError
 from ...tensors.masks import keep_highest
-from . import LinearInput, producer
+from .base import LinearInput, producer
 
 
 @producer("magnitude")

@@ -9,7 +9,7 @@ from ...base.errors import BarberError
 from ...checkpoints.record import MaskFile
 from ...checkpoints.weights import CheckpointWeights
 from ...tensors.patterns import SparsityPattern
-from . import LinearInput, Produced, producer
+from .base import LinearInput, Produced, producer
 
 
 @cache

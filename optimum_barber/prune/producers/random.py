@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...tensors.masks import keep_highest
-from . import LinearInput, producer
+from .base import LinearInput, producer
 
 
 @producer("random")

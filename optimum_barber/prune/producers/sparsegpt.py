@@ -8,7 +8,7 @@ from torch import Tensor
 from ...base.errors import BarberError
 from ...tensors.masks import keep_highest, select_lowest
 from ...tensors.patterns import SparsityPattern
-from . import LinearInput, Produced, producer
+from .base import LinearInput, Produced, producer
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 4

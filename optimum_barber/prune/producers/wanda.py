@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...tensors.masks import keep_highest
-from . import LinearInput, producer
+from .base import LinearInput, producer
 
 
 @producer("wanda", needs=["input_norm"])

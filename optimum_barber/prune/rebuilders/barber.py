@@ -11,7 +11,7 @@ from ...tensors.pair_values import pair_distribution
 from ...tensors.scores import finite, importance
 from ..rebuild_settings import RebuildConfig
 from ..trial import Masks, Trial
-from . import REBUILDERS, Outcome
+from .base import REBUILDERS, Outcome
 from .foresight import foresee
 from .ratio import LARGEST_RATIO, Proposal, propose
 

@@ -4,7 +4,7 @@ from ...tensors.dsnot import grow_and_prune
 from ...tensors.input_statistics import InputRecorder
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
-from . import REBUILDERS, Outcome
+from .base import REBUILDERS, Outcome
 
 CYCLES = 50  # as published
 LEAST_VARIANCE = 1e-6  # of the mean square: below, a float32 difference of the two says nothing

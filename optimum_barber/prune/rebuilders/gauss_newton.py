@@ -11,7 +11,7 @@ from ..block_quadratic import Expansion, expand
 from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
 from ..trial import Masks, Trial
-from . import REBUILDERS, Outcome
+from .base import REBUILDERS, Outcome
 from .foresight import begin, begins
 from .ratio import SMALLEST_RATIO, climb, stride_of
 from .swaps import difference, outcome, with_exchanges

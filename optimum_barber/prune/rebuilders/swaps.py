@@ -11,7 +11,7 @@ from ...tensors.swaps import exchange
 from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
 from ..trial import Masks, Trial
-from . import REBUILDERS, Outcome
+from .base import REBUILDERS, Outcome
 from .foresight import begin, begins, foresee
 
 BEFORE_NEWTON = 30  # exchanges a row within M-groups where gauss-newton follows, which would undo further ones

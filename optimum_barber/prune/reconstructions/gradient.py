@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..settings import ReconstructConfig
 from ..trial import Trial
-from . import RECONSTRUCTIONS
+from .base import RECONSTRUCTIONS
 
 HELD_OUT = 8  # every eighth sample measures, the others are learned from
 

@@ -9,7 +9,7 @@ from ...tensors.least_squares import solve
 from ..quadratic import Quadratic, in_order, quadratics
 from ..settings import ReconstructConfig
 from ..trial import Trial
-from . import RECONSTRUCTIONS
+from .base import RECONSTRUCTIONS
 
 TILE = 128  # rows solved together: products give each row the same bits only in the same company
 

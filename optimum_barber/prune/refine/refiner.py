@@ -12,21 +12,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
+from ...base.files import is_there, read_json
 from ...base.output import check_output, staged
 from ...base.rank_group import several_ranks
+from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
-from ...checkpoints.record import REPORT_NAME, SparsityConfig
+from ...checkpoints.record import SparsityConfig
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.weights import CheckpointWeights
 from ...checkpoints.write import module_sparsity, save_checkpoint
+from ...models.device import choose_device
 from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
-from ...runs.report.checkpoint_page import read_json
 from ...tensors.masks import PackedMask
-from ...text.sources import is_there
 from ...text.windows import TokenWindows, windows_for
-from ..plan import choose_device
 from ..rebuilders.swaps import difference
-from ..settings import CONFIG_NAME
 from ..trial import Masks, Trial
 from .checks import check_windows, linears_under, pruned_record
 from .rounds import refined

@@ -1,7 +1,6 @@
 """How far a run from disk to disk has come: everything that it has made, durable after each decoder layer."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -12,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from ...base.errors import BarberError
+from ...base.files import sync_directory, write_durably
 from ...base.output import STATE_NAME
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
-from ...checkpoints.shards import Entry, TensorFile, damaged, read_header, sync_directory
+from ...checkpoints.shards import Entry, TensorFile, damaged, read_header
 from ...checkpoints.weights import CheckpointWeights
 from ...models.activations import Activations
 from ...tensors.budget import Shares
@@ -195,14 +195,3 @@ class OutputShards:
     def __exit__(self, *_: object) -> None:
         for file in self._open.values():
             file.close()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Put a file in place in one step, on the disk when this returns."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_directory(path.parent)

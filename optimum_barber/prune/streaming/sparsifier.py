@@ -11,15 +11,17 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ...base.errors import BarberError, UnfinishedError
+from ...base.files import write_json
 from ...base.output import STATE_DIRECTORY, alone, check_output, full_disk, partial_of, shown, staged
 from ...base.rank_group import all_ranks
 from ...base.ranks import Ranks
+from ...checkpoints.names import INDEX_NAME
 from ...checkpoints.pruned import carry_structure
-from ...checkpoints.record import MaskFile, read_record, write_json
+from ...checkpoints.record import MaskFile, read_record
 from ...checkpoints.shards import Entry
-from ...checkpoints.stored import INDEX_NAME
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import pointer, save_record, software
+from ...models.device import choose_device
 from ...models.loading import ModelReference, load_tokenizer, resolve_model
 from ...tensors.budget import Shares
 from ...text.windows import TokenWindows
@@ -39,7 +41,6 @@ from ..cost.needs import (
 from ..cost.rates import predict
 from ..cost.timing import table
 from ..pipeline import BlockReport, Plan
-from ..plan import choose_device
 from ..rebuild_settings import EXCHANGING
 from ..settings import BarberConfig
 from ..sparsifier import BarberSparsifier, Callback, SparsifyResult
@@ -251,7 +252,7 @@ class StreamingSparsifier(BarberSparsifier):
             size = sum(entry.bytes for entry in self._entries().values())
             metadata = {**index.get("metadata", {}), "total_size": size}
             write_json(partial / INDEX_NAME, {**index, "metadata": metadata})
-        save_record(partial, self.tokenizer, config, record, result.masks, result.as_report())
+        save_record(partial, self.tokenizer, config.model_dump(mode="json"), record, result.masks, result.as_report())
         carry_structure(self.reference.directory, partial, {"name": "prune", "producer": config.producer_name})
         for fault in verify_checkpoint(partial).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")

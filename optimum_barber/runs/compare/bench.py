@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...checkpoints.record import write_masks
+from ...models.device import choose_device
 from ...models.loading import ModelReference, load_model, load_tokenizer
 from ...models.source import ModelSource
 from ...prune.pipeline import peak_memory, reset_peak_memory
-from ...prune.plan import choose_device, make_plan
+from ...prune.plan import make_plan
 from ...prune.settings import BarberConfig
 from ...prune.sparsifier import BarberSparsifier
 from ...text.perplexity import perplexity

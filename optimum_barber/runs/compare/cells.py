@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...base.errors import BarberError, unknown_name
+from ...base.fields import one_line
 from ...prune.rebuild_settings import RebuildConfig
-from ...prune.settings import BarberConfig, one_line
+from ...prune.settings import BarberConfig
 from ...tensors.patterns import SparsityPattern
 from .settings import REBUILD_AXES, CompareSettings, label_of, named
 
@@ -81,8 +82,9 @@ def check_axes(settings: CompareSettings) -> None:
     Raises:
         CompareError: all that are not legal whatever they are combined with.
     """
+    from ...base.arguments import parse_arguments
     from ...prune.allocations import as_allocation
-    from ...prune.producers import as_producer, parse_arguments
+    from ...prune.producers import as_producer
     from ...prune.rebuilders import chain_of
 
     faults: list[str] = []

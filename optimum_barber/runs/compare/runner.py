@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import BarberError, unknown_name
+from ...base.files import write_json
 from ...base.output import alone, check_output
-from ...checkpoints.record import write_json
 from ...checkpoints.write import software
 from ...models.loading import ModelReference, resolve_model
 from ...prune.settings import BarberConfig
@@ -142,8 +142,9 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
     """
     from optimum_barber.integrations.lm_eval.settings import pruning_key
 
-    from ...base.fingerprint import digest, of_model, of_path
-    from ...prune.plan import choose_device
+    from ...base.fingerprint import digest, of_path
+    from ...models.device import choose_device
+    from ..recipe.fingerprint import of_model
     from ..report.comparison import COMPARE_NAME
     from .checks import check_files
 

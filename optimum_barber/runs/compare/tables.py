@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...checkpoints.record import write_json
+from ...base.files import write_json
 from ...checkpoints.write import software
 from ..report.comparison import COMPARE_NAME, flat_rows, page_of_cells
 from ..report.html import html

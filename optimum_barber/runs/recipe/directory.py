@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import BarberError
+from ...base.files import write_json
 from ...base.output import LOCK_NAME
-from ...checkpoints.record import write_json
 
 RUN_NAME = "run.json"
 STAGE_NAME = "stage.json"

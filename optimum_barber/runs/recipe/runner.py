@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...base import fingerprint
 from ...base.errors import FailedCheckError
+from ...base.files import write_json
 from ...base.output import alone, staged
-from ...checkpoints.record import SPARSITY_NAME, write_json
-from ...checkpoints.structure import STRUCTURE_NAME
-from ...checkpoints.verify import verify_product
+from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
+from ..verify import verify_product
+from . import fingerprint
 from .directory import STAGE_NAME, now, open_output, read_stage, write_run
 from .schema import Recipe
 from .shipped import find_recipe

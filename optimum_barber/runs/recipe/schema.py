@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from ...base.fields import one_of
-from ...prune.settings import DTYPES, BarberConfig
+from ...base.fields import DTYPES, one_of
+from ...prune.settings import BarberConfig
 from .stage import STAGES, Stage
 
 Tracker = Literal["mlflow", "tensorboard", "wandb"]

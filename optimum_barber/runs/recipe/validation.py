@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ...base.errors import BarberError, unknown_name
-from ...text.sources import TEXTS, is_there
+from ...base.files import is_there
+from ...text.sources import TEXTS
 from . import stages as _stages  # noqa: F401 - registers the stages
 from .document import Document, Path_, read_document
 from .schema import Recipe

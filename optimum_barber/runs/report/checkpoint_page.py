@@ -1,12 +1,13 @@
 """The page of one pruned or shrunk checkpoint, and of one cell of a comparison."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import BarberError
-from ...checkpoints.record import REPORT_NAME, SparsityConfig, read_record
+from ...base.files import read_json
+from ...checkpoints.names import REPORT_NAME
+from ...checkpoints.record import SparsityConfig, read_record
 from ...checkpoints.structure import read_structure
 from .block_charts import block_sections, sparsity_map
 from .page import Bars, Lines, Page, Section, Series, Table
@@ -17,18 +18,6 @@ UNMEASURED = (
     "Not measured by this run: optimum-barber eval OUT --perplexity TEXT --json FILE, then "
     "optimum-barber report OUT --eval FILE."
 )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        BarberError: it is missing or broken.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BarberError(f"{path} cannot be read: {error}") from None
 
 
 def checkpoint_page(directory: Path, evaluation: Rows = ()) -> Page:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...base.files import read_json
 from .block_charts import layer_of
-from .checkpoint_page import read_json
 from .page import Bars, Lines, Page, Section, Series, Table, Value
 from .settings import settings_table
 from .style import LIGHT

@@ -6,7 +6,7 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-from ... import __version__
+from ...base.version import __version__
 from .page import Chart, Page, Section, Table, Value, plainly
 from .style import DARK, LIGHT
 from .svg import svg

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.record import REPORT_NAME, SPARSITY_NAME, read_record
+from ...base.files import read_json
+from ...checkpoints.names import REPORT_NAME, SPARSITY_NAME
+from ...checkpoints.record import read_record
 from ..recipe.directory import RUN_NAME, read_stage
 from ..recipe.stage import MODEL
-from .checkpoint_page import read_json, run_sections
+from .checkpoint_page import run_sections
 from .comparison import COMPARE_NAME, comparison_page
 from .page import Bars, Page, Section, Table, Value, plainly
 from .settings import flattened, settings_table

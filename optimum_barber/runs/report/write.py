@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...base.errors import BarberError
+from ...base.files import read_json
 from ...base.output import check_file, check_output, put_file, staged
-from ...checkpoints.record import SPARSITY_NAME
-from ...checkpoints.structure import STRUCTURE_NAME
+from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
 from ..recipe.directory import RUN_NAME
-from .checkpoint_page import Rows, cell_page, checkpoint_page, read_json, shrunk_page
+from .checkpoint_page import Rows, cell_page, checkpoint_page, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page
 from .html import html
 from .page import Page

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base.fingerprint import digest, of_model, of_path
+from ...base.fingerprint import digest, of_path
 from ...models.loading import ModelReference
 from ...shrink.settings import ShrinkConfig
 from ..recipe.directory import put_json
+from ..recipe.fingerprint import of_model
 from .settings import SweepConfig
 
 FOLDER = "cells"

@@ -9,10 +9,10 @@ import torch
 
 from ...base.output import alone
 from ...checkpoints.write import software
+from ...models.device import choose_device
 from ...models.loading import ModelReference, load_config, resolve_model
 from ...models.measure import latency, macs_per_token, size_of
 from ...models.source import working_copy
-from ...prune.plan import choose_device
 from ...shrink.cut import cut_model
 from ...shrink.figures import describe_cut, prompt_of, report_of
 from ...shrink.plan import Cut, plan_cut

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...tensors.unit_scores import error_matrix, exchanged
 from ..choose import highest
-from . import UnitInput, scorer
+from .base import UnitInput, scorer
 from .bip import bip
 
 

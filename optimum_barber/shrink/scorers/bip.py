@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...tensors.unit_scores import influence, summed, through_mlp
 from ..units import HEADS
-from . import UnitInput, scorer
+from .base import UnitInput, scorer
 
 
 @scorer("bip", needs=["input_abs"])

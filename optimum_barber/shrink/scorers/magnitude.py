@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from . import UnitInput, scorer
+from .base import UnitInput, scorer
 
 
 @scorer("magnitude", needs_text=False)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ...tensors.unit_scores import carried, summed
 from ..units import CHANNELS, HEADS, Units, linear_of
-from . import ModelInput, scorer
+from .base import ModelInput, scorer
 
 
 @scorer("importance-propagation", whole_model=True, needs_text=False)

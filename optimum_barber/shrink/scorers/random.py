@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from . import UnitInput, scorer
+from .base import UnitInput, scorer
 
 
 @scorer("random", needs_text=False)

@@ -14,7 +14,7 @@ from ...base.errors import BarberError
 from ...models.blocks import forward_of
 from ...models.source import working_copy
 from ..units import linear_of
-from . import ModelInput, scorer
+from .base import ModelInput, scorer
 
 
 @scorer("taylor", whole_model=True)

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...base.fields import one_of
-from ...prune.settings import DTYPES
+from ...base.fields import DTYPES, one_of
 
 
 class OwnTextConfig(BaseModel):

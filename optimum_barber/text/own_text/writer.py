@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from ...base.errors import BarberError
 from ...base.output import check_file, put_file
 from ...models.architectures import positions
+from ...models.device import choose_device, working_dtype
 from ...models.loading import load_model, load_tokenizer, resolve_model
-from ...prune.plan import choose_device, working_dtype
 from ..windows import DEFAULT_LENGTH
 from .settings import OwnTextConfig
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ....base.errors import BarberError
-from ....prune.settings import one_line
+from ....base.fields import one_line
 from ...compare.settings import CompareSettings
 from ..stage import Stage, Work, stage
 

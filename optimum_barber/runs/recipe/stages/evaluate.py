@@ -56,7 +56,7 @@ class EvaluateStage(Stage):
 
     def measure(self, model: str, work: Work) -> dict[str, Any]:
         """Perplexity of each text, results of each task."""
-        from ....text.perplexity import evaluate_model
+        from ...evaluate import evaluate_model
 
         length = self.sequence_length or work.recipe.calibration.sequence_length
         field, device = work.recipe.calibration.text_field, work.recipe.device

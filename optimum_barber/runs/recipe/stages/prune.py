@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
+from ....base.arguments import parse_arguments
 from ....base.errors import BarberError
+from ....base.fields import one_line
 from ....checkpoints.record import read_record
 from ....prune.pipeline import BlockReport
 from ....prune.plan import check_allocation
-from ....prune.producers import as_producer, parse_arguments
+from ....prune.producers import as_producer
 from ....prune.rebuild_settings import RebuildConfig
 from ....prune.rebuilders import chain_of
-from ....prune.settings import UNIFORM, BarberConfig, ReconstructConfig, one_line
+from ....prune.settings import UNIFORM, BarberConfig, ReconstructConfig
 from ..stage import Stage, Work, stage
 
 if TYPE_CHECKING:

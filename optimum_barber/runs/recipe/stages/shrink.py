@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from ....base.errors import BarberError
-from ....prune.settings import one_line
+from ....base.fields import one_line
 from ....shrink.settings import ShrinkConfig, ShrinkSettings
 from ..stage import Stage, Work, stage
 
@@ -37,7 +37,7 @@ class ShrinkStage(Stage, ShrinkSettings):
 
     def faults(self, recipe: "Recipe") -> list[tuple[str, str]]:
         """Scorers and arguments that nobody knows, shares that exclude each other."""
-        from ....prune.producers import parse_arguments
+        from ....base.arguments import parse_arguments
         from ....shrink.scorers import as_scorer
 
         try:

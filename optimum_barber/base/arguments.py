@@ -1,0 +1,49 @@
+"""Keyword-only arguments of producers, allocations and scorers, as a user writes them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .errors import BarberError
+
+
+def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function, by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+class TakesArguments(Protocol):
+    """Something registered that has keyword-only arguments."""
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """By name."""
+
+
+def parse_arguments(taker: TakesArguments, name: str, given: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
+    """`given` checked against what a producer (or a scorer) takes; strings become the type of the argument's default.
+
+    Raises:
+        BarberError: an argument that it does not take, or a value of the wrong type.
+    """
+    legal = taker.arguments
+    for key in given:
+        if key not in legal:
+            raise BarberError(f"{kind} {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
+    missing = [k for k, p in legal.items() if p.default is p.empty and k not in given]
+    if missing:
+        raise BarberError(f"{kind} {name!r} needs the argument {missing[0]!r}")
+    return {key: _typed(f"{kind} {name!r}", key, value, legal[key].default) for key, value in given.items()}
+
+
+def _typed(taker: str, key: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str) or isinstance(default, str) or default is inspect.Parameter.empty:
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        kind = type(default).__name__
+        raise BarberError(f"argument {key}={value} of {taker} is no {kind}") from None

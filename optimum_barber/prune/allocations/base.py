@@ -1,0 +1,135 @@
+"""Allocations: functions that share the sparsity out over the blocks of a model, out of a look at the dense one."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...base.arguments import keyword_only, parse_arguments
+from ...base.errors import BarberError
+from ...base.registry import Registry
+from ...models.activations import Activations
+from ...models.source import LayerSource
+from ...tensors.budget import Shares
+from ...tensors.patterns import SparsityPattern
+from ..pipeline import Plan, advance, observe, produce
+from ..trial import Masks, Trial
+
+
+@dataclass
+class Budget:
+    """What there is to share out, and the dense model to look at.
+
+    Attributes:
+        target: share of all weights to prune, in (0, 1).
+        weights: prunable weights of each block, by name, in the order of the model; blocks without any are left out.
+        source: the decoder layers, which stay as they are.
+        windows: (samples, length) int64, the calibration tokens of all ranks.
+        plan: of the run.
+        quiet: no progress bar.
+    """
+
+    target: float
+    weights: dict[str, int]
+    source: LayerSource
+    windows: Tensor
+    plan: Plan
+    quiet: bool = False
+
+    def trials(
+        self, needs: Iterable[str], samples: int | None = None, relative: bool = False
+    ) -> Iterator[tuple[str, str, Trial]]:
+        """Names of the layer and of the block, and the block on trial, one after the other, on the dense stream.
+
+        Args:
+            needs: names of the input statistics to collect, out of `STATISTICS`; `masks` takes those of the producer.
+            samples: how many of the calibration windows to run; None for all.
+            relative: whether errors are relative to each token's residual stream behind the block.
+        """
+        producer = replace(self.plan.producer, needs=frozenset(needs))
+        plan = replace(self.plan, producer=producer, relative_error=relative)
+        windows = self.windows[:samples]
+        share = plan.ranks.share(len(windows))
+        hidden = Activations(self.source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
+        with tqdm(total=len(self.weights), unit="block", desc="allocation", disable=self.quiet or None) as bar:
+            for layer in self.source.layers():
+                outputs: list[Activations] = []
+                for block in layer.blocks:
+                    trial = observe(layer, block, hidden, outputs, plan)
+                    outputs.append(trial.targets)
+                    if trial.linears:
+                        yield layer.name, block.name, trial
+                        bar.update()
+                hidden = advance(layer, hidden, outputs)
+
+    def masks(self, trial: Trial, sparsity: float) -> Masks:
+        """The producer's masks of a block at a sparsity; weights that it changes are those of `trial` from now on."""
+        trial.updated = {}
+        return produce(trial, replace(self.plan, pattern=SparsityPattern(sparsity, whole=True)))
+
+    def check_spread(self, allocation: str, spread: float) -> None:
+        """Refuse a spread around the target that has no room on one of its sides."""
+        most = min(self.target, 1 - self.target)
+        if not 0 < spread < most:
+            said = f"spread {spread:g} of allocation {allocation!r} is not legal at sparsity {self.target:g}"
+            raise BarberError(f"{said}: above 0 and below {most:g}")
+
+
+AllocationFunction = Callable[..., Shares]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A registered allocation.
+
+    Attributes:
+        function: takes a `Budget` and keyword-only arguments; returns `Shares`.
+    """
+
+    function: AllocationFunction
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only arguments of the function."""
+        return keyword_only(self.function)
+
+
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", "optimum_barber.allocations")
+
+
+def allocation(name: str) -> Callable[[AllocationFunction], AllocationFunction]:
+    """Register the decorated function as the allocation `name`; it stays callable as it is."""
+
+    def decorate(function: AllocationFunction) -> AllocationFunction:
+        ALLOCATIONS.add(name, Allocation(function), origin=function.__module__)
+        return function
+
+    return decorate
+
+
+def as_allocation(candidate: "str | AllocationFunction | Allocation") -> Allocation:
+    """The allocation meant by a registered name, a plain function (of a plug-in) or an `Allocation`."""
+    if isinstance(candidate, Allocation):
+        return candidate
+    return Allocation(candidate) if callable(candidate) else as_allocation(ALLOCATIONS[candidate])
+
+
+@torch.no_grad()
+def share_out(name: str, arguments: dict[str, Any], budget: Budget) -> Shares:
+    """Ask an allocation, with its arguments as a user wrote them, and check its answer.
+
+    Raises:
+        BarberError: it does not take these arguments, or does not share out the budget among these blocks.
+    """
+    chosen = as_allocation(name)
+    shares = chosen.function(budget, **parse_arguments(chosen, name, arguments, "allocation"))
+    if not isinstance(shares, Shares) or set(shares.sparsity) != set(budget.weights):
+        raise BarberError(f"allocation {name!r} gives no share of each of the {len(budget.weights)} blocks")
+    for block, sparsity in shares.sparsity.items():
+        if not 0 < sparsity < 1:
+            raise BarberError(f"allocation {name!r} gives {block} the sparsity {sparsity:g}, outside of (0, 1)")
+    return shares

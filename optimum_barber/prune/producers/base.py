@@ -1,0 +1,99 @@
+"""Mask producers: functions from one Linear's weight and input statistics to its first keep mask."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ...base.arguments import keyword_only
+from ...base.errors import BarberError
+from ...base.registry import Registry
+from ...tensors.input_statistics import STATISTICS, InputStatistics
+from ...tensors.patterns import SparsityPattern
+
+
+@dataclass
+class LinearInput:
+    """What a producer receives for one Linear.
+
+    Attributes:
+        name: full name of the Linear, such as "model.layers.0.mlp.up_proj".
+        weight: dense W, (out, in), float32; not to be changed.
+        pattern: what the mask must look like.
+        statistics: of the Linear's input on the sparse stream: those that the producer asked for.
+        seed: of this run.
+    """
+
+    name: str
+    weight: Tensor
+    pattern: SparsityPattern
+    statistics: InputStatistics = field(default_factory=InputStatistics)
+    seed: int = 0
+
+
+@dataclass
+class Produced:
+    """A producer's answer where the keep mask alone is not all of it.
+
+    Attributes:
+        keep: (out, in) bool, True where kept.
+        weight: (out, in), new values of the kept weights; None where they stay dense.
+    """
+
+    keep: Tensor
+    weight: Tensor | None = None
+
+
+ProducerFunction = Callable[..., Tensor | Produced]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A registered producer: the function, the statistics it needs and the arguments it takes.
+
+    Attributes:
+        function: takes a `LinearInput` and keyword-only arguments; returns a keep mask or `Produced`.
+        needs: names of the input statistics to collect, out of `STATISTICS`.
+        brings_pattern: for masks from outside, says what pattern they have; takes the shapes of the Linears by
+            name and the producer's arguments.
+    """
+
+    function: ProducerFunction
+    needs: frozenset[str] = frozenset()
+    brings_pattern: Callable[..., SparsityPattern] | None = None
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only arguments of the function."""
+        return keyword_only(self.function)
+
+
+PRODUCERS: Registry[Producer] = Registry("producer", "optimum_barber.producers")
+
+
+def producer(
+    name: str, needs: Iterable[str] = (), brings_pattern: Callable[..., SparsityPattern] | None = None
+) -> Callable[[ProducerFunction], ProducerFunction]:
+    """Register the decorated function as the producer `name`; it stays callable as it is."""
+    unknown = set(needs) - set(STATISTICS)
+    if unknown:
+        raise BarberError(f"producer {name!r} needs unknown statistics {sorted(unknown)}: known are {STATISTICS}")
+
+    def decorate(function: ProducerFunction) -> ProducerFunction:
+        PRODUCERS.add(name, Producer(function, frozenset(needs), brings_pattern), origin=function.__module__)
+        return function
+
+    return decorate
+
+
+def as_producer(candidate: "str | ProducerFunction | Producer") -> Producer:
+    """The producer meant by a registered name, a plain callable or a `Producer`.
+
+    A plain callable may carry its needs as the attribute `needs`.
+    """
+    if isinstance(candidate, Producer):
+        return candidate
+    if callable(candidate):
+        return Producer(candidate, frozenset(getattr(candidate, "needs", ())))
+    return as_producer(PRODUCERS[candidate])  # a plug-in may offer a plain function

@@ -1,0 +1,34 @@
+"""Checking whatever a run left: a pruned, shrunk, merged or quantized checkpoint, or an adapter."""
+
+from pathlib import Path
+
+from ..base.errors import BarberError
+from ..checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from ..checkpoints.verify import Verification, verify_checkpoint
+from ..shrink.audit import audit_cut
+
+
+def verify_product(directory: str | Path, base: str | None = None, weights: bool = True) -> Verification:
+    """Check whatever a stage left: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
+
+    Args:
+        directory: of the checkpoint or the adapter.
+        base: for a shrunk one, the dense model to compare it with; None for the recorded one, if it is at hand.
+        weights: whether to compare a shrunk one with its dense model at all.
+
+    Raises:
+        BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
+    """
+    directory = Path(directory)
+    if (directory / "adapter_config.json").is_file():
+        from optimum_barber.integrations.lora.checkpoint import verify_adapter
+
+        return verify_adapter(directory)
+    if not (directory / STRUCTURE_NAME).is_file():
+        if base is not None:
+            raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
+        return verify_checkpoint(directory)
+    cut = audit_cut(directory, base, weights)
+    outcome = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
+    outcome.cut, outcome.faults = cut, [*cut.faults, *outcome.faults]
+    return outcome
