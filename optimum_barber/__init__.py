@@ -1,8 +1,10 @@
 """Prune causal LMs with any mask producer and rebuild the mask with LLM-Barber."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .base.moved import MovedModules
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -78,3 +80,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+sys.meta_path.append(MovedModules())

@@ -263,10 +263,8 @@ def test_bad_input_is_one_line(model_dir, tmp_path, capsys, flags, message):
 @pytest.fixture
 def offered():
     """Allocations that somebody registers, gone afterwards."""
-    before = set(ALLOCATIONS._items)
-    yield allocation
-    for name in set(ALLOCATIONS._items) - before:
-        del ALLOCATIONS._items[name], ALLOCATIONS._origins[name]
+    with ALLOCATIONS.temporarily():
+        yield allocation
 
 
 @pytest.mark.parametrize(

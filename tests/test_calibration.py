@@ -135,18 +135,18 @@ def test_a_folder_of_the_same_name_does_not_hide_a_text(tmp_path, monkeypatch):
     assert read_texts("pydoc", "calibration") == pydoc_texts("calibration")
 
 
-def test_c4_is_sampled_by_document(monkeypatch, tokenizer):
+def test_c4_is_sampled_by_document(tokenizer):
     documents = ["short"] * 5 + [f"document {i} " + "and so on " * 40 for i in range(5)]
-    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents)
-    one, again = (calibration_windows([], tokenizer, samples=12, length=16, seed=1) for _ in range(2))
+    with TEXTS.temporarily({"c4": lambda split: documents}):
+        one, again = (calibration_windows([], tokenizer, samples=12, length=16, seed=1) for _ in range(2))
+        mixed = calibration_windows(["c4", "pydoc"], tokenizer, samples=5, length=16, seed=1)
     assert one.tokens.shape == (12, 16)
     assert one.fingerprint == again.fingerprint
     assert all(any(tokenizer.decode(window) in document for document in documents) for window in one.tokens)
-    mixed = calibration_windows(["c4", "pydoc"], tokenizer, samples=5, length=16, seed=1)
     assert mixed.tokens.shape == (5, 16)
     assert torch.equal(mixed.tokens[:2], one.tokens[:2])
-    monkeypatch.setitem(TEXTS._items, "c4", lambda split: ["short"])
-    with pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
+    short = TEXTS.temporarily({"c4": lambda split: ["short"]})
+    with short, pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
         calibration_windows([], tokenizer, samples=1, length=16, seed=1)
 
 

@@ -194,11 +194,9 @@ def ria():
     """The example's function, imported from its file."""
     spec = importlib.util.spec_from_file_location("barber_ria", EXAMPLE / "barber_ria.py")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with PRODUCERS.temporarily():
         spec.loader.exec_module(module)
         yield module.ria
-    finally:
-        PRODUCERS._items.pop("ria", None)
 
 
 @pytest.mark.parametrize("pattern", [SparsityPattern(0.5), SparsityPattern(0.7), SparsityPattern(0.5, 2, 4)])

@@ -1,6 +1,7 @@
 """Names: registered once, found by entry point, answered with neighbours; and how little an extension takes."""
 
 import sys
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import transformers
 from optimum_barber import __version__
 from optimum_barber.base import registry
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.moved import MOVED
 from optimum_barber.base.registry import PluginError, Registry
 from optimum_barber.models.architectures import ARCHITECTURES, Architecture
 from optimum_barber.prune.producers import PRODUCERS, producer
@@ -113,32 +115,29 @@ def test_an_entry_point_must_name_what_can_be_an_item(plugins):
 def test_a_new_producer_is_one_short_function():
     """The example of CONTRIBUTING.md."""
 
-    @producer("ria-like", needs=["input_norm"])
     def relative_importance(linear, *, power: float = 0.5):
         weight = linear.weight.abs()
         relative = weight / weight.sum(0, keepdim=True) + weight / weight.sum(1, keepdim=True)
         return keep_highest(relative * linear.statistics.input_norm**power, linear.pattern)
 
-    try:
+    with PRODUCERS.temporarily():
+        producer("ria-like", needs=["input_norm"])(relative_importance)
         config = BarberConfig(producer="ria-like", producer_args={"power": "0.25"}, sparsity=0.5)
         result = BarberSparsifier(tiny_model()).sparsify(config, calibration=tiny_windows(), quiet=True)
         assert result.sparsity_config.sparsity == 0.5
         assert result.sparsity_config.producer == {"name": "ria-like", "arguments": {"power": "0.25"}}
-    finally:
-        del PRODUCERS._items["ria-like"]
+    assert "ria-like" not in PRODUCERS
 
 
 def test_a_new_architecture_is_one_table_row():
     """The example of CONTRIBUTING.md."""
     sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
     model = transformers.StableLmForCausalLM(transformers.StableLmConfig(**sizes, num_key_value_heads=4)).eval()
-    ARCHITECTURES.add("stablelm", Architecture(attention=("self_attn",), mlp=("mlp",), stack="model.layers"))
-    try:
+    row = Architecture(attention=("self_attn",), mlp=("mlp",), stack="model.layers")
+    with ARCHITECTURES.temporarily({"stablelm": row}):
         config = BarberConfig(producer="magnitude", pattern="2:4", rebuild="none")
         result = BarberSparsifier(model).sparsify(config, calibration=tiny_windows(), quiet=True)
         assert len(result.masks) == 14
-    finally:
-        del ARCHITECTURES._items["stablelm"]
 
 
 def test_a_plain_callable_works_through_the_api():
@@ -151,3 +150,33 @@ def test_a_plain_callable_works_through_the_api():
     keep = next(iter(result.masks.values())).unpack()
     weight = tiny_model().model.layers[0].self_attn.q_proj.weight
     assert torch.equal(keep, keep_highest(weight, config.sparsity_pattern()))
+
+
+def test_what_is_registered_temporarily_goes_and_what_it_replaced_comes_back():
+    names = Registry("thing")
+    names.add("one", 1)
+    with names.temporarily({"one": 10, "two": 2}):
+        names.add("three", 3)
+        assert dict(names) == {"one": 10, "two": 2, "three": 3}
+    assert dict(names) == {"one": 1}
+    with pytest.raises(KeyError), names.temporarily({"one": 10}):
+        raise KeyError
+    assert dict(names) == {"one": 1}
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_old_module_name_is_answered_by_the_new_one(old):
+    with pytest.raises(ModuleNotFoundError) as error:
+        import_module(f"optimum_barber.{old}")
+    assert str(error.value) == f"optimum_barber.{old} is optimum_barber.{MOVED[old]} since 0.2.0"
+    import_module(f"optimum_barber.{MOVED[old]}")
+
+
+def test_a_module_that_became_a_package_of_its_name_is_answered_too():
+    with pytest.raises(ImportError, match=r"quantization is optimum_barber.integrations.quantization.quantize since"):
+        from optimum_barber.integrations.quantization import quantize_model  # noqa: F401
+
+
+def test_a_module_that_never_was_is_not_answered():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'optimum_barber.never'"):
+        import_module("optimum_barber.never")

@@ -227,22 +227,20 @@ def test_latency_says_how_it_was_measured():
 
 
 def test_a_scorer_of_ones_own(model_dir):
-    @optimum_barber.scorer("by-position")
     def by_position(given):
         return torch.arange(given.units.count, dtype=torch.float32)
 
-    try:
+    with SCORERS.temporarily():
+        optimum_barber.scorer("by-position")(by_position)
         config = ShrinkConfig(scorer="by-position", remove=0.5)
         result = BarberShrinker(tiny_model()).shrink(config, tiny_windows(), latency=False, quiet=True)
         assert result.structure.layers["model.layers.1"].channels.kept == list(range(24, 48))
-    finally:
-        SCORERS._items.pop("by-position")
-        SCORERS._origins.pop("by-position")
 
 
-def test_a_scorers_answer_is_checked(monkeypatch):
-    monkeypatch.setitem(SCORERS._items, "magnitude", lambda given: torch.zeros(3))
-    with pytest.raises(BarberError, match=r"answer for the heads of model.layers.0 is torch.float32 \(3,\): \(2,\)"):
+def test_a_scorers_answer_is_checked():
+    wrong = SCORERS.temporarily({"magnitude": lambda given: torch.zeros(3)})
+    message = r"answer for the heads of model.layers.0 is torch.float32 \(3,\): \(2,\)"
+    with wrong, pytest.raises(BarberError, match=message):
         BarberShrinker(tiny_model()).shrink(
             ShrinkConfig(scorer="magnitude", remove=0.5), tiny_windows(), latency=False, quiet=True
         )

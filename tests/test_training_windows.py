@@ -32,10 +32,10 @@ class Shard(Sequence):
 
 
 @pytest.fixture
-def shard(monkeypatch):
-    made = Shard()
-    monkeypatch.setitem(TEXTS._items, "c4", lambda split: made)
-    return made
+def shard():
+    documents = Shard()
+    with TEXTS.temporarily({"c4": lambda split: documents}):
+        yield documents
 
 
 def test_of_a_shard_only_the_drawn_documents_are_read(shard, tokenizer):
@@ -49,13 +49,13 @@ def test_of_a_shard_only_the_drawn_documents_are_read(shard, tokenizer):
     assert other.fingerprint != train.fingerprint
 
 
-def test_short_documents_are_passed_over(monkeypatch, tokenizer):
+def test_short_documents_are_passed_over(tokenizer):
     documents = ["short", "a long one " * 9] * 50
-    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents)
-    train, _ = training_windows(["c4"], tokenizer, samples=20, **SETTINGS)
+    with TEXTS.temporarily({"c4": lambda split: documents}):
+        train, _ = training_windows(["c4"], tokenizer, samples=20, **SETTINGS)
     assert all("long" in tokenizer.decode(window) for window in train.tokens)
-    monkeypatch.setitem(TEXTS._items, "c4", lambda split: documents[:75] + ["short"] * 25)
-    with pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
+    rare = TEXTS.temporarily({"c4": lambda split: documents[:75] + ["short"] * 25})
+    with rare, pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
         training_windows(["c4"], tokenizer, samples=20, **SETTINGS)
 
 

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from inspect import currentframe
 from typing import Any, Generic, TypeVar
@@ -42,22 +44,22 @@ class Offer:
 class Registry(Mapping[str, Item], Generic[Item]):
     """A mapping from name to item, filled by `register`, `add` and the entry points of `group`.
 
-    Entry points are imported when their name is first asked for, so that a broken plug-in neither
-    slows nor stops anybody else. What is registered keeps its name whatever a package offers.
+    Entry points are imported when their name is first looked up, so that a broken plug-in neither slows nor stops
+    anybody else. What is registered keeps its name whatever a package offers.
     """
 
     def __init__(self, kind: str, group: str | None = None) -> None:
         self.kind = kind
         self.group = group
         self._items: dict[str, Item] = {}
-        self._origins: dict[str, str] = {}
+        self._origins: dict[str, str] = {}  # the module that registered each item
 
     def register(self, name: str) -> Callable[[Item], Item]:
         """A decorator that adds its object under `name` and returns it unchanged."""
-        return lambda item: self.add(name, item)
+        return partial(self.add, name)
 
     def add(self, name: str, item: Item, origin: str | None = None) -> Item:
-        """Add `item` under `name`; `origin` is the module that does so, found out where it is not given.
+        """Add `item` under `name`; `origin` is the module that does so, by default the caller's.
 
         Raises:
             ValueError: `name` is taken.
@@ -68,13 +70,33 @@ class Registry(Mapping[str, Item], Generic[Item]):
         self._origins[name] = origin or _caller()
         return item
 
+    @contextmanager
+    def temporarily(self, items: Mapping[str, Item] | None = None) -> Iterator[None]:
+        """Undo at the end of the block what was registered inside it.
+
+        Args:
+            items: to register inside, in place of what has their names.
+        """
+        before = dict(self._items), dict(self._origins)
+        for name, item in (items or {}).items():
+            self._items[name] = item
+            self._origins.setdefault(name, __name__)
+        try:
+            yield
+        finally:
+            self._items, self._origins = before
+
     def offers(self) -> list[Offer]:
         """Every claim to every name, sorted by name, what is registered first."""
-        points = entry_points(group=self.group) if self.group else ()
-        own = {p.name: p for p in points if p.name in self._items and self._comes_from(p)}
-        found = [Offer(name, *self._home(name, own.get(name))) for name in self._items]
-        found += [Offer(p.name, *_distribution(p), p) for p in points if p not in own.values()]
-        return sorted(found, key=lambda offer: (offer.name, offer.point is not None, str(offer)))
+        offers, points = [], {}
+        for point in entry_points(group=self.group) if self.group else ():
+            if point.name in self._items and _root(point.value) == _root(self._origins[point.name]):
+                points[point.name] = point
+            else:
+                offers.append(Offer(point.name, *_distribution(point), point))
+        for name in self._items:
+            offers.append(Offer(name, *self._home(name, points.get(name))))
+        return sorted(offers, key=_by_name)
 
     def load(self, offer: Offer) -> Item:
         """The item of one offer.
@@ -84,7 +106,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         """
         if offer.point is None:
             return self._items[offer.name]
-        rivals = [str(other) for other in self.offers() if other.name == offer.name and other != offer]
+        rivals = [str(other) for other in self._offers_of(offer.name) if other != offer]
         if rivals:
             raise PluginError(
                 f"{self.kind} {offer.name!r} of {offer} clashes with {', '.join(rivals)}: one of them must be renamed"
@@ -93,7 +115,8 @@ class Registry(Mapping[str, Item], Generic[Item]):
         try:
             loaded = offer.point.load()
             if offer.name not in self._items:  # a module that registers itself on import has done so by now
-                self.add(offer.name, self._checked(loaded), origin=offer.point.value)
+                self._check(loaded)
+                self.add(offer.name, loaded, origin=offer.point.value)
         except Exception as error:  # whatever its code raises
             self._items = before
             raise PluginError(
@@ -101,25 +124,23 @@ class Registry(Mapping[str, Item], Generic[Item]):
             ) from error
         return self._items[offer.name]
 
-    def _checked(self, loaded: Any) -> Item:
-        """What an entry point names, if it can be an item: a function, or of a class that is registered here."""
+    def _check(self, loaded: Any) -> None:
+        """Refuse what cannot be an item: neither a function, nor of a class that is registered here."""
         known = {type(item) for item in self._items.values()}
         if known and not callable(loaded) and type(loaded) not in known:
             raise TypeError(f"its entry point names a value of class {type(loaded).__name__}, no {self.kind}")
-        return loaded
-
-    def _comes_from(self, point: EntryPoint) -> bool:
-        """Whether the package of an entry point registered the item of that name."""
-        return _root(point.value) == _root(self._origins[point.name])
 
     def _home(self, name: str, point: EntryPoint | None) -> tuple[str, str]:
-        """Package and version of a registered item."""
+        """Package and version of a registered item; `point` is its entry point, where it has one."""
         if _root(self._origins[name]) == _root(__name__):
             return BUILT_IN, __version__
         return _distribution(point) if point else (self._origins[name], "")
 
+    def _offers_of(self, name: object) -> list[Offer]:
+        return [offer for offer in self.offers() if offer.name == name]
+
     def __getitem__(self, name: str) -> Item:
-        offers = [offer for offer in self.offers() if offer.name == name]
+        offers = self._offers_of(name)
         if not offers:
             raise unknown_name(self.kind, name, self)
         if name in self._items and offers[1:]:
@@ -128,13 +149,17 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return self.load(offers[0])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items or any(offer.name == name for offer in self.offers())
+        return name in self._items or bool(self._offers_of(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(offer.name for offer in self.offers()))
 
     def __len__(self) -> int:
         return len({offer.name for offer in self.offers()})
+
+
+def _by_name(offer: Offer) -> tuple[str, bool, str]:
+    return offer.name, offer.point is not None, str(offer)
 
 
 def _caller() -> str:
@@ -146,10 +171,12 @@ def _caller() -> str:
 
 
 def _root(path: str) -> str:
-    """The top-level package of "package.module:attribute"."""
+    """Return the top-level package of "package.module:attribute"."""
     return path.partition(":")[0].partition(".")[0]
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version of the package that declares an entry point."""
-    return (point.dist.name, point.dist.version) if point.dist else (point.value, "")
+    """Return name and version of the package that declares an entry point."""
+    if point.dist is None:
+        return point.value, ""
+    return point.dist.name, point.dist.version
