@@ -46,8 +46,8 @@ def main() -> int:
         for method in ("none", "barber+swaps"):
             model.load_state_dict(weights)
             config = BarberConfig(
-                producer=producer, sparsity=0.5, rebuild=method, calibration=["pydoc"],
-                samples=args.samples, sequence_length=args.sequence_length,
+                producer=producer, sparsity=0.5, rebuild=method,
+                calibration={"texts": ["pydoc"], "samples": args.samples, "sequence_length": args.sequence_length},
             )  # fmt: skip
             started = time.perf_counter()
             sparsifier = BarberSparsifier(model, tokenizer, reference)

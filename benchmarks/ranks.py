@@ -105,8 +105,8 @@ def prune(args: argparse.Namespace) -> None:
 
     wanda.needs = ("input_norm",)  # type: ignore[attr-defined]
     config = BarberConfig(
-        producer=wanda, sparsity=0.5, calibration=[args.text], samples=args.samples,
-        sequence_length=args.sequence_length,
+        producer=wanda, sparsity=0.5,
+        calibration={"texts": [args.text], "samples": args.samples, "sequence_length": args.sequence_length},
     )  # fmt: skip
     sparsifier = BarberSparsifier.from_pretrained(args.model)
     dist.barrier()

@@ -8,6 +8,7 @@ from .base.moved import MovedModules
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .base.calibration import CalibrationConfig as CalibrationConfig
     from .base.errors import BarberError as BarberError
     from .checkpoints.record import MaskFile as MaskFile
     from .checkpoints.record import SparsityConfig as SparsityConfig
@@ -45,6 +46,7 @@ _HOME = {
     "BarberShrinker": "shrink.shrinker",
     "BarberSparsifier": "prune.sparsifier",
     "BlockReport": "prune.pipeline",
+    "CalibrationConfig": "base.calibration",
     "LinearInput": "prune.producers",
     "MaskFile": "checkpoints.record",
     "OwnTextConfig": "text.own_text.settings",

@@ -32,7 +32,9 @@ def test_command_line_and_api_give_the_same_masks(model_dir, text_file, tmp_path
         "--quiet",
     ]
     assert main(["prune", str(model_dir), *flags, "--calibration", str(text_file), "-o", str(tmp_path / "cli")]) == 0
-    config = BarberConfig(sparsity=0.5, rebuild={"rounds": 2}, samples=8, sequence_length=16, seed=7)
+    config = BarberConfig(
+        sparsity=0.5, rebuild={"rounds": 2}, calibration={"samples": 8, "sequence_length": 16}, seed=7
+    )
     sparsifier = BarberSparsifier.from_pretrained(model_dir)
     result = sparsifier.sparsify(config, calibration=[text_file.read_text()], quiet=True)
     written = optimum_barber.MaskFile(tmp_path / "cli" / "sparsity_masks.safetensors")

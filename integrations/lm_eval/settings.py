@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from optimum_barber.base.calibration import FLAT, nested
 from optimum_barber.base.errors import BarberError, unknown_name
 from optimum_barber.base.fields import one_line
 from optimum_barber.base.ranks import ALONE
@@ -26,7 +27,7 @@ from optimum_barber.prune.sparsifier import BarberSparsifier
 ADAPTER_NAME = "adapter_config.json"
 EVALUATION = {"device", "dtype", "batch_size"}  # of the evaluation where lm-eval is told; none of them decides masks
 REBUILD = {"rebuild" if name == "method" else name for name in RebuildConfig.model_fields}
-SETTINGS = (set(BarberConfig.model_fields) - EVALUATION) | REBUILD
+SETTINGS = (set(BarberConfig.model_fields) - EVALUATION) | REBUILD | set(FLAT)
 LISTS = ("calibration", "ignore")
 
 
@@ -86,7 +87,9 @@ def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
     rest = {name: value for name, value in given.items() if name in SETTINGS - REBUILD - {"producer_args"}}
     try:
         merged = {**given.get("producer_args", {}), **arguments}
-        return BarberConfig(**{**rest, **lists}, producer_args=merged, rebuild=rebuild, device=device_at_hand(device))
+        return BarberConfig(
+            **nested({**rest, **lists}), producer_args=merged, rebuild=rebuild, device=device_at_hand(device)
+        )
     except TypeError:
         raise BarberError(f"producer_args {given['producer_args']!r} is not legal: {{'NAME': VALUE}}") from None
     except ValidationError as error:
@@ -115,7 +118,7 @@ def pruning_key(reference: ModelReference, config: BarberConfig, device: str) ->
 def _reads_text(config: BarberConfig) -> bool:
     """Whether calibration text has any say, or was asked for."""
     measured = config.rebuild.chain or config.reconstruct.chain or config.allocation != UNIFORM
-    return bool(config.calibration or measured or as_producer(config.producer).needs)
+    return bool(config.calibration.texts or measured or as_producer(config.producer).needs)
 
 
 def sparsity_summary(record: SparsityConfig) -> dict[str, Any]:

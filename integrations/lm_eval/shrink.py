@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from optimum_barber.base.calibration import FLAT, nested
 from optimum_barber.base.errors import unknown_name
 from optimum_barber.base.fields import one_line
 from optimum_barber.checkpoints.names import STRUCTURE_NAME
@@ -17,7 +18,7 @@ from optimum_barber.shrink.settings import ShrinkConfig
 from optimum_barber.shrink.shrinker import BarberShrinker
 
 CUTTING = {"scorer", "remove", "remove_heads", "remove_channels", "structure"}  # any of them means a shrunk model
-SETTINGS = set(ShrinkConfig.model_fields) - {"device", "dtype", "batch_size", "scorer_args"}
+SETTINGS = (set(ShrinkConfig.model_fields) - {"device", "dtype", "batch_size", "scorer_args"}) | set(FLAT)
 
 
 def shrink_config(settings: Mapping[str, Any], device: Any = None, evaluation: Collection[str] = ()) -> ShrinkConfig:
@@ -35,7 +36,7 @@ def shrink_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
         given["calibration"] = items(given["calibration"])
     arguments = {name: settings[name] for name in own if name in settings and name not in SETTINGS}
     try:
-        return ShrinkConfig(**given, scorer_args=arguments, device=device_at_hand(device))
+        return ShrinkConfig(**nested(given), scorer_args=arguments, device=device_at_hand(device))
     except ValidationError as error:
         raise one_line(error) from None
 

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, ValidationError
 
 from .errors import BarberError, unknown_name
 
+NAMELESS = (("rebuild",), ("calibration",))  # nested settings whose fields are named without them, as flags are
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -37,7 +38,8 @@ def one_line(error: ValidationError) -> BarberError:
     faults = []
     for fault in error.errors():
         message = fault["msg"].removeprefix("Value error, ")
-        where = ".".join(str(part) for part in fault["loc"] if part != "rebuild")
+        path = fault["loc"][1:] if fault["loc"][:1] in NAMELESS and len(fault["loc"]) > 1 else fault["loc"]
+        where = ".".join(map(str, path))
         own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
         faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
     return BarberError("; ".join(dict.fromkeys(faults)))

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ..base.calibration import FLAT, nested
 from ..prune.settings import BarberConfig, ReconstructConfig
 from ..runs.compare.settings import AXES, CompareSettings
 from .options import add_calibration, number, pairs, whole
@@ -67,7 +68,7 @@ def settings_from(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that the flags mean."""
     given = vars(args)
     own = {name: given[name] for name in CompareSettings.model_fields if name in given}
-    shared = {name: given[name] for name in BarberConfig.model_fields if name in given}
+    shared = nested({name: given[name] for name in (*BarberConfig.model_fields, *FLAT) if name in given})
     vary = {name: values.split(",") for name, values in pairs("vary", args.vary, "rounds=1,2,4").items()}
     arguments = pairs("rebuild-arg", args.rebuild_arg, "rounds=2")
     shared["allocation_args"] = pairs("allocation-arg", args.allocation_arg, "spread=0.05")

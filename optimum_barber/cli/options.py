@@ -1,7 +1,10 @@
 """Types of options that leave the complaint about a bad value to whoever knows what is legal."""
 
+import argparse
+from collections.abc import Container
 from typing import Any
 
+from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 
 
@@ -36,9 +39,16 @@ def pairs(flag: str, given: list[str], example: str) -> dict[str, str]:
     return found
 
 
-def add_calibration(parser: Any) -> None:
-    """The flag `--calibration` of a parser or one of its groups."""
+def add_calibration(parser: Any, leave: Container[str] = ()) -> None:
+    """The flags of a calibration, flat, for a parser or one of its groups."""
+    fields = CalibrationConfig.model_fields
     parser.add_argument(
-        "--calibration", action="append", default=[], metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc, which is always there; repeatable (default: c4)",
-    )  # fmt: skip
+        "--calibration", action="append", default=[], metavar="TEXT", help=f"repeatable: {fields['texts'].description}"
+    )
+    kinds = {"text_field": ("NAME", str), "samples": ("N", whole), "sequence_length": ("N", whole)}
+    for name, (metavar, kind) in kinds.items():
+        if name in leave:
+            continue
+        flag, default, said = "--" + name.replace("_", "-"), fields[name].default, fields[name].description
+        said = said if default is None else f"{said} (default: {default})"
+        parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, type=kind, help=said)

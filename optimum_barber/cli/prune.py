@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ..base.calibration import FLAT, nested
 from ..base.errors import BarberError
 from ..prune.rebuild_settings import PRESETS, RebuildConfig
 from ..prune.settings import UNIFORM, BarberConfig, ReconstructConfig
@@ -136,7 +137,8 @@ def field_help(field: FieldInfo) -> str:
 def config_from(args: argparse.Namespace) -> BarberConfig:
     """The configuration that the flags mean."""
     given = vars(args)
-    settings = {n: given[n] for n in BarberConfig.model_fields if n in given and n not in HAND_MADE}
+    settings = {n: given[n] for n in (*BarberConfig.model_fields, *FLAT) if n in given and n not in HAND_MADE}
+    settings = nested({**settings, "calibration": args.calibration})
     rebuild = {n: given[n] for n in RebuildConfig.model_fields if n in given}
     if "preset" in rebuild and rebuild["preset"] not in PRESETS:
         rebuild = {"preset": rebuild["preset"]}
@@ -148,7 +150,6 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
         allocation_args=pairs("allocation-arg", args.allocation_arg, "spread=0.05"),
         sparsity=args.sparsity,
         pattern=args.pattern,
-        calibration=args.calibration,
         ignore=args.ignore,
         rebuild=rebuild,  # type: ignore[arg-type]
         reconstruct=reconstruct,  # type: ignore[arg-type]

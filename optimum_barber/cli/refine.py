@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..base.calibration import FLAT, nested
 from ..prune.refine.settings import RefineConfig
 from .options import add_calibration
 from .prune import add_fields
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Refine; the summary goes to standard output."""
-    config = RefineConfig(**{name: value for name, value in vars(args).items() if name in RefineConfig.model_fields})
+    names = {*RefineConfig.model_fields, *FLAT}
+    config = RefineConfig(**nested({name: value for name, value in vars(args).items() if name in names}))
     from ..base.output import check_output
     from ..prune.refine.refiner import BarberRefiner
     from . import hush_loading_bars

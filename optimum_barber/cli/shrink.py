@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..base.calibration import FLAT, nested
 from ..shrink.settings import ShrinkConfig
 from .options import add_calibration, pairs, whole
 from .prune import field_help, field_kind
@@ -59,9 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace) -> ShrinkConfig:
     """The configuration that the flags mean."""
     given = vars(args)
-    settings = {name: given[name] for name in ShrinkConfig.model_fields if name in given and name not in HAND_MADE}
+    names = {*ShrinkConfig.model_fields, *FLAT} - {"scorer_args"}
+    settings = nested({name: given[name] for name in names if name in given})
     arguments = pairs("scorer-arg", args.scorer_arg, "norm_gain=true")
-    return ShrinkConfig(scorer_args=arguments, calibration=args.calibration, **settings)
+    return ShrinkConfig(scorer_args=arguments, **settings)
 
 
 def run(args: argparse.Namespace) -> int:

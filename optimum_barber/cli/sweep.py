@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..base.calibration import FLAT, nested
 from ..runs.sweep.settings import SweepConfig
 from .options import add_calibration, whole
 from .prune import field_help, field_kind
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where tables, pictures and cells go")
     parser.add_argument("--no-latency", action="store_true", help="measure neither prefill nor decode")
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
-    add_calibration(parser)
+    add_calibration(parser, leave=("samples",))
     for name, field in SweepConfig.model_fields.items():
         if name in ("calibration", "latency"):
             continue
@@ -42,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def config_from(args: argparse.Namespace) -> SweepConfig:
     """The configuration that the flags mean."""
-    given = {name: value for name, value in vars(args).items() if name in SweepConfig.model_fields}
-    return SweepConfig(**given, latency=not args.no_latency)
+    samples = {"samples": args.samples} if "samples" in args else {}
+    names = {*SweepConfig.model_fields, *FLAT} - {"samples"}
+    given = nested({name: value for name, value in vars(args).items() if name in names})
+    return SweepConfig(**given, **samples, latency=not args.no_latency)
 
 
 def run(args: argparse.Namespace) -> int:

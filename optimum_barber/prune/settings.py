@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from ..base.calibration import FLAT, Calibrated, CalibrationConfig, nested
 from ..base.errors import BarberError
 from ..base.fields import DTYPES, checked_chain, one_of, parts_of
 from ..checkpoints.names import CONFIG_NAME
@@ -47,7 +48,7 @@ class ReconstructConfig(BaseModel):
         return parts_of(self.method)
 
 
-class BarberConfig(BaseModel):
+class BarberConfig(Calibrated):
     """Everything that decides a run, but the model itself and where its result goes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -64,12 +65,7 @@ class BarberConfig(BaseModel):
     reconstruct: ReconstructConfig = Field(
         ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
     )
-    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
-    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
-    samples: int = Field(128, ge=1, description="how many calibration windows")
-    sequence_length: int | None = Field(
-        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
-    )
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
     seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
     device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
@@ -130,7 +126,7 @@ class BarberConfig(BaseModel):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "BarberConfig":
-        """Read a configuration from a directory, a file or a hub repository."""
+        """Read a configuration from a directory, a file or a hub repository; version 0.1.0 wrote it flat."""
         path = Path(name_or_path)
         if path.is_dir():
             path = path / CONFIG_NAME
@@ -138,7 +134,9 @@ class BarberConfig(BaseModel):
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **kwargs))
-        return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        flat = isinstance(content, dict) and not {*FLAT}.isdisjoint(content)
+        return cls.model_validate(nested(content) if flat else content)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload `barber_config.json` to a hub repository, which is created if need be."""

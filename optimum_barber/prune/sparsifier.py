@@ -154,7 +154,7 @@ class BarberSparsifier(PretrainedTool):
     def inputs(self, config: BarberConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
         named = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
-        paths = [Path(str(name)) for name in (*named, *config.calibration) if name is not None]
+        paths = [Path(str(name)) for name in (*named, *config.calibration.texts) if name is not None]
         return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
 
     def _share_out(

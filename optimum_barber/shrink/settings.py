@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ..base.calibration import Calibrated, CalibrationConfig, at_least
 from ..base.errors import BarberError
 from ..base.fields import DTYPES, one_of
 
@@ -85,16 +86,13 @@ class ShrinkSettings(BaseModel):
         return self
 
 
-class ShrinkConfig(ShrinkSettings):
+class ShrinkConfig(Calibrated, ShrinkSettings):
     """Everything that decides which heads and channels stay, but the model itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
-    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
-    samples: int = Field(128, ge=1, description="how many calibration windows")
-    sequence_length: int | None = Field(
-        None, ge=2, description="tokens a window; default 2048, or what the model supports if that is less"
+    calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
+        CalibrationConfig(), description="the calibration windows"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random scores")
     device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")

@@ -127,7 +127,7 @@ class BarberShrinker(PretrainedTool):
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        paths = [Path(name) for name in (*config.calibration, config.structure) if name is not None]
+        paths = [Path(name) for name in (*config.calibration.texts, config.structure) if name is not None]
         return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
 
     def _windows(

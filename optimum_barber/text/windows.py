@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 from ..base.files import is_there
 from ..models.architectures import positions
@@ -152,13 +153,7 @@ class CalibrationSettings(Protocol):
     """What decides calibration windows: fields of the settings of every run."""
 
     @property
-    def calibration(self) -> list[str]: ...  # noqa: D102
-    @property
-    def text_field(self) -> str: ...  # noqa: D102
-    @property
-    def samples(self) -> int: ...  # noqa: D102
-    @property
-    def sequence_length(self) -> int | None: ...  # noqa: D102
+    def calibration(self) -> CalibrationConfig: ...  # noqa: D102
     @property
     def seed(self) -> int: ...  # noqa: D102
 
@@ -185,9 +180,10 @@ def windows_for(
         raise BarberError("calibration is one string: give a list of texts")
     if tokenizer is None:
         raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
-    length = sequence_length(model.config, config.sequence_length)
+    settings, seed = config.calibration, config.seed
+    length = sequence_length(model.config, settings.sequence_length)
     if given is not None:
-        return random_windows(tokenize(list(given), tokenizer), config.samples, length, config.seed, "texts")
+        return random_windows(tokenize(list(given), tokenizer), settings.samples, length, seed, "texts")
     return calibration_windows(
-        config.calibration, tokenizer, samples=config.samples, length=length, seed=config.seed, field=config.text_field
+        settings.texts, tokenizer, samples=settings.samples, length=length, seed=seed, field=settings.text_field
     )

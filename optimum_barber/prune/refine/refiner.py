@@ -137,7 +137,7 @@ class BarberRefiner(PretrainedTool):
 
     def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        texts = [Path(name) for name in config.calibration if is_there(Path(name))]
+        texts = [Path(name) for name in config.calibration.texts if is_there(Path(name))]
         return [sparse, *texts] + ([self.reference.path] if self.reference else [])
 
     def _save(self, directory: Path, sparse: Path, result: RefineResult) -> None:

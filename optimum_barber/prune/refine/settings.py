@@ -1,6 +1,10 @@
 """What a run of `refine` is told. Imports neither torch nor transformers."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from ...base.calibration import Calibrated, CalibrationConfig, at_least
 
 
 class RefineSettings(BaseModel):
@@ -17,18 +21,14 @@ class RefineSettings(BaseModel):
     )  # fmt: skip
 
 
-class RefineConfig(RefineSettings):
+class RefineConfig(Calibrated, RefineSettings):
     """Everything that decides the refined masks, but the models themselves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
-    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
-    samples: int = Field(
-        128, ge=2, description="how many calibration windows; every fourth measures, the others are learned from"
-    )
-    sequence_length: int | None = Field(
-        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+    calibration: Annotated[CalibrationConfig, at_least("samples", 2)] = Field(
+        CalibrationConfig(),
+        description="the calibration windows; every fourth measures, the others are learned from",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides the windows")
     device: str = Field("auto", description="where the model is worked on: auto, cpu, cuda, cuda:1, ...")

@@ -227,9 +227,9 @@ class StreamingSparsifier(BarberSparsifier):
 
     def _settings(self, config: BarberConfig, source: DiskSource, windows: TokenWindows) -> dict[str, Any]:
         """Everything that decides the result, by the name that a refusal will say."""
-        given = config.model_dump(exclude={"batch_size", "rebuild"})
+        given = config.model_dump(exclude={"batch_size", "rebuild", "calibration"})
         return {
-            **given, **config.rebuild.model_dump(), **software(),
+            **given, **config.rebuild.model_dump(), **config.calibration.model_dump(), **software(),
             "device": source.device.type, "calibration tokens": windows.fingerprint,
             **{f"input {path}": stamp(path) for path in self.inputs(config)},
         }  # fmt: skip

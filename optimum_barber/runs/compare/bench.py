@@ -58,8 +58,8 @@ class Bench:
             CompareError: patterns that do not fit, texts that are too short; every fault, before any work.
         """
         model, tokenizer = load_model(reference, base.dtype), load_tokenizer(reference)
-        length = sequence_length(model.config, base.sequence_length)
-        text = tokenize(read_texts(settings.evaluation, "evaluation", base.text_field), tokenizer)
+        length = sequence_length(model.config, base.calibration.sequence_length)
+        text = tokenize(read_texts(settings.evaluation, "evaluation", base.calibration.text_field), tokenizer)
         windows = consecutive_windows(text, length, settings.windows, settings.evaluation)
         bench = cls(BarberSparsifier(model, tokenizer, reference), settings, base, windows, quiet)
         source, faults = ModelSource(model), []
@@ -77,7 +77,7 @@ class Bench:
 
     def calibration(self, config: BarberConfig) -> TokenWindows:
         """The calibration windows of a cell; cells with the same settings have the very same ones."""
-        key = f"{config.samples} {config.sequence_length} {config.seed}"
+        key = f"{config.calibration.samples} {config.calibration.sequence_length} {config.seed}"
         if key not in self._windows:
             self._windows[key] = windows_for(self.sparsifier.model, self.sparsifier.tokenizer, config, None)
         return self._windows[key]

@@ -14,7 +14,7 @@ from ...base.fields import one_line
 from ...prune.rebuild_settings import RebuildConfig
 from ...prune.settings import BarberConfig
 from ...tensors.patterns import SparsityPattern
-from .settings import REBUILD_AXES, CompareSettings, label_of, named
+from .settings import CALIBRATION_AXES, REBUILD_AXES, CompareSettings, label_of, named
 
 CORE = ("producer", "rebuild", "pattern", "sparsity")
 Labels = dict[str, str | float | None]
@@ -133,7 +133,8 @@ def config_of(labels: Mapping[str, Any], settings: CompareSettings, base: Barber
     producer, arguments = named(labels["producer"])
     axes = {name: labels[name] for name in settings.vary}
     shared = base.model_dump(exclude={"producer", "producer_args", "rebuild", "pattern", "sparsity"})
-    given = {**shared, **{k: v for k, v in axes.items() if k not in REBUILD_AXES}}
+    given = {**shared, **{k: v for k, v in axes.items() if k not in (*REBUILD_AXES, *CALIBRATION_AXES)}}
+    given["calibration"] |= {k: v for k, v in axes.items() if k in CALIBRATION_AXES}
     varied = {k: v for k, v in axes.items() if k in REBUILD_AXES}
     return BarberConfig(
         **given, producer=producer, producer_args=arguments, pattern=labels["pattern"], sparsity=labels["sparsity"],

@@ -16,7 +16,7 @@ def check_files(settings: CompareSettings, base: BarberConfig) -> None:
     """
     faults = [
         f"text {text!r} is neither a file nor one of {', '.join(TEXTS)}"
-        for text in [*base.calibration, settings.evaluation]
+        for text in [*base.calibration.texts, settings.evaluation]
         if not known_text(text)
     ]
     if settings.tasks:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...base.calibration import refuse_flat
 from ...base.errors import BarberError, unknown_name
 from ...base.files import write_json
 from ...base.output import alone, check_output
@@ -75,6 +76,7 @@ def split(settings: Mapping[str, Any]) -> tuple[CompareSettings, BarberConfig]:
     own = {name: value for name, value in settings.items() if name in CompareSettings.model_fields}
     rest = {name: value for name, value in settings.items() if name not in own}
     legal = set(BarberConfig.model_fields) - {"producer", "producer_args", "rebuild", "pattern", "sparsity"}
+    refuse_flat("compare", rest)
     for name in rest:
         if name not in legal:
             raise unknown_name("setting", name, [*CompareSettings.model_fields, *legal])
@@ -154,8 +156,8 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
     check_output(output, (output / COMPARE_NAME).is_file(), [reference.path])
     files = [settings.evaluation, *(task.partition(":")[2] or task for task in settings.tasks)]
     measured = digest([
-        settings.evaluation, settings.windows, base.sequence_length, base.text_field, settings.tasks, settings.limit,
-        base.dtype, [of_path(name) for name in files],
+        settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
+        settings.tasks, settings.limit, base.dtype, [of_path(name) for name in files],
     ])  # fmt: skip
     device = str(choose_device(base.device))
     keys = {c.name: pruning_key(reference, c.config, device) for c in cells}

@@ -9,11 +9,12 @@ from ...prune.rebuild_settings import RebuildConfig
 from ...prune.settings import BarberConfig
 
 FIXED = {
-    "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "text_field",
-    "device", "dtype", "ignore",
+    "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "device", "dtype",
+    "ignore",
 }  # fmt: skip
+CALIBRATION_AXES = ("samples", "sequence_length")
 REBUILD_AXES = [name for name in RebuildConfig.model_fields if name != "method"]
-AXES = [*REBUILD_AXES, *(name for name in BarberConfig.model_fields if name not in FIXED)]
+AXES = [*REBUILD_AXES, *CALIBRATION_AXES, *(name for name in BarberConfig.model_fields if name not in FIXED)]
 
 
 class CompareSettings(BaseModel):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
+from ...base.calibration import CalibrationConfig
 from ...base.fields import DTYPES, one_of
 from ...prune.settings import BarberConfig
 from .stage import STAGES, Stage
@@ -11,20 +12,20 @@ from .stage import STAGES, Stage
 Tracker = Literal["mlflow", "tensorboard", "wandb"]
 
 
-class Calibration(BaseModel):
+class Calibration(CalibrationConfig):
     """The calibration set of all stages."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     texts: list[str] = Field(
         ["c4"], min_length=1, description="text or .jsonl files, c4, wikitext2, ptb or pydoc, which is always there"
     )
-    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
-    samples: int = Field(128, ge=1, description="how many windows")
     sequence_length: int | None = Field(
         None, ge=2, description="tokens a window; default 2048, or what the model takes"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides the windows, random masks and the order of training")
+
+    def windows(self) -> CalibrationConfig:
+        """The same without the seed, as the settings of a run take it."""
+        return CalibrationConfig(**self.model_dump(exclude={"seed"}))
 
 
 class Recipe(BaseModel):
@@ -47,12 +48,13 @@ class Recipe(BaseModel):
 
     def config(self, **settings: Any) -> BarberConfig:
         """The settings of a pruning run on this recipe's calibration set."""
-        given = self.calibration
         return BarberConfig(
-            calibration=given.texts, text_field=given.text_field, samples=given.samples,
-            sequence_length=given.sequence_length, seed=given.seed, device=self.device, dtype=self.dtype,
+            calibration=self.calibration.windows(),
+            seed=self.calibration.seed,
+            device=self.device,
+            dtype=self.dtype,
             **settings,
-        )  # fmt: skip
+        )
 
 
 def json_schema() -> dict[str, Any]:

@@ -53,11 +53,12 @@ def cells_of(config: SweepConfig, reference: ModelReference) -> list[Cell]:
 
     Their fingerprints cover the model's files, the content of the texts, and the settings but for the other cells'.
     """
-    protocol = {name: getattr(config, name) for name in ("evaluation", "windows", "sequence_length", "latency")}
-    texts = [of_path(name) for name in (config.evaluation, *config.calibration)]
-    shared = [of_model(reference.name), protocol, texts, config.device, config.dtype, config.text_field]
+    calibration = config.calibration
+    protocol = [config.evaluation, config.windows, calibration.sequence_length, config.latency]
+    texts = [of_path(name) for name in (config.evaluation, *calibration.texts)]
+    shared = [of_model(reference.name), protocol, texts, config.device, config.dtype, calibration.text_field]
     cells = [Cell(DENSE, None, digest(shared))]
     for cut in config.cells():
-        name = f"{cut.scorer}-{cut.remove:g}-{cut.samples}"
+        name = f"{cut.scorer}-{cut.remove:g}-{cut.calibration.samples}"
         cells.append(Cell(name, cut, digest([shared, cut.model_dump(mode="json")])))
     return cells

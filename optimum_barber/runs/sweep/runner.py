@@ -89,7 +89,7 @@ def run_sweep(
 
 def settings_of(config: SweepConfig, reference: ModelReference) -> dict[str, Any]:
     """The sweep's settings, with its model."""
-    return {"model": reference.full_name, **config.model_dump(mode="json")}
+    return {"model": reference.full_name, **config.model_dump(mode="json", exclude={"calibration": {"samples"}})}
 
 
 @dataclass
@@ -116,10 +116,10 @@ class Bench:
     def load(cls, reference: ModelReference, config: SweepConfig, quiet: bool) -> "Bench":
         """Load the model and read the evaluation text."""
         device = choose_device(config.device)
-        sequence_length(load_config(reference), config.sequence_length)
+        sequence_length(load_config(reference), config.calibration.sequence_length)
         shrinker = BarberShrinker.from_pretrained(reference.name, config.dtype)
-        length = sequence_length(shrinker.model.config, config.sequence_length)
-        text = tokenize(read_texts(config.evaluation, "evaluation", config.text_field), shrinker.tokenizer)
+        length = sequence_length(shrinker.model.config, config.calibration.sequence_length)
+        text = tokenize(read_texts(config.evaluation, "evaluation", config.calibration.text_field), shrinker.tokenizer)
         windows = consecutive_windows(text, length, config.windows, config.evaluation)
         dtype = torch.float32 if device.type == "cpu" else next(shrinker.model.parameters()).dtype
         return cls(shrinker, windows, config, device, dtype, quiet)
@@ -131,8 +131,8 @@ class Bench:
         for cell in cells:
             if cell.config is None:
                 yield cell, self.dense()
-        for samples in dict.fromkeys(cell.config.samples for cell in cells if cell.config):
-            batch = [cell for cell in cells if cell.config and cell.config.samples == samples]
+        for samples in dict.fromkeys(cell.config.calibration.samples for cell in cells if cell.config):
+            batch = [cell for cell in cells if cell.config and cell.config.calibration.samples == samples]
             windows, chosen = self.choose(batch, cuts)
             for cell, kept in zip(batch, chosen, strict=True):
                 yield cell, self.measure(cell, cuts[cell.name], kept, windows, found)
@@ -157,7 +157,7 @@ class Bench:
     def measure(self, cell: Cell, cut: Cut, kept: Kept, windows: TokenWindows, found: dict[str, Result]) -> Result:
         """Size, cost, errors and perplexity of what a cut leaves; the same cut or shape is not measured twice."""
         assert cell.config is not None
-        axes = {"scorer": cell.config.scorer, "samples": cell.config.samples, "asked": cell.config.remove}
+        axes = {"scorer": cell.config.scorer, "samples": cell.config.calibration.samples, "asked": cell.config.remove}
         structure = describe_cut(cell.config, cut, kept, windows, self.shrinker.name)
         twin = next((r for r in found.values() if r.get("structure_fingerprint") == structure.fingerprint), None)
         if twin is not None:

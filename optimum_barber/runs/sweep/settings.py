@@ -3,13 +3,15 @@
 from itertools import product
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
+from ...base.calibration import Calibrated, CalibrationConfig, at_least
+from ...base.errors import BarberError
 from ...base.fields import DTYPES, one_of
 from ...shrink.settings import HEAD_UNITS, Share, ShrinkConfig
 
 
-class SweepConfig(BaseModel):
+class SweepConfig(Calibrated):
     """Every scorer at every ratio with every number of calibration windows, on one model and one evaluation text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,12 +23,10 @@ class SweepConfig(BaseModel):
     samples: list[Annotated[int, Field(ge=1)]] = Field(
         [128], min_length=1, description="how many calibration windows, one number after the other"
     )
-    calibration: list[str] = Field(default_factory=list, description="texts to calibrate on")
-    evaluation: str = Field(description="text for the perplexity: a file, c4, wikitext2, ptb or pydoc")
-    text_field: str = Field("text", description="the field of a .jsonl file that holds the text")
-    sequence_length: int | None = Field(
-        None, ge=2, description="tokens a window; default 2048, or what the model supports if that is less"
+    calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
+        CalibrationConfig(), description="the calibration windows, but for their number"
     )
+    evaluation: str = Field(description="text for the perplexity: a file, c4, wikitext2, ptb or pydoc")
     windows: int | None = Field(None, ge=1, description="spread so many windows over the evaluation; default: all")
     head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
         "group", description="under grouped-query attention: group, a KV head with its query heads; or query"
@@ -39,12 +39,20 @@ class SweepConfig(BaseModel):
     )
     latency: bool = Field(True, description="measure prefill and decode, once for every shape")
 
+    @field_validator("calibration")
+    @classmethod
+    def _without_samples(cls, calibration: CalibrationConfig) -> CalibrationConfig:
+        if "samples" in calibration.model_fields_set:
+            raise BarberError("calibration.samples is an axis of a sweep: SweepConfig(samples=[16, 128])")
+        return calibration
+
     def cells(self) -> list[ShrinkConfig]:
         """The settings of every cell, by sample count, then scorer, then ratio."""
         axes = (dict.fromkeys(axis) for axis in (self.samples, self.scorers, self.remove))
-        own = set(ShrinkConfig.model_fields) & set(type(self).model_fields) - {"remove", "samples"}
+        own = set(ShrinkConfig.model_fields) & set(type(self).model_fields) - {"remove", "calibration"}
         shared = {name: getattr(self, name) for name in own}
-        return [
-            ShrinkConfig(scorer=scorer, remove=remove, samples=samples, **shared)
-            for samples, scorer, remove in product(*axes)
-        ]
+        cells = []
+        for samples, scorer, remove in product(*axes):
+            calibration = self.calibration.model_copy(update={"samples": samples})
+            cells.append(ShrinkConfig(scorer=scorer, remove=remove, calibration=calibration, **shared))
+        return cells

@@ -66,7 +66,7 @@ def protocol(cells: Cells, settings: Mapping[str, Any]) -> list[str]:
     """How perplexity and latency were measured."""
     dense = cells["dense"]
     found = dense["perplexity"]
-    texts = ", ".join(settings["calibration"]) or "c4"
+    texts = ", ".join(settings["calibration"]["texts"]) or "c4"
     lines = [
         f"Perplexity on {found['windows']} of {found['available']} windows of {found['sequence_length']} tokens of "
         f"{found['text']} ({found['split']} part), {found['dtype']}; calibrated on {texts}, seed {settings['seed']}."

@@ -33,8 +33,7 @@ class RefineStage(Stage, RefineSettings):
 
         given = work.recipe.calibration
         config = RefineConfig(
-            calibration=given.texts, text_field=given.text_field, samples=given.samples,
-            sequence_length=given.sequence_length, seed=given.seed, device=work.recipe.device,
+            calibration=given.windows(), seed=given.seed, device=work.recipe.device,
             **{name: getattr(self, name) for name in RefineSettings.model_fields},
         )  # fmt: skip
         refiner = BarberRefiner.for_checkpoint(work.model, work.base)

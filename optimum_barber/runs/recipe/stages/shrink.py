@@ -28,11 +28,10 @@ class ShrinkStage(Stage, ShrinkSettings):
 
     def config(self, recipe: "Recipe") -> ShrinkConfig:
         """The run's settings."""
-        given = recipe.calibration
         own = {name: getattr(self, name) for name in ShrinkSettings.model_fields}
         return ShrinkConfig(
-            calibration=given.texts, text_field=given.text_field, samples=given.samples,
-            sequence_length=given.sequence_length, seed=given.seed, device=recipe.device, dtype=recipe.dtype, **own,
+            calibration=recipe.calibration.windows(), seed=recipe.calibration.seed, device=recipe.device,
+            dtype=recipe.dtype, **own,
         )  # fmt: skip
 
     def faults(self, recipe: "Recipe") -> list[tuple[str, str]]:

@@ -1,0 +1,87 @@
+"""Which text a run reads as calibration windows. Imports neither torch nor transformers."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from .errors import BarberError
+
+
+class CalibrationConfig(BaseModel):
+    """The calibration windows of a run; the seed, which decides random masks too, stands beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    texts: list[str] = Field(
+        default_factory=list,
+        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which is always there (default: c4)",
+    )
+    text_field: str = Field("text", description="field of a .jsonl file that holds the text")
+    samples: int = Field(128, ge=1, description="number of calibration windows")
+    sequence_length: int | None = Field(
+        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_texts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise BarberError(f"calibration {value!r} is one string: give a list of texts")
+        return {"texts": value} if isinstance(value, list) else value
+
+
+FLAT = tuple(name for name in CalibrationConfig.model_fields if name != "texts")
+
+
+def at_least(name: str, least: int) -> AfterValidator:
+    """A validator of a calibration whose field `name` must be `least` or more, where it is set."""
+
+    def check(calibration: CalibrationConfig) -> CalibrationConfig:
+        value = getattr(calibration, name)
+        if value is not None and value < least:
+            raise BarberError(f"{name} {value} is not legal: at least {least}")
+        return calibration
+
+    return AfterValidator(check)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a command line or version 0.1.0 spells them, with the fields of the calibration in `calibration`.
+
+    Args:
+        flat: `samples`, `sequence_length` and `text_field` beside other settings; `calibration` is a list of texts.
+    """
+    settings = {name: value for name, value in flat.items() if name not in FLAT}
+    calibration = {name: flat[name] for name in FLAT if name in flat}
+    if "calibration" in flat:
+        calibration["texts"] = flat["calibration"]
+    if calibration:
+        settings["calibration"] = calibration
+    return settings
+
+
+def refuse_flat(owner: str, settings: Mapping[str, Any], names: tuple[str, ...] = FLAT) -> None:
+    """Answer fields of the calibration that stand beside it, as version 0.1.0 had them.
+
+    Raises:
+        BarberError: `settings` holds one of `names`; the message shows how `owner` takes it.
+    """
+    misplaced = {name: settings[name] for name in names if name in settings}
+    if misplaced:
+        moves = ", ".join(f"{name} is now calibration.{name}" for name in misplaced)
+        texts = settings.get("calibration")
+        example = {"texts": texts, **misplaced} if isinstance(texts, list) else misplaced
+        raise BarberError(f"{moves}: {owner}(calibration={json.dumps(example, default=str)})")
+
+
+class Calibrated(BaseModel):
+    """Settings with a field `calibration`; its own fields are refused beside it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_flat(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            refuse_flat(cls.__name__, value, tuple(name for name in FLAT if name not in cls.model_fields))
+        return value
