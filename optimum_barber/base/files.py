@@ -1,51 +1,116 @@
-"""Reading and writing single files: JSON, text, bytes; whole or not at all."""
+"""Single files: one reader of JSON, one writer that puts a file in place in one step, and tables as CSV or Markdown."""
 
+import csv
+import io
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import BarberError
 
 
-def is_there(path: Path) -> bool:
-    """Whether the path names a file or folder; a name too long for one does not."""
+def is_there(path: str | Path) -> bool:
+    """True if the path names a file or folder; a name too long for one does not."""
     try:
-        return path.exists()
+        return Path(path).exists()
     except OSError:
         return False
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file.
+def is_file(path: str | Path) -> bool:
+    """True if the path names a file; a name too long for one does not."""
+    return is_there(path) and Path(path).is_file()
+
+
+def read_json(path: Path, kind: str = "JSON file") -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: of the file.
+        kind: what the file should be, for the error.
 
     Raises:
-        BarberError: it is missing or broken.
+        BarberError: it is missing, not UTF-8, or no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BarberError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise BarberError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BarberError(f"{path} is no {kind}: {error}") from None
+
+
+def read_json_object(path: Path, kind: str = "JSON object") -> dict[str, Any]:
+    """Read a JSON file that must hold an object; see `read_json`.
+
+    Raises:
+        BarberError: as `read_json`, or it holds something else.
+    """
+    content = read_json(path, kind)
+    if not isinstance(content, dict):
+        raise BarberError(f"{path} is no {kind}: a JSON object is needed, not {type(content).__name__}")
+    return content
+
+
+def write_file(path: Path, content: str | bytes, durable: bool = False) -> None:
+    """Write a file beside `path` and rename it, so that a reader sees the old content or the new, never half of it.
+
+    Args:
+        path: of the file; what it held before is replaced.
+        content: text is written as UTF-8.
+        durable: return only when content and name are on the disk.
+
+    Raises:
+        BarberError: the system refuses, which its cause tells; the old content is still there.
+    """
+    beside = path.with_name(path.name + ".partial")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        beside.replace(path)
+        if durable:
+            sync_directory(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise BarberError(f"output {path} cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with a trailing newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write JSON, indented, with a trailing newline; see `write_file`."""
+    write_file(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Put a file in place in one step, on the disk when this returns."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_directory(path.parent)
+def csv_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV, under a header; a column that a row lacks is empty there."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as a Markdown table, without a newline at its end; a column that a row lacks is empty there."""
+    lines = [list(columns), ["---"] * len(columns)]
+    for row in rows:
+        lines.append([_markdown_cell(row.get(column, "")) for column in columns])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _markdown_cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def write_all(file: int, data: memoryview, position: int) -> None:
-    """Write all of `data` at `position`; the system may take it in parts."""
+    """Write all of `data` at `position` of an open file; the system may take it in parts."""
     while len(data):
         written = os.pwrite(file, data, position)
         data, position = data[written:], position + written

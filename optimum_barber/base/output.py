@@ -67,21 +67,6 @@ def check_file(file: str | Path, overwrite: bool) -> Path:
     return path
 
 
-def put_file(path: Path, text: str) -> None:
-    """Write a file beside and put it in place.
-
-    Raises:
-        BarberError: the system refuses; what was there before still is.
-    """
-    beside = partial_of(path)
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BarberError(f"output {path} cannot be written: {error.strerror}") from None
-
-
 def partial_of(output: Path) -> Path:
     """The sibling in which `output` is made."""
     return output.with_name(output.name + ".partial")
@@ -220,19 +205,23 @@ def shown(directory: Path, seconds: int = 60) -> Path:
 
 @contextmanager
 def full_disk(partial: Path) -> Iterator[None]:
-    """A disk without room is told in one line, and any failure that left something to resume is told of.
+    """Tell of a full disk in one line, and after any other failure that something can be resumed, where it can.
 
     Raises:
         UnfinishedError: the disk is full.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        rest = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
-        raise UnfinishedError(f"no space is left for {partial}; {rest}") from None
-    except BaseException:
+    except BaseException as error:
+        if _is_for_lack_of_room(error):
+            advice = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
+            raise UnfinishedError(f"no space is left for {partial}; {advice}") from None
         if unfinished(partial):
             logger.warning("what is done lies in %s: go on with --resume", partial)
         raise
+
+
+def _is_for_lack_of_room(error: BaseException) -> bool:
+    """True for the system's own error, and for one that it caused, as in `write_file`."""
+    refusal = error.__cause__ or error
+    return isinstance(refusal, OSError) and refusal.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...base.errors import BarberError
-from ...base.files import sync_directory, write_durably
+from ...base.files import sync_directory, write_file
 from ...base.output import STATE_NAME
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
@@ -121,7 +121,7 @@ class Progress:
             "settings": self.settings, "layers": self.layers + 1, "reports": self.reports, "shares": shares,
             "checksums": self.checksums,
         }  # fmt: skip
-        write_durably(self.directory / STATE_NAME, json.dumps(state))
+        write_file(self.directory / STATE_NAME, json.dumps(state), durable=True)
         self._hidden(self.layers).unlink(missing_ok=True)
         self.layers += 1
 

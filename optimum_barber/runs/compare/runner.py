@@ -200,7 +200,5 @@ def _work(plan: ComparePlan, bench: Any, cell: Cell | None, dense: Mapping[str, 
             record |= {"fingerprint": None, "error": str(error)}
     path = plan.path(name)
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    write_json(beside, record)
-    beside.replace(path)
+    write_json(path, record)
     return record

@@ -1,11 +1,8 @@
 """What a comparison writes beside its cells: `compare.json`, `compare.csv`, `compare.md` and the page."""
 
-import csv
-import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...base.files import write_json
+from ...base.files import csv_table, write_file, write_json
 from ...checkpoints.write import software
 from ..report.comparison import COMPARE_NAME, flat_rows, page_of_cells
 from ..report.html import html
@@ -31,27 +28,15 @@ def write_tables(plan: "ComparePlan", result: "Comparison") -> None:
         "fingerprints": plan.fingerprints,
         "software": software(),
     }
-    beside = output / (COMPARE_NAME + ".partial")
-    write_json(beside, content)
-    beside.replace(output / COMPARE_NAME)
+    write_json(output / COMPARE_NAME, content)
     if result.cells:
         page = page_of_cells(content, [*result.cells.values()], result.dense)
-        _put(output / "compare.csv", csv_of(flat_rows([*result.cells.values()], result.dense)))
-        _put(output / "compare.md", markdown(page))
-        _put(output / "report.html", html(page))
+        write_file(output / "compare.csv", csv_of(flat_rows([*result.cells.values()], result.dense)))
+        write_file(output / "compare.md", markdown(page))
+        write_file(output / "report.html", html(page))
 
 
 def csv_of(rows: list[dict[str, object]]) -> str:
     """Rows as CSV; the columns are those of all rows."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _put(path: Path, content: str) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(content, encoding="utf-8")
-    beside.replace(path)
+    return csv_table(rows, columns)

@@ -60,11 +60,4 @@ def now() -> str:
 
 def write_run(output: Path, content: Mapping[str, Any]) -> None:
     """Write `run.json` beside and put it in place."""
-    put_json(output / RUN_NAME, content)
-
-
-def put_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside and put it in place."""
-    beside = path.with_name(path.name + ".partial")
-    write_json(beside, content)
-    beside.replace(path)
+    write_json(output / RUN_NAME, content)

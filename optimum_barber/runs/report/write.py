@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...base.errors import BarberError
-from ...base.files import read_json
-from ...base.output import check_file, check_output, put_file, staged
+from ...base.files import read_json, write_file
+from ...base.output import check_file, check_output, staged
 from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
 from ..recipe.directory import RUN_NAME
 from .checkpoint_page import Rows, cell_page, checkpoint_page, shrunk_page
@@ -76,7 +76,7 @@ def write_report(
     target = Path(output) if output is not None else _beside(Path(run))
     if target.suffix.lower() in (".html", ".htm"):
         page = page_of(run, measured)
-        put_file(check_file(target, overwrite or output is None), html(page))
+        write_file(check_file(target, overwrite or output is None), html(page))
         return [target]
     target = check_output(target, overwrite, [Path(run)] if Path(run).exists() else [])
     page = page_of(run, measured)

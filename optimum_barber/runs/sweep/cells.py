@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...base.files import write_json
 from ...base.fingerprint import digest, of_path
 from ...models.loading import ModelReference
 from ...shrink.settings import ShrinkConfig
-from ..recipe.directory import put_json
 from ..recipe.fingerprint import of_model
 from .settings import SweepConfig
 
@@ -45,7 +45,7 @@ class Cell:
         (output / FOLDER).mkdir(exist_ok=True)
         settings = self.config.model_dump(mode="json") if self.config else None
         content = {"fingerprint": self.fingerprint, "settings": settings, "result": result}
-        put_json(output / FOLDER / f"{self.name}.json", content)
+        write_json(output / FOLDER / f"{self.name}.json", content)
 
 
 def cells_of(config: SweepConfig, reference: ModelReference) -> list[Cell]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...base.files import write_json
 from ...base.output import alone
 from ...checkpoints.write import software
 from ...models.device import choose_device
@@ -21,7 +22,7 @@ from ...shrink.shrinker import BarberShrinker, score_plan
 from ...text.perplexity import perplexity
 from ...text.sources import read_texts
 from ...text.windows import TokenWindows, consecutive_windows, sequence_length, tokenize, windows_for
-from ..recipe.directory import check_output, open_output, put_json
+from ..recipe.directory import check_output, open_output
 from .cells import Cell, cells_of
 from .settings import SweepConfig
 from .table import write_results
@@ -74,7 +75,7 @@ def run_sweep(
     cuts = {cell.name: plan_cut(bench.shrinker.model, cell.config) for cell in missing if bench and cell.config}
     settings = settings_of(config, reference)
     with alone(open_output(str(output), *mark)):
-        put_json(directory / SWEEP_NAME, {**settings, "software": software()})
+        write_json(directory / SWEEP_NAME, {**settings, "software": software()})
         for name in reused:
             tell(name, found[name], True)
         for cell, result in bench.measure_all(missing, cuts, found) if bench else ():

@@ -1,13 +1,12 @@
 """A sweep's tables and pictures."""
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import MissingExtraError
+from ...base.files import csv_table, write_file
 from ..report.cuts import curve_picture, error_picture
 
 logger = logging.getLogger(__name__)
@@ -25,19 +24,12 @@ Cells = Mapping[str, Mapping[str, Any]]
 def write_results(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
     """Write `table.md`, `table.csv` and, with the extra `report`, the pictures."""
     rows = [row_of(name, result) for name, result in cells.items()]
-    put(output / "table.csv", as_csv(rows))
-    put(output / "table.md", as_markdown(rows, cells, settings))
+    write_file(output / "table.csv", csv_table(rows, COLUMNS))
+    write_file(output / "table.md", as_markdown(rows, cells, settings))
     try:
         pictures(output, rows, cells, settings)
     except MissingExtraError as error:
         logger.warning("%s", error)
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file beside and put it in place."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def row_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,15 +45,6 @@ def row_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "samples": result.get("samples", ""), "perplexity": result["perplexity"]["perplexity"],
         "parameters": after["parameters"], "macs_per_token": after["macs_per_token"], **speeds,
     }  # fmt: skip
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """The rows, unrounded."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def as_markdown(rows: list[dict[str, Any]], cells: Cells, settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
-from ...base.output import check_file, put_file
+from ...base.files import write_file
+from ...base.output import check_file
 from ...models.architectures import positions
 from ...models.device import choose_device, working_dtype
 from ...models.loading import load_model, load_tokenizer, resolve_model
@@ -145,5 +146,5 @@ def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwri
     device, reference = choose_device(config.device), resolve_model(name)
     model: Any = load_model(reference, working_dtype(config.dtype, device)).to(device).eval()
     documents = own_documents(model, load_tokenizer(reference), config, quiet)
-    put_file(path, "".join(json.dumps({"text": text}) + "\n" for text in documents))
+    write_file(path, "".join(json.dumps({"text": text}) + "\n" for text in documents))
     return documents
