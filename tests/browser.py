@@ -34,7 +34,7 @@ def find():
 def call(folder, *arguments):
     """Run the browser; its standard output, and what it has to say of the page."""
     command = [find(), *FLAGS, f"--user-data-dir={folder / 'profile'}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

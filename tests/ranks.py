@@ -24,7 +24,7 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.ranks"])
 
 
-def start(count, work, *arguments, seconds=300, **named):
+def start(count, work, *arguments, seconds=1500, **named):
     """Run `work(rank, *arguments)` as `count` ranks; their exit statuses, None for one that had to be ended."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

