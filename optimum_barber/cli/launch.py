@@ -108,7 +108,7 @@ def joined() -> Iterator[Voice]:
 
 
 def wait_for_the_end_of(ranks: Iterable[int]) -> None:
-    """Return when other ranks have ended, however slow they are: all that comes from them is the end of a connection."""
+    """Return when these ranks have ended, however slow they are: all that they send is the end of the connection."""
     import torch
     from torch import distributed as dist
 
