@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import distributed as dist
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 imported once, in the server
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.cli import main
+from optimum_barber.cli import launch, main
 from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
@@ -51,8 +52,15 @@ def _rank(rank, count, store, work, arguments):
     dist.destroy_process_group()
 
 
-def command(rank, count, port, output, arguments):
-    """`optimum-barber ARGUMENTS` as a launcher starts it; what it says goes to files in `output`."""
+def command(rank, count, port, output, arguments, late=None):
+    """`optimum-barber ARGUMENTS` as a launcher starts it; what it says goes to files in `output`.
+
+    The rank `late` notices what is wrong long after the others have done so.
+    """
+    launch.GRACE = timedelta(seconds=0.1)
+    if rank == late:
+        say = launch.SharedVoice.say
+        launch.SharedVoice.say = lambda *given: (time.sleep(1), say(*given))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout, sys.stderr = (open(Path(output) / f"{name}-{rank}", "w") for name in ("stdout", "stderr"))
     try:

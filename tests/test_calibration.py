@@ -135,6 +135,20 @@ def test_a_folder_of_the_same_name_does_not_hide_a_text(tmp_path, monkeypatch):
     assert read_texts("pydoc", "calibration") == pydoc_texts("calibration")
 
 
+def test_a_folder_named_like_a_text_changes_nothing_and_a_file_goes_first(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    documents = [f"document {i} " + "and so on " * 40 for i in range(5)]
+    with TEXTS.temporarily({"c4": lambda split: documents}):
+        sampled = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+        (tmp_path / "c4").mkdir()
+        beside_folder = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+        (tmp_path / "c4").rmdir()
+        (tmp_path / "c4").write_text("the words of a file " * 40)
+        of_file = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+    assert beside_folder.fingerprint == sampled.fingerprint
+    assert all("document" not in tokenizer.decode(window) for window in of_file.tokens)
+
+
 def test_c4_is_sampled_by_document(tokenizer):
     documents = ["short"] * 5 + [f"document {i} " + "and so on " * 40 for i in range(5)]
     with TEXTS.temporarily({"c4": lambda split: documents}):

@@ -7,7 +7,14 @@ import torch
 
 from optimum_barber import BarberError, OwnTextConfig, own_documents
 from optimum_barber.cli import main
-from optimum_barber.text.own_text.writer import beginning, drawn, end_tokens, length_behind, seeded, texts_of
+from optimum_barber.text.own_text.writer import (
+    end_tokens,
+    generate_rows,
+    random_state,
+    row_length,
+    start_tokens,
+    texts_of,
+)
 
 from .conftest import tiny_model
 
@@ -34,8 +41,8 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
     with torch.no_grad():
         expected = nucleus(model(start[None]).logits[0, -1], temperature, top_p)
     config = OwnTextConfig(temperature=temperature, top_p=top_p)
-    with seeded(0, model.device):
-        found = drawn(model, start, count, 1, config).flatten().bincount(minlength=300) / count
+    with random_state(0, model.device):
+        found = generate_rows(model, start, count, 1, config).flatten().bincount(minlength=300) / count
     assert not found[expected == 0].any()
     distance = float((found - expected).abs().sum()) / 2
     chance = float((expected * (1 - expected) / count).sqrt().sum()) / 2  # what draws of the same differ by, about
@@ -45,7 +52,7 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
 
 def test_each_token_follows_all_before_it():
     model, start = tiny_model(), torch.tensor([1])
-    row = drawn(model, start, 1, 12, OwnTextConfig(top_p=1e-9))[0]
+    row = generate_rows(model, start, 1, 12, OwnTextConfig(top_p=1e-9))[0]
     tokens = start.tolist()
     for _ in range(12):
         with torch.no_grad():
@@ -57,7 +64,7 @@ def test_writing_goes_on_behind_the_end_of_a_document(tokenizer):
     model = tiny_model()
     with torch.no_grad():
         model.generation_config.eos_token_id = int(model(torch.tensor([[1]])).logits[0, -1].argmax())
-    rows = drawn(model, torch.tensor([1]), 2, 12, OwnTextConfig(top_p=1e-9))
+    rows = generate_rows(model, torch.tensor([1]), 2, 12, OwnTextConfig(top_p=1e-9))
     assert rows.shape == (2, 12) and rows[0, 0] == model.generation_config.eos_token_id
     assert end_tokens(model, tokenizer, None) == {2, model.generation_config.eos_token_id}
 
@@ -70,17 +77,17 @@ def test_documents_are_cut_behind_their_ends_and_hold_no_special_token(tokenizer
 
 
 def test_start_is_the_first_special_token_or_a_text(tokenizer):
-    assert beginning(tokenizer, None).tolist() == [1]
-    assert beginning(tokenizer, "a word").tolist() == tokenizer("a word")["input_ids"]
+    assert start_tokens(tokenizer, None).tolist() == [1]
+    assert start_tokens(tokenizer, "a word").tolist() == tokenizer("a word")["input_ids"]
     assert end_tokens(tiny_model(), tokenizer, "<s>") == {1, 2}
     assert end_tokens(tiny_model(), tokenizer, "a word") == {2}
 
 
 def test_the_length_is_what_the_model_has_room_for():
     start, config = torch.tensor([1]), tiny_model().config
-    assert [length_behind(start, config, asked) for asked in (None, 5, 63)] == [63, 5, 63]
+    assert [row_length(start, config, asked) for asked in (None, 5, 63)] == [63, 5, 63]
     config.max_position_embeddings = 4096
-    assert length_behind(start, config, None) == 512
+    assert row_length(start, config, None) == 512
 
 
 def test_a_seed_decides_the_text_and_leaves_random_numbers_alone(tokenizer):
@@ -102,7 +109,7 @@ def test_no_more_is_written_than_whole_lengths_ask_for(tokens, batch, sizes, tok
         asked.append(count)
         return torch.full((count, length), 40)
 
-    monkeypatch.setattr("optimum_barber.text.own_text.writer.drawn", counted)
+    monkeypatch.setattr("optimum_barber.text.own_text.writer.generate_rows", counted)
     own_documents(tiny_model(), tokenizer, OwnTextConfig(tokens=tokens, length=24, batch=batch), quiet=True)
     assert asked == sizes
 
@@ -187,4 +194,4 @@ def test_a_tokenizer_without_special_tokens_needs_a_start(tokenizer):
 
     for start in (None, "x"):
         with pytest.raises(BarberError, match="it must hold a token"):
-            beginning(Plain(), start)
+            start_tokens(Plain(), start)

@@ -223,13 +223,14 @@ def test_the_gpu_of_a_process_is_that_of_its_number(monkeypatch):
         choose_device("auto")
 
 
-def run_command(tmp_path, *arguments, count=2):
+def run_command(tmp_path, *arguments, count=2, late=None):
     """Statuses, and all that was written to standard error and standard output."""
-    statuses = ranks.start(count, ranks.command, ranks.free_port(), tmp_path, [str(a) for a in arguments])
+    statuses = ranks.start(count, ranks.command, ranks.free_port(), tmp_path, [str(a) for a in arguments], late=late)
     return statuses, *("".join((tmp_path / f"{n}-{r}").read_text() for r in range(count)) for n in ("stderr", "stdout"))
 
 
-def test_bad_input_is_told_once_with_status_2(tmp_path, model_dir, text_file):
+@pytest.mark.parametrize("late", [None, 0, 1])
+def test_bad_input_is_told_once_with_status_2(late, tmp_path, model_dir, text_file):
     prune = ("prune", model_dir, "--calibration", text_file, "--sequence-length", 16, "-o", tmp_path / "out")
     for given, complaint in (
         ((*prune, "--sparsity", 0.5, "--samples", 1), "samples 1 are fewer than the 2 ranks: give more"),
@@ -237,7 +238,7 @@ def test_bad_input_is_told_once_with_status_2(tmp_path, model_dir, text_file):
         (("inspect", model_dir), "inspect works in one process"),
         ((*prune, "--sparsty", 0.5), "unrecognized arguments"),
     ):
-        statuses, told, printed = run_command(tmp_path, *given)
+        statuses, told, printed = run_command(tmp_path, *given, late=late)
         assert statuses == [2, 2] and printed == ""
         assert told.count(complaint) == 1 and told.count("optimum-barber: ") == 1
         assert not list(tmp_path.glob("out*"))

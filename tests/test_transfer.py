@@ -9,10 +9,9 @@ import torch
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import UnfinishedError
 from optimum_barber.models import activations as activations_module
-from optimum_barber.models.activations import Activations
+from optimum_barber.models.activations import Activations, Transfer, within_memory
 from optimum_barber.models.device import matrix_products
 from optimum_barber.models.loading import resolve_model
-from optimum_barber.models.transfer import Transfer, within_memory
 from optimum_barber.prune.cost.needs import batched
 from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 

@@ -8,9 +8,9 @@ from .errors import BarberError
 
 
 def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a function, by name."""
+    """Return the keyword-only arguments of a function, by name."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 class TakesArguments(Protocol):
@@ -21,20 +21,20 @@ class TakesArguments(Protocol):
         """By name."""
 
 
-def parse_arguments(taker: TakesArguments, name: str, given: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
-    """`given` checked against what a producer (or a scorer) takes; strings become the type of the argument's default.
+def parse_arguments(taker: TakesArguments, name: str, values: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
+    """Check `values` against what a producer (or `kind`) takes; strings become the type of the argument's default.
 
     Raises:
-        BarberError: an argument that it does not take, or a value of the wrong type.
+        BarberError: an argument that it does not take, one that is missing, or a value of the wrong type.
     """
     legal = taker.arguments
-    for key in given:
+    for key in values:
         if key not in legal:
             raise BarberError(f"{kind} {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
-    missing = [k for k, p in legal.items() if p.default is p.empty and k not in given]
-    if missing:
-        raise BarberError(f"{kind} {name!r} needs the argument {missing[0]!r}")
-    return {key: _typed(f"{kind} {name!r}", key, value, legal[key].default) for key, value in given.items()}
+    for key, parameter in legal.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise BarberError(f"{kind} {name!r} needs the argument {key!r}")
+    return {key: _typed(f"{kind} {name!r}", key, value, legal[key].default) for key, value in values.items()}
 
 
 def _typed(taker: str, key: str, value: Any, default: Any) -> Any:

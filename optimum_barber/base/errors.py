@@ -1,4 +1,4 @@
-"""The one exception for bad input, and how an unknown name is answered."""
+"""The exceptions of the package: each is one line, and knows the exit status of a command that ends with it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,13 +21,13 @@ class FailedCheckError(BarberError):
 
 
 class UnfinishedError(BarberError):
-    """A run could not go on, and can be resumed: the input was good, the machine was not enough."""
+    """A run cannot go on and can be resumed: the input was good, the machine was not enough."""
 
     status = 1
 
 
 class LostRankError(UnfinishedError):
-    """Another rank of the run has ended or is stuck; what is wrong, it has said itself."""
+    """Another rank of the run has ended or is stuck; that rank itself reports what is wrong."""
 
 
 class MissingExtraError(BarberError):
@@ -38,8 +38,8 @@ class MissingExtraError(BarberError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BarberError:
-    """The error for `name`, with its nearest neighbours first and the whole list behind them."""
+    """Return the error for a name that is not known: the nearest known ones first, then all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    nearest = [repr(neighbour) for neighbour in get_close_matches(name, names, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     return BarberError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The directory or file that a run writes: checked before any work, never half-written."""
+"""The directory or file that a run writes: checked before any work, never left half-written."""
 
 import ctypes
 import errno
@@ -22,36 +22,49 @@ LOCK_NAME = ".lock"
 
 
 def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], resume: bool = False) -> Path:
-    """The output directory, if it may be written.
+    """Return the absolute path of the output directory, if a run may write it.
 
     Raises:
-        BarberError: it is an input or within one, is not empty (without `overwrite`), cannot be written, or an
+        BarberError: it is an input or lies within one, is not empty (without `overwrite`), cannot be written, or an
             unfinished run for it is there that is neither to be resumed nor to be overwritten.
     """
     output = Path(directory).expanduser().resolve()
     for path in inputs:
-        held = path.expanduser().resolve()
-        if output == held or held in output.parents:
-            raise BarberError(f"output {directory} is the input {path}, or lies within it")
-        if output in held.parents:
-            raise BarberError(f"output {directory} holds the input {path}")
-    if os.path.ismount(output):
-        raise BarberError(f"output {directory} is a mount point, which cannot be replaced: give a folder within it")
-    if output.exists() and not output.is_dir():
-        raise BarberError(f"output {directory} is a file")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise BarberError(f"output {directory} is not empty: give another, or --overwrite")
-    parent = next(p for p in output.parents if p.exists())
-    if not parent.is_dir() or not os.access(output if output.is_dir() else parent, os.W_OK):
-        raise BarberError(f"output {directory} cannot be written: no permission in {parent}")
+        _check_apart(output, path, directory)
+    _check_place(output, overwrite, directory)
     partial = partial_of(output)
     if unfinished(partial) and not (overwrite or resume):
         raise BarberError(f"an unfinished run lies in {partial}: --resume goes on with it, --overwrite starts anew")
     return output
 
 
+def _check_apart(output: Path, path: Path, name: str | Path) -> None:
+    """Refuse an output, called `name`, that is an input, or of which one contains the other."""
+    source = path.expanduser().resolve()
+    if output == source or source in output.parents:
+        raise BarberError(f"output {name} is the input {path}, or lies within it")
+    if output in source.parents:
+        raise BarberError(f"output {name} holds the input {path}")
+
+
+def _check_place(output: Path, overwrite: bool, name: str | Path) -> None:
+    """Refuse what no directory can be put in place of."""
+    if os.path.ismount(output):
+        raise BarberError(f"output {name} is a mount point, which cannot be replaced: give a folder within it")
+    if output.exists() and not output.is_dir():
+        raise BarberError(f"output {name} is a file")
+    parent = next(parent for parent in output.parents if parent.exists())
+    place = parent
+    if output.is_dir():
+        if any(output.iterdir()) and not overwrite:
+            raise BarberError(f"output {name} is not empty: give another, or --overwrite")
+        place = output
+    if not parent.is_dir() or not os.access(place, os.W_OK):
+        raise BarberError(f"output {name} cannot be written: no permission in {parent}")
+
+
 def check_file(file: str | Path, overwrite: bool) -> Path:
-    """The file to write, if it may be.
+    """Return the path of an output file, if a run may write it.
 
     Raises:
         BarberError: it is there (without `overwrite`), is a directory, or its folder is missing or closed to us.
@@ -68,19 +81,19 @@ def check_file(file: str | Path, overwrite: bool) -> Path:
 
 
 def partial_of(output: Path) -> Path:
-    """The sibling in which `output` is made."""
+    """Return the sibling directory in which `output` is written before it is put in place."""
     return output.with_name(output.name + ".partial")
 
 
 def is_foreign(partial: Path) -> bool:
-    """Whether what lies in a partial directory's place is not ours; an empty one may be what a kill left of it."""
+    """True if what lies there is no partial directory of ours; an empty one may be what a kill left of one."""
     if not partial.is_dir():
         return partial.exists()
     return not (partial / PARTIAL_MARK).exists() and any(partial.iterdir())
 
 
 def discard(partial: Path) -> None:
-    """Remove a partial directory, its mark last, so that what a kill leaves of it is still known as ours."""
+    """Remove a partial directory, its mark last: what a kill leaves of it is still known as ours."""
     for path in partial.iterdir() if partial.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -91,23 +104,23 @@ def discard(partial: Path) -> None:
 
 
 def unfinished(partial: Path) -> bool:
-    """Whether a run that can be resumed lies in a partial directory."""
+    """True if a partial directory holds a run that can be resumed."""
     return (partial / STATE_DIRECTORY / STATE_NAME).is_file()
 
 
 @contextmanager
-def alone(output: Path, within: str = "") -> Iterator[None]:
-    """Inside, no other run works on this output.
+def alone(output: Path, folder: str = "") -> Iterator[None]:
+    """Hold a lock, so that no other run works on this output inside the block.
 
     Args:
         output: a directory.
-        within: folder of it that holds the lock, made if need be.
+        folder: the one within it that holds the lock, made if need be.
 
     Raises:
-        BarberError: another run does.
+        BarberError: another run holds the lock.
     """
-    (output / within).mkdir(exist_ok=True)
-    lock = FileLock(output / within / LOCK_NAME)
+    (output / folder).mkdir(exist_ok=True)
+    lock = FileLock(output / folder / LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -120,17 +133,17 @@ def alone(output: Path, within: str = "") -> Iterator[None]:
 
 @contextmanager
 def staged(output: Path, resume: bool = False) -> Iterator[Path]:
-    """A sibling `DIR.partial` that takes the place of `output` when the block ends well, else vanishes.
+    """Yield a sibling `DIR.partial`, which replaces `output` when the block ends well, and is removed when it fails.
 
-    What `output` held before stays untouched until then, also through a kill. With `resume`, a partial directory
-    that holds an unfinished run is taken up; and one that holds it when the block fails stays.
+    What `output` held before stays untouched until then, also through a kill. With `resume`, a partial directory that
+    holds an unfinished run is gone on with. One that holds an unfinished run when the block fails stays.
     """
     partial = partial_of(output)
     if is_foreign(partial):
         raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
     if not (resume and unfinished(partial)):
         discard(partial)
-    made = [parent for parent in partial.parents if not parent.exists()]
+    new_parents = [parent for parent in partial.parents if not parent.exists()]
     with _refusals_of(output):
         partial.mkdir(parents=True, exist_ok=resume)  # fails, and removes nothing, where another run was faster
     try:
@@ -140,7 +153,7 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     except BaseException:
         if not unfinished(partial):
             discard(partial)
-            for path in made:
+            for path in new_parents:
                 shutil.rmtree(path, ignore_errors=True)
         raise
     try:
@@ -152,7 +165,7 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _refusals_of(output: Path) -> Iterator[None]:
-    """What the system refuses inside, as one line."""
+    """Turn an error of the system into one line."""
     try:
         yield
     except OSError as error:
@@ -160,7 +173,7 @@ def _refusals_of(output: Path) -> Iterator[None]:
 
 
 def _swap_in(partial: Path, output: Path) -> None:
-    """Put `partial` in the place of `output`; what was there ends up in `partial`, to be removed."""
+    """Put `partial` in the place of `output`; what `output` was is in `partial` then, to be removed."""
     for path in partial.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -181,7 +194,7 @@ def _swap_in(partial: Path, output: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two directories in one atomic step, where the system can."""
+    """Exchange two directories in one atomic step; False where the system cannot."""
     at_cwd, exchange = -100, 2
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -191,10 +204,10 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def shown(directory: Path, seconds: int = 60) -> Path:
-    """A directory that another rank has made; network file systems may show it late.
+    """Wait for a directory that another rank has made, which a network file system may show late, and return it.
 
     Raises:
-        BarberError: it cannot be seen from here.
+        BarberError: it does not appear.
     """
     for _ in range(seconds):
         if directory.is_dir():
@@ -205,7 +218,7 @@ def shown(directory: Path, seconds: int = 60) -> Path:
 
 @contextmanager
 def full_disk(partial: Path) -> Iterator[None]:
-    """Tell of a full disk in one line, and after any other failure that something can be resumed, where it can.
+    """Report a full disk in one line; after any other failure say that the run can be resumed, if it can.
 
     Raises:
         UnfinishedError: the disk is full.

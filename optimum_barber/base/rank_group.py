@@ -1,7 +1,6 @@
 """The ranks of an initialised `torch.distributed` process group. Torch only."""
 
 import json
-import os
 import re
 import socket
 import zlib
@@ -50,7 +49,7 @@ class RankGroup(Ranks):
                 self._wire, self._tensors = device, dist.new_group(backend="nccl", timeout=STUCK)
 
     def share(self, total: int, index: int | None = None) -> Share:
-        """The samples of this rank (or that of another index), out of `total`.
+        """Return the samples of this rank (or that of another index), out of `total`.
 
         Raises:
             BarberError: there are fewer samples than ranks.
@@ -60,7 +59,7 @@ class RankGroup(Ranks):
         return super().share(total, index)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Each rank adds up its part of every piece, and all get all parts: twice the tensor's bytes a rank."""
+        """Add the tensor up, in place: each rank sums a part of every piece and sends it to all others."""
         flat = tensor.contiguous().view(-1)
         for piece in flat.split(PIECE):
             piece.copy_(self._summed(piece))
@@ -79,38 +78,44 @@ class RankGroup(Ranks):
         return torch.stack(self._all(total)).view(-1)[: len(piece)]
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all ranks, which have one shape."""
-        found = [torch.empty_like(tensor) for _ in range(self.count)]
+        """Return the tensors of all ranks, which have one shape."""
+        tensors = [torch.empty_like(tensor) for _ in range(self.count)]
         with lost(self.index):
-            dist.all_gather(found, tensor, group=self._tensors)
-        return found
+            dist.all_gather(tensors, tensor, group=self._tensors)
+        return tensors
 
     def gather(self, values: Sequence[float]) -> list[float]:
-        """The values of all ranks in their order; how many may differ."""
+        """Return the values of all ranks in their order; ranks may have different numbers of them."""
         mine = torch.tensor(list(values), dtype=torch.float64, device=self._wire)
         counts = [int(count) for count in self._all(torch.tensor([len(mine)], device=self._wire))]
         padded = torch.nn.functional.pad(mine, (0, max(counts) - len(mine)))
-        return [v for part, n in zip(self._all(padded), counts, strict=True) for v in part[:n].tolist()]
+        everyone: list[float] = []
+        for part, count in zip(self._all(padded), counts, strict=True):
+            everyone += part[:count].tolist()
+        return everyone
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, whose shape and dtype the others know; theirs may be overwritten."""
+        """Return the first rank's tensor; the others pass one of its shape and dtype, which may be overwritten."""
         sent = tensor.to(self._wire).contiguous()
         with lost(self.index):
             dist.broadcast(_bytes(sent), 0, group=self._tensors)
         return tensor if self.first else sent.to(tensor.device)
 
     def spread(self, make: Callable[[slice], Tensor], like: Tensor, tile: int | None = None) -> Tensor:
-        """A tensor like `like` of which each rank makes some rows, whole tiles of them."""
+        """Compute a tensor like `like` of which each rank makes some rows, in whole tiles."""
         rows = [share_of(len(like), index, self.count, tile or 1) for index in range(self.count)]
-        mine, most = rows[self.index], max(r.end - r.first for r in rows)
+        mine = rows[self.index]
+        most = max(share.end - share.first for share in rows)
         sent = torch.zeros(most, *like.shape[1:], dtype=like.dtype, device=self._wire)
         for some in tiles(mine, tile):
             sent[some.start - mine.first : some.stop - mine.first] = make(some)
-        parts = zip(self._all(_bytes(sent)), rows, strict=True)
-        return torch.cat([part.view(like.dtype)[: r.end - r.first] for part, r in parts]).to(like.device)
+        parts = []
+        for part, share in zip(self._all(_bytes(sent)), rows, strict=True):
+            parts.append(part.view(like.dtype)[: share.end - share.first])
+        return torch.cat(parts).to(like.device)
 
     def collect(self, samples: Sequence[Tensor], total: int) -> Iterator[Tensor]:
-        """On the first rank all samples in their order, one at a time on the CPU; the others only send theirs."""
+        """Yield all samples in their order on the first rank, one at a time on the CPU; the others only send theirs."""
         if not self.first:
             for sample in samples:
                 with lost(self.index):
@@ -126,10 +131,10 @@ class RankGroup(Ranks):
                 yield sample
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """Return when all ranks are here.
+        """Wait for all ranks and compare their settings.
 
         Raises:
-            BarberError: this rank was given other settings than the first.
+            BarberError: this rank has other settings than the first.
         """
         text = json.dumps(settings, default=str).encode()
         length = int(self.broadcast(torch.tensor([len(text)])))
@@ -137,17 +142,17 @@ class RankGroup(Ranks):
         mine, theirs = json.loads(text), json.loads(bytes(sent.tolist()))
         for key in sorted({*mine, *theirs}):
             if mine.get(key) != theirs.get(key):
-                given = f"{key} {mine.get(key)}, rank 0 {theirs.get(key)}"
-                raise BarberError(f"ranks must be given the same: rank {self.index} has {given}")
+                values = f"{key} {mine.get(key)}, rank 0 {theirs.get(key)}"
+                raise BarberError(f"ranks must be given the same: rank {self.index} has {values}")
         self.wait()
 
     def wait(self) -> None:
-        """Return when all ranks are here, however long it takes."""
+        """Wait for all ranks, however long it takes."""
         with lost(self.index):
             dist.barrier(group=self._patient)
 
     def close(self) -> None:
-        """Let go of the connections: a rank that still waits for this one knows at once."""
+        """Close the connections: a rank that still waits for this one notices at once."""
         groups = {self._tensors, self._group, self._patient}
         del self._tensors, self._group, self._patient
         while groups:
@@ -155,13 +160,13 @@ class RankGroup(Ranks):
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The same memory, in a dtype that can be sent."""
+    """View a tensor in a dtype that can be sent."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 @contextmanager
 def lost(index: int) -> Iterator[None]:
-    """A failure to talk, told in one line.
+    """Turn a failed connection into one line.
 
     Raises:
         LostRankError: another rank has ended, or cannot be reached.
@@ -175,11 +180,11 @@ def lost(index: int) -> Iterator[None]:
 
 @contextmanager
 def all_ranks(device: torch.device, ranks: Ranks | None = None) -> Iterator[Ranks]:
-    """The ranks of the process group, where one is initialised and no others are given; else this process alone.
+    """Yield `ranks` if given, else those of the initialised process group, else this process alone.
 
     Args:
         device: that this rank works on.
-        ranks: to be taken as they are.
+        ranks: to use as they are.
     """
     if ranks is not None or not several_ranks():
         yield ranks or ALONE
@@ -192,22 +197,5 @@ def all_ranks(device: torch.device, ranks: Ranks | None = None) -> Iterator[Rank
 
 
 def several_ranks() -> bool:
-    """Whether a process group of more than one process is initialised."""
+    """True if a process group of more than one process is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def own_gpu() -> torch.device:
-    """The current GPU; where a launcher has numbered the processes of this machine, that of this one's number.
-
-    Raises:
-        BarberError: there are fewer GPUs than processes.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        return torch.device("cuda")
-    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= there:
-        raise BarberError(
-            f"device 'auto' finds no GPU for process {number} of this machine, which has {there}: "
-            f"start {there} processes, or give cpu"
-        )
-    return torch.device("cuda", number)

@@ -1,6 +1,6 @@
-"""The ranks of a run: processes with a share of the calibration samples each, which agree on everything else.
+"""The ranks of a run: processes with a share of the calibration samples each, and the same of everything else.
 
-A single process is the only rank: it has all samples, and every verb gives back what it is given. Torch only.
+A single process is the only rank: it has all samples, and every method returns its argument. Torch only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,19 +21,20 @@ class Share:
 
     @property
     def slice(self) -> slice:
-        """For indexing what all samples lie in."""
+        """An index into all samples."""
         return slice(self.first, self.end)
 
 
 def share_of(total: int, index: int, count: int, tile: int = 1) -> Share:
-    """The index-th of `count` shares, which differ by one tile at most."""
+    """Return the index-th of `count` shares, which differ by one tile at most."""
     pieces = -(-total // tile)
-    first, end = (min(i * pieces // count * tile, total) for i in (index, index + 1))
-    return Share(first, end, total)
+    first = index * pieces // count * tile
+    end = (index + 1) * pieces // count * tile
+    return Share(min(first, total), min(end, total), total)
 
 
 def tiles(share: Share, tile: int | None) -> list[slice]:
-    """The share in slices of `tile` rows; None for a single one."""
+    """Cut a share into slices of `tile` rows; None for a single one."""
     step = tile or max(share.end - share.first, 1)
     return [slice(first, min(first + step, share.end)) for first in range(share.first, share.end, step)]
 
@@ -42,9 +43,9 @@ class Ranks:
     """This process alone.
 
     Attributes:
-        index: of this rank, 0 for the first, which is the only one that writes and speaks.
-        count: of all ranks.
-        local: how many of them run on this machine.
+        index: of this rank, 0 for the first, which alone writes files and messages.
+        count: number of all ranks.
+        local: number of those on this machine.
     """
 
     index = 0
@@ -53,50 +54,50 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """True for the rank that writes files and messages."""
         return self.index == 0
 
     def share(self, total: int, index: int | None = None) -> Share:
-        """The samples of this rank (or that of another index), out of `total`."""
+        """Return the samples of this rank (or that of another index), out of `total`."""
         return share_of(total, self.index if index is None else index, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor, in place, added up over the ranks in their order: the same bits everywhere and every time."""
+        """Add the tensor up over the ranks, in place and in their order: the same bits everywhere and every time."""
         return tensor
 
     def gather(self, values: Sequence[float]) -> list[float]:
-        """The values of all ranks in their order; how many may differ."""
+        """Return the values of all ranks in their order; ranks may have different numbers of them."""
         return list(values)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, whose shape and dtype the others know; theirs may be overwritten."""
+        """Return the first rank's tensor; the others pass one of its shape and dtype, which may be overwritten."""
         return tensor
 
     def spread(self, make: Callable[[slice], Tensor], like: Tensor, tile: int | None = None) -> Tensor:
-        """A tensor like `like` of which each rank makes some rows.
+        """Compute a tensor of which each rank makes some rows.
 
         Args:
-            make: some rows.
-            like: of the tensor's shape, dtype and device.
-            tile: rows made at once, the same ones by however many ranks, where the last bits of a row depend on its
-                company (products); None for all that a rank makes.
+            make: computes a slice of rows.
+            like: a tensor of the result's shape, dtype and device.
+            tile: rows computed at once, the same ones for any number of ranks, where the last bits of a row depend on
+                the rows beside it (products); None for all rows of a rank.
         """
-        made = [make(rows) for rows in tiles(Share(0, len(like), len(like)), tile)]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        parts = [make(rows) for rows in tiles(Share(0, len(like), len(like)), tile)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def collect(self, samples: Sequence[Tensor], total: int) -> Iterator[Tensor]:
-        """On the first rank all samples in their order, one at a time on the CPU; the others only send theirs."""
+        """Yield all samples in their order on the first rank, one at a time on the CPU; the others only send theirs."""
         return iter(samples)
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """Return when all ranks are here.
+        """Wait for all ranks and compare their settings.
 
         Raises:
-            BarberError: this rank was given other settings than the first.
+            BarberError: this rank has other settings than the first.
         """
 
     def wait(self) -> None:
-        """Return when all ranks are here, however long it takes."""
+        """Wait for all ranks, however long it takes."""
 
 
 ALONE = Ranks()

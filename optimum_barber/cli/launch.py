@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..base.errors import LostRankError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE = timedelta(seconds=3)  # a rank that knows what is wrong has said it by then
-FAILURES, SAID, DONE = "failures", "said", "done"
+FAILURES, SAID = "failures", "said"
 
 
 class Voice:
@@ -29,11 +29,10 @@ class SharedVoice(Voice):
 
     Args:
         store: that all ranks share.
-        guests: how many others ask for it at this rank.
     """
 
-    def __init__(self, store: Any, guests: int = 0) -> None:
-        self.store, self.guests, self.failed = store, guests, False
+    def __init__(self, store: Any) -> None:
+        self.store, self.failed = store, False
 
     def say(self, text: str, error: BaseException | None = None) -> None:
         """Print the lines, unless another rank has failed before, or says more of it."""
@@ -46,15 +45,6 @@ class SharedVoice(Voice):
             self.note(SAID)
         else:
             self._another_said()
-        self.note(DONE)
-
-    def linger(self) -> None:
-        """After a failure, keep the store until the others have asked it, or have had the time."""
-        end = time.monotonic() + GRACE.total_seconds()
-        while self.failed and self.guests and time.monotonic() < end:
-            if int(self.store.add(DONE, 0)) > self.guests:  # this rank has noted itself, too
-                return
-            time.sleep(0.02)
 
     def note(self, key: str) -> None:
         """Let the others know that this has happened, as far as they can be told."""
@@ -100,7 +90,7 @@ def joined() -> Iterator[Voice]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, count = next(rendezvous("env://"))
-    voice = SharedVoice(PrefixStore("voice", store), guests=count - 1 if rank == 0 else 0)
+    voice = SharedVoice(PrefixStore("voice", store))
     dist.init_process_group("gloo", store=PrefixStore("ranks", store), rank=rank, world_size=count)
     try:
         with ExitStack() as stack:
@@ -112,8 +102,19 @@ def joined() -> Iterator[Voice]:
         voice.note(SAID)
         raise
     finally:
+        if first() and voice.failed:  # this rank holds the store, in which the others look who has failed first
+            wait_for_the_end_of(range(1, count))
         dist.destroy_process_group()
-        voice.linger()
+
+
+def wait_for_the_end_of(ranks: Iterable[int]) -> None:
+    """Return when these ranks have ended, however slow they are: all that they send is the end of the connection."""
+    import torch
+    from torch import distributed as dist
+
+    for rank in ranks:
+        with suppress(RuntimeError):
+            dist.recv(torch.empty(1), rank)
 
 
 @contextmanager

@@ -1,34 +1,77 @@
 """Calibration activations: on the device, in host memory, or in a memory-mapped file, a few on the device at once."""
 
+import logging
 import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..base.errors import UnfinishedError
 from ..base.files import write_all
 from ..base.ranks import Share
 from ..tensors.bits import raw
-from .transfer import Transfer, to_host
 
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 ALIGNMENT = 64  # bytes
+
+
+class Transfer:
+    """A sample on its way to a device, beside the work that goes on there, or already there.
+
+    Args:
+        sample: on the host, pinned, or on a device.
+        device: to copy it to; None to leave it.
+    """
+
+    def __init__(self, sample: Tensor, device: torch.device | None) -> None:
+        self._ready: torch.cuda.Event | None = None
+        if device is None or device.type != "cuda" or sample.is_cuda:
+            self._sample = sample if device is None else sample.to(device)
+            return
+        stream = _copy_stream(device)
+        with torch.cuda.stream(stream):
+            self._sample = sample.to(device, non_blocking=True)
+            self._ready = stream.record_event()
+
+    def arrived(self) -> Tensor:
+        """Return the sample on the device: the device's next work waits for it, the host does not."""
+        if self._ready is not None:
+            working = torch.cuda.current_stream(self._sample.device)
+            working.wait_event(self._ready)
+            self._sample.record_stream(working)
+        return self._sample
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def to_host(sample: Tensor) -> Tensor:
+    """Copy a sample to the host's memory, pinned if it comes from a GPU, so that the GPU works while it comes back."""
+    if not sample.is_cuda:
+        return sample.cpu()
+    return torch.empty_like(sample, device="cpu", pin_memory=True).copy_(sample)
 
 
 class Activations:
     """One tensor a sample, in the order of the samples: all of them, or the share of this rank.
 
-    Every sample is computed on its own, so where samples lie and how many travel together never changes
-    a result.
+    Every sample is computed on its own, so where samples lie and how many are copied ahead never changes a result.
 
     Args:
         samples: the tensors, consumed one by one.
-        batch_size: how many are on the device at once; None to keep all there, or one of a file.
-        folder: where a file without a name holds them, which goes when they do; None for memory.
+        batch_size: how many are on the device at once; None for all, or for one at a time from a file.
+        folder: of a file without a name that holds them, and goes when they do; None for memory.
         share: which samples these are; None for all.
     """
 
@@ -44,60 +87,62 @@ class Activations:
         self.share = share
         self.device: torch.device | None = None
         self._samples: list[Tensor] = []
-        if folder is None:
-            self._samples.extend(self._placed(sample) for sample in samples)
-        else:
-            self._samples.extend(_mapped(map(self._placed, samples), folder))
+        placed = map(self._placed, samples)
+        self._samples.extend(placed if folder is None else _mapped(placed, folder))
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The samples on the device, the next ones on their way there while one is worked on."""
-        coming = (Transfer(sample, self.device) for sample in self._samples)
-        ahead = deque(islice(coming, self.together))
+        """Yield the samples on the device, the next ones on their way there while one is worked on."""
+        transfers = (Transfer(sample, self.device) for sample in self._samples)
+        ahead = deque(islice(transfers, self.together))
         while ahead:
             yield ahead.popleft().arrived()
-            ahead.extend(islice(coming, 1))
+            ahead.extend(islice(transfers, 1))
 
     @property
     def together(self) -> int:
-        """How many samples are on the device at once, the one that is worked on among them."""
-        return self.batch_size or (1 if self.folder else max(len(self), 1))
+        """How many samples are on the device at once, with the one that is worked on."""
+        if self.batch_size or self.folder:
+            return self.batch_size or 1
+        return max(len(self), 1)
 
     def keep_together(self, batch_size: int) -> None:
-        """From now on have no more than so many samples on the device at once."""
+        """Have no more than so many samples on the device at once from now on."""
         self.batch_size = batch_size
         self._samples = [to_host(sample) for sample in self._samples]
 
     def every(self, stride: int) -> "Activations":
-        """Every stride-th of all samples, as far as they are here, sharing memory."""
-        some = self.like(())
+        """Return every stride-th of all samples, those of this rank, sharing memory."""
         first = -self.share.first % stride if self.share else 0
-        some.device, some._samples = self.device, self._samples[first::stride]
-        return some
+        subset = self.like(())
+        subset.device, subset._samples = self.device, self._samples[first::stride]
+        return subset
 
     def like(self, samples: Iterable[Tensor]) -> "Activations":
-        """Other samples, held where these are."""
+        """Hold other samples where these are."""
         return Activations(samples, self.batch_size, self.folder, self.share)
 
     @property
     def total(self) -> int:
-        """How many samples all ranks have together."""
+        """The number of samples of all ranks."""
         return self.share.total if self.share else len(self)
 
     @property
     def held(self) -> list[Tensor]:
-        """The samples where they lie, which need not be the device."""
+        """The samples as they are held, which need not be on the device."""
         return self._samples
 
     def _placed(self, sample: Tensor) -> Tensor:
         self.device = sample.device
-        return sample if self.batch_size is None and self.folder is None else to_host(sample)
+        if self.batch_size is None and self.folder is None:
+            return sample
+        return to_host(sample)
 
 
 def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
-    """The samples written to one file without a name, then mapped from it, aligned as memory would be."""
+    """Write the samples to one file without a name, then map them from it, aligned as in memory."""
     shapes: list[tuple[torch.dtype, torch.Size]] = []
     size = 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -106,13 +151,44 @@ def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
             write_all(file.fileno(), raw(sample), size)
             size = aligned(size + sample.nbytes)
         os.ftruncate(file.fileno(), size)
-        held = mmap.mmap(file.fileno(), 0) if shapes else b""
+        content = mmap.mmap(file.fileno(), 0) if shapes else b""
     position = 0
     for dtype, shape in shapes:
-        yield torch.frombuffer(held, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
+        yield torch.frombuffer(content, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
         position = aligned(position + shape.numel() * dtype.itemsize)
 
 
 def aligned(size: int) -> int:
-    """The next multiple of what torch aligns memory to: sums may depend on it."""
+    """Round a size up to what torch aligns memory to: sums may depend on it."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def within_memory(name: str, work: Callable[[], Result], inputs: Sequence[Activations], alone: bool) -> Result:
+    """Run `work()`; when the device runs out of memory, again with half as many samples there at once.
+
+    How many are there never changes a result. `work` must leave nothing behind when it fails.
+
+    Args:
+        name: of what is worked on.
+        work: to run.
+        inputs: the samples that it reads.
+        alone: True where no other rank would wait for the second attempt.
+
+    Raises:
+        UnfinishedError: one sample at once is too many already, or others would wait.
+    """
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+        together = max(samples.together for samples in inputs)
+        if together == 1 or not alone:
+            advice = "no smaller batch is left" if together == 1 else "give a smaller --batch-size"
+            fullness = f"out of memory with {together} of the samples on the device at once"
+            raise UnfinishedError(f"{name}: {fullness}, {advice}: {reason}")
+        for samples in inputs:
+            samples.keep_together(together // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("%s: out of memory with %d of the samples there; now %d", name, together, together // 2)

@@ -1,4 +1,4 @@
-"""Which parts of a decoder layer are its two blocks: a table, and a fallback for what is not in it."""
+"""The two blocks of a decoder layer by architecture: a table, and a fallback for what is not in it."""
 
 import logging
 import re
@@ -15,22 +15,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Structure:
-    """Which Linears of a decoder layer make and read its attention heads and its FFN channels, by name in the layer.
+    """The Linears of a decoder layer that write and read its attention heads and FFN channels, by name in the layer.
 
     A Linear that is named several times is a fused one: its rows are the parts' rows, in this order.
 
     Attributes:
-        attention: of queries, keys and values.
+        attention: projections of queries, keys and values.
         output: reads the heads.
-        makers: of the FFN channels: gate and up, or the one projection of a plain MLP.
+        makers: write the FFN channels: gate and up, or the one projection of a plain MLP.
         down: reads the FFN channels.
         norm: in front of the MLP.
         norm_offset: what the norm adds to its weight: 1 in Gemma.
         width: the configuration's name for the number of FFN channels.
-        output_bias: the configuration's name for a bias in `output`, and in the attention's other Linears; empty where
-            it has none.
+        output_bias: the configuration's name for a bias in `output` and the attention's other Linears; empty for none.
         down_bias: the same for `down` and the MLP.
-        free_heads: whether the configuration can say a head size, so that heads can go and the hidden size stay.
+        free_heads: True if the configuration has a head size of its own, so that heads can go and the hidden size stay.
     """
 
     attention: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -55,7 +54,7 @@ class Architecture:
         attention: members of the attention block.
         mlp: members of the MLP block.
         stack: path of the ModuleList of decoder layers; empty to find it by `_no_split_modules`.
-        structure: what makes and reads heads and FFN channels; None where they cannot be removed.
+        structure: the Linears of heads and FFN channels; None where these cannot be removed.
     """
 
     attention: tuple[str, ...] = ("self_attn",)
@@ -99,69 +98,91 @@ ARCHITECTURES.add(
 
 
 def positions(config: Any) -> int | None:
-    """How many tokens on end a model can take, by its configuration; None where that sets no end."""
+    """Return how many positions a model has by its configuration; None where that sets no limit."""
     return getattr(config, "max_position_embeddings", None) or None
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The table's row for the model's `model_type`, or what the fallback finds in its first decoder layer."""
+    """Return the table's row for the model's `model_type`, or one guessed from its first decoder layer."""
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    found = _guess(decoder_stack(model, Architecture())[1][0], model_type)
-    logger.warning("%s is not in the table of architectures; found attention = %s, mlp = %s", model_type, *found)
-    return Architecture(attention=(found[0],), mlp=(found[1],))
+    _, layers = decoder_stack(model, Architecture())
+    attention, mlp = _guess(layers[0], model_type)
+    logger.warning(
+        "%s is not in the table of architectures; found attention = %s, mlp = %s", model_type, attention, mlp
+    )
+    return Architecture(attention=(attention,), mlp=(mlp,))
 
 
 def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn.ModuleList]:
-    """Path and ModuleList of the decoder layers.
+    """Return path and ModuleList of the decoder layers.
 
     Raises:
-        BarberError: the model has no list of decoder layers, so it is not a causal LM that we know.
+        BarberError: the model has no list of decoder layers, so it is no causal LM that we know.
     """
     classes = set(getattr(model, "_no_split_modules", None) or ())
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 0:
-            if path == architecture.stack or (not architecture.stack and type(module[0]).__name__ in classes):
-                return path, module
+        if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        if path == architecture.stack or (not architecture.stack and type(module[0]).__name__ in classes):
+            return path, module
     raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
 
 
 def linears_of(layer: nn.Module, members: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The Linears of one block by their name within the decoder layer, in the order of definition."""
-    found = {}
+    """Return the Linears of one block by their name within the decoder layer, in the order of definition."""
+    linears = {}
     for member in members:
         for name, module in layer.get_submodule(member).named_modules(prefix=member):
             if isinstance(module, nn.Linear):
-                found[name] = module
-    return found
+                linears[name] = module
+    return linears
 
 
 def check_layer(layer: nn.Module, path: str, architecture: Architecture) -> None:
-    """Refuse a decoder layer with matrices that are not Linears, or with a block without Linears.
+    """Refuse a decoder layer with matrices that are not Linears, with quantized ones, or a block without Linears.
 
     Raises:
-        BarberError: names every such weight.
+        BarberError: names every weight that is no Linear, or the first quantized one, or the block.
     """
-    linears = {id(p) for module in layer.modules() if isinstance(module, nn.Linear) for p in module.parameters(False)}
-    others = [
-        f"{path}.{n} {tuple(p.shape)}" for n, p in layer.named_parameters() if p.ndim > 1 and id(p) not in linears
-    ]
+    others, quantized = _unusual_weights(layer, path)
     if others:
         raise BarberError(f"model has weights that are no Linears and cannot be pruned: {', '.join(others)}")
-    low = [n for n, p in layer.named_parameters() if id(p) in linears and not p.is_floating_point()]
-    if low:
-        raise BarberError(f"model has quantized weights, which cannot be pruned: {path}.{low[0]}; load it dequantized")
+    if quantized:
+        raise BarberError(f"model has quantized weights, which cannot be pruned: {quantized[0]}; load it dequantized")
     for block, members in architecture.blocks.items():
         if not linears_of(layer, members):
             raise BarberError(f"model has no Linear in the {block} block of {path} ({', '.join(members)})")
 
 
+def _unusual_weights(layer: nn.Module, path: str) -> tuple[list[str], list[str]]:
+    """Return the matrices that belong to no Linear, with their shapes, and the quantized weights of Linears."""
+    of_linears: set[int] = set()
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            of_linears.update(map(id, module.parameters(False)))
+    others, quantized = [], []
+    for name, parameter in layer.named_parameters():
+        if id(parameter) in of_linears:
+            if not parameter.is_floating_point():
+                quantized.append(f"{path}.{name}")
+        elif parameter.ndim > 1:
+            others.append(f"{path}.{name} {tuple(parameter.shape)}")
+    return others, quantized
+
+
 def _guess(layer: nn.Module, model_type: str) -> tuple[str, str]:
-    """Names of the attention and the MLP module among the children of an unknown decoder layer."""
-    children = [n for n, m in layer.named_children() if any(p.ndim > 1 for p in m.parameters())]
-    attention = [n for n in children if re.search("attn|attention", n, re.I)]
-    mlp = [n for n in children if re.search("mlp|ffn|feed_?forward", n, re.I)]
+    """Return the names of the attention and the MLP module among the children of an unknown decoder layer."""
+    children, attention, mlp = [], [], []
+    for name, module in layer.named_children():
+        if all(parameter.ndim < 2 for parameter in module.parameters()):
+            continue
+        children.append(name)
+        if re.search("attn|attention", name, re.I):
+            attention.append(name)
+        if re.search("mlp|ffn|feed_?forward", name, re.I):
+            mlp.append(name)
     if len(attention) != 1 or len(mlp) != 1:
         raise BarberError(
             f"model type {model_type!r} is not in the table of architectures and its decoder layer has no single "

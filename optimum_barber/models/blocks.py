@@ -1,12 +1,13 @@
-"""Decoder layers taken apart: capturing what reaches a block, replaying a block, substituting its output.
+"""Decoder layers in parts: capture what reaches a block, replay a block, replace its output by a constant.
 
-The model's own code runs the norms, residuals and everything else between the blocks, so nothing of an
-architecture is written a second time here.
+The model's own code runs the norms, residuals and everything else between the blocks, so nothing of an architecture is
+written a second time here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +18,10 @@ from .architectures import Architecture, linears_of
 
 @dataclass
 class Call:
-    """Arguments of one module call, with a place for its hidden states.
+    """The arguments of one module call, with a place for the hidden states.
 
-    All calibration windows have the same length and no padding, so everything but the hidden states is
-    the same for every window.
+    All calibration windows have the same length and no padding, so everything but the hidden states is the same for
+    every window.
     """
 
     args: tuple[Any, ...]
@@ -29,25 +30,25 @@ class Call:
     @property
     def hidden(self) -> Tensor:
         """The hidden states: the first positional argument, or the keyword `hidden_states`."""
-        found = self.args[0] if self.args else self.kwargs["hidden_states"]
-        assert isinstance(found, Tensor)
-        return found
+        hidden = self.args[0] if self.args else self.kwargs["hidden_states"]
+        assert isinstance(hidden, Tensor)
+        return hidden
 
     def template(self) -> "Call":
-        """The call without its hidden states."""
+        """Return the call without its hidden states."""
         if self.args:
             return Call((None, *self.args[1:]), self.kwargs)
         return Call((), {**self.kwargs, "hidden_states": None})
 
     def replay(self, module: Callable[..., Any], hidden: Tensor) -> Any:
-        """`module` called with `hidden` in place of the hidden states."""
+        """Call `module` with `hidden` in place of the hidden states."""
         if self.args:
             return module(hidden, *self.args[1:], **self.kwargs)
         return module(**{**self.kwargs, "hidden_states": hidden})
 
 
 class _ReachedError(Exception):
-    """Carries a call out of a forward pass that need not go on."""
+    """Carries a call out of a forward pass that ends there."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -55,7 +56,7 @@ class _ReachedError(Exception):
 
 @contextmanager
 def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward` stand in for the module's own, and restore it."""
+    """Replace the forward of a module inside the block."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -67,7 +68,7 @@ def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 
 def call_reaching(module: nn.Module, run: Callable[[], Any]) -> Call:
-    """The arguments with which `run()` first calls `module`; nothing behind that call is computed."""
+    """Return the arguments with which `run()` first calls `module`; what follows that call is not computed."""
 
     def stop(*args: Any, **kwargs: Any) -> None:
         raise _ReachedError(Call(args, kwargs))
@@ -82,7 +83,15 @@ def call_reaching(module: nn.Module, run: Callable[[], Any]) -> Call:
 
 @dataclass
 class Block:
-    """One block of a decoder layer: its members, called in a chain, and their Linears by full name."""
+    """One block of a decoder layer: its members, called in a chain, and their Linears by full name.
+
+    Attributes:
+        name: full name.
+        members: modules of the chain.
+        linears: by full name.
+        call: how the layer calls the first member, without the hidden states; None before that is recorded.
+        extra: what the first member returns beside its output; None before it has run, or if that is all it returns.
+    """
 
     name: str
     members: list[nn.Module]
@@ -91,7 +100,7 @@ class Block:
     extra: tuple[Any, ...] | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The block's output for one window's input; a tuple's first item is the output."""
+        """Compute the block's output for one window's input; a tuple's first item is the output."""
         assert self.call is not None
         output = self.call.replay(self.members[0], hidden)
         if isinstance(output, tuple):
@@ -100,32 +109,46 @@ class Block:
             output = member(output)
         return output
 
-    @contextmanager
-    def giving(self, output: Tensor) -> Iterator[None]:
-        """Inside, the block computes nothing and gives `output`."""
-        answer = output if self.extra is None else (output, *self.extra)
-        with ExitStack() as stack:
-            for member in self.members[:-1]:
-                stack.enter_context(forward_of(member, lambda hidden, *_, **__: hidden))
-            stack.enter_context(forward_of(self.members[-1], lambda *_, **__: answer))
-            yield
-
-    def accept(self, call: Call) -> None:
+    def record_call(self, call: Call) -> None:
         """Remember how the layer calls this block.
 
         Raises:
             BarberError: a second stream of hidden states goes in, so that the block's output is not its own.
         """
-        hidden = call.hidden
-        others = [*call.args[1:], *(v for k, v in call.kwargs.items() if k != "hidden_states")]
-        if any(isinstance(o, Tensor) and o.is_floating_point() and o.shape == hidden.shape for o in others):
-            raise BarberError(f"{self.name} takes a second stream of hidden states, which is not supported")
+        shape = call.hidden.shape
+        others = list(call.args[1:])
+        for name, value in call.kwargs.items():
+            if name != "hidden_states":
+                others.append(value)
+        for value in others:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape:
+                raise BarberError(f"{self.name} takes a second stream of hidden states, which is not supported")
         self.call = call.template()
+
+
+@contextmanager
+def constant_outputs(blocks: Sequence[Block], outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Replace the forward of the first blocks by constants: they compute nothing and return `outputs`."""
+
+    def pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+    with ExitStack() as stack:
+        for block, output in zip(blocks, outputs, strict=False):
+            for member in block.members[:-1]:
+                stack.enter_context(forward_of(member, pass_on))
+            answer = output if block.extra is None else (output, *block.extra)
+            stack.enter_context(forward_of(block.members[-1], partial(_constant, answer)))
+        yield
+
+
+def _constant(value: Any, *_: Any, **__: Any) -> Any:
+    return value
 
 
 @dataclass
 class DecoderLayer:
-    """A decoder layer, materialised, with the call that the model makes of it."""
+    """A decoder layer with its weights, and the call that the model makes of it."""
 
     name: str
     module: nn.Module
@@ -135,32 +158,22 @@ class DecoderLayer:
     @classmethod
     def build(cls, name: str, module: nn.Module, call: Call, architecture: Architecture) -> "DecoderLayer":
         """Find the blocks of `module` by the architecture's table row."""
-        blocks = [
-            Block(
-                name=f"{name}.{block}",
-                members=[module.get_submodule(member) for member in members],
-                linears={f"{name}.{path}": linear for path, linear in linears_of(module, members).items()},
-            )
-            for block, members in architecture.blocks.items()
-        ]
-        return cls(name, module, call, blocks)
+        layer = cls(name, module, call)
+        for block, members in architecture.blocks.items():
+            modules = [module.get_submodule(member) for member in members]
+            linears = {f"{name}.{path}": linear for path, linear in linears_of(module, members).items()}
+            layer.blocks.append(Block(f"{name}.{block}", modules, linears))
+        return layer
 
     def input_of(self, block: Block, hidden: Tensor, outputs: list[Tensor]) -> Tensor:
-        """What reaches `block` for one window, given the outputs of the blocks before it."""
-        with self._giving(outputs):
-            call = call_reaching(block.members[0], lambda: self.call.replay(self.module, hidden))
-        block.accept(call)
+        """Return what reaches `block` for one window, for these outputs of the blocks before it."""
+        with constant_outputs(self.blocks, outputs):
+            call = call_reaching(block.members[0], partial(self.call.replay, self.module, hidden))
+        block.record_call(call)
         return call.hidden
 
     def output(self, hidden: Tensor, outputs: list[Tensor]) -> Tensor:
-        """The layer's output for one window, given the outputs of all its blocks."""
-        with self._giving(outputs):
+        """Return the layer's output for one window, for these outputs of all its blocks."""
+        with constant_outputs(self.blocks, outputs):
             output = self.call.replay(self.module, hidden)
         return output[0] if isinstance(output, tuple) else output
-
-    @contextmanager
-    def _giving(self, outputs: list[Tensor]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for block, output in zip(self.blocks, outputs, strict=False):
-                stack.enter_context(block.giving(output))
-            yield

@@ -1,19 +1,19 @@
 """Which device a run works on, in which dtype, with how exact matrix products."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..base.errors import BarberError
-from ..base.rank_group import own_gpu
 
 
 @contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products round their factors as `torch.set_float32_matmul_precision` says.
+    """Round the factors of float32 matrix products inside the block as `torch.set_float32_matmul_precision` says.
 
-    Sums are float32 in any case. What is computed in float64, such as sums over samples, is not touched.
+    Products are summed in float32 in any case. Float64 computations, such as sums over samples, do not change.
 
     Args:
         precision: highest (float32), high (TF32, or three bfloat16 products), medium (bfloat16).
@@ -27,13 +27,13 @@ def matrix_products(precision: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one; under a launcher of several processes the GPU of this one.
+    """Return a device; `auto` is CUDA where there is one, under a launcher of several processes the GPU of this one.
 
     Raises:
         BarberError: there is no such device.
     """
     if device == "auto":
-        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -43,5 +43,18 @@ def choose_device(device: str) -> torch.device:
 
 
 def working_dtype(dtype: str, device: torch.device) -> str:
-    """The dtype that a model is loaded in to be run: `auto` is float32 on a CPU, else the model's own."""
+    """Return the dtype in which a model is loaded: `auto` is float32 on a CPU, else the checkpoint's (`auto` again)."""
     return "float32" if dtype == "auto" and device.type == "cpu" else dtype
+
+
+def _own_gpu() -> torch.device:
+    """The current GPU, or the one of this process's number where a launcher has numbered those of this machine."""
+    if "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda")
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise BarberError(
+            f"device 'auto' finds no GPU for process {number} of this machine, which has {count}: "
+            f"start {count} processes, or give cpu"
+        )
+    return torch.device("cuda", number)

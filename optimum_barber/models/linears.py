@@ -14,49 +14,67 @@ from .source import ModelSource
 
 
 def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:
-    """Shape (out, in) of every Linear by full name, for every block by name."""
-    return {
-        f"{source.path}.{index}.{block}": {
-            f"{source.path}.{index}.{name}": (linear.out_features, linear.in_features)
-            for name, linear in linears_of(layer, members).items()
-        }
-        for index, layer in enumerate(source.stack)
-        for block, members in source.architecture.blocks.items()
-    }
+    """Return the shape (out, in) of every Linear by full name, for every block by name."""
+    blocks: dict[str, dict[str, tuple[int, int]]] = {}
+    for index, layer in enumerate(source.stack):
+        path = f"{source.path}.{index}"
+        for block, members in source.architecture.blocks.items():
+            shapes = blocks[f"{path}.{block}"] = {}
+            for name, linear in linears_of(layer, members).items():
+                shapes[f"{path}.{name}"] = (linear.out_features, linear.in_features)
+    return blocks
 
 
 def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
-    """Shape (out, in) of every Linear of every block, by full name."""
-    return {name: shape for linears in block_shapes(source).values() for name, shape in linears.items()}
+    """Return the shape (out, in) of every Linear of every block, by full name."""
+    shapes = {}
+    for linears in block_shapes(source).values():
+        shapes.update(linears)
+    return shapes
 
 
 def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:
-    """Weights of every Linear that is to be pruned, for every block that has any."""
-    sizes = {
-        block: {n: out * width for n, (out, width) in shapes.items() if not any(fnmatchcase(n, g) for g in ignore)}
-        for block, shapes in block_shapes(source).items()
-    }
-    return {block: linears for block, linears in sizes.items() if linears}
+    """Return the number of weights of every Linear to prune, for every block that has any."""
+    sizes: dict[str, dict[str, int]] = {}
+    for block, shapes in block_shapes(source).items():
+        for name, (rows, columns) in shapes.items():
+            if not matches(name, ignore):
+                sizes.setdefault(block, {})[name] = rows * columns
+    return sizes
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """True if any of the globs matches a name."""
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def check_globs(argument: str, globs: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a glob that matches none of `names`.
+
+    Raises:
+        BarberError: names `argument`, the glob and a Linear.
+    """
+    for glob in globs:
+        if not any(matches(name, [glob]) for name in names):
+            raise BarberError(f"{argument} {glob!r} matches no Linear, such as {names[0]}")
 
 
 def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
-    """The Linears that no glob of `ignore` matches.
+    """Return the Linears that no glob of `ignore` matches.
 
     Raises:
         BarberError: a glob matches nothing, or nothing is left.
     """
     names = list(names)
-    for glob in ignore:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise BarberError(f"ignore {glob!r} matches no Linear, such as {names[0]}")
-    targets = [name for name in names if not any(fnmatchcase(name, glob) for glob in ignore)]
+    check_globs("ignore", ignore, names)
+    targets = [name for name in names if not matches(name, ignore)]
     if not targets:
         raise BarberError(f"ignore {list(ignore)} leaves no Linear to prune")
     return targets
 
 
 def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = ALONE) -> None:
-    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank looks at its part."""
+    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank checks a part."""
     names = {f"{name}.weight": name for name in targets}
     for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
         ends = torch.stack(weight.detach().aminmax()) if weight.numel() else torch.zeros(2)  # NaN where any value is

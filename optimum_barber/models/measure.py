@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .architectures import positions
 
 
 def size_of(model: nn.Module) -> dict[str, int]:
-    """Parameters and bytes of the weights, tied ones once."""
+    """Count parameters and bytes of the weights, tied ones once."""
     parameters = list(model.parameters())
     return {
         "parameters": sum(p.numel() for p in parameters),
@@ -24,7 +25,7 @@ def size_of(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def macs_per_token(config: Any, tokens: int) -> float:
-    """Multiply-accumulates a token in a forward pass over a window, LM head included, by torch's FLOP counter.
+    """Count multiply-accumulates a token in a forward pass over a window, with the LM head, by torch's FLOP counter.
 
     Counted without weights on the meta device and with eager attention, whose products over all (query, key) pairs
     the counter sees.
@@ -47,13 +48,13 @@ def macs_per_token(config: Any, tokens: int) -> float:
 
 @torch.no_grad()
 def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: int = 2) -> dict[str, Any]:
-    """Seconds of the prefill of a prompt and of decoding one token after it.
+    """Measure the seconds of the prefill of a prompt, and of decoding one token after it.
 
     Args:
-        model: the causal LM, where it shall run.
+        model: the causal LM, on the device to measure.
         prompt: tokens of the prompt, at least 1.
         batch: sequences at once.
-        repeats: measurements; their median and their spread, largest less smallest, are given.
+        repeats: measurements, for their median and their spread, largest less smallest.
         warmup: runs before them that do not count.
 
     Raises:
@@ -72,22 +73,20 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
     def decode(cache: Any) -> Any:
         return model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    first, second = [], []
-    for index in range(warmup + repeats):
+    prefills, decodes = [], []
+    for _ in range(warmup + repeats):
         seconds, cache = timed(prefill, device)
-        again, _ = timed(lambda cache=cache: decode(cache), device)  # type: ignore[misc]
-        if index >= warmup:
-            first.append(seconds)
-            second.append(again)
+        prefills.append(seconds)
+        decodes.append(timed(partial(decode, cache), device)[0])
     return {
         "batch": batch, "prompt": prompt, "repeats": repeats, "warmup": warmup, "device": str(device),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "prefill": spread(first), "decode": spread(second),
+        "prefill": spread(prefills[warmup:]), "decode": spread(decodes[warmup:]),
     }  # fmt: skip
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds that `run()` takes, the device's queue emptied before and after; and its result."""
+    """Return the seconds that `run()` takes, the device's queue empty before and after, and its result."""
     _wait(device)
     started = time.perf_counter()
     result = run()
@@ -96,7 +95,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, and largest less smallest."""
+    """Return the median, and largest less smallest."""
     return {"median": statistics.median(seconds), "spread": max(seconds) - min(seconds)}
 
 

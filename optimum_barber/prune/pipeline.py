@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base.ranks import ALONE, Ranks
-from ..models.activations import Activations
+from ..models.activations import Activations, within_memory
 from ..models.blocks import Block, DecoderLayer
 from ..models.source import LayerSource
-from ..models.transfer import within_memory
 from ..tensors.input_statistics import InputRecorder
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern

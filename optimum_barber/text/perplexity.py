@@ -40,15 +40,12 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(model: nn.Module, windows: TokenWindows, quiet: bool = False) -> Perplexity:
-    """Perplexity of a causal LM over `windows`; every window is predicted on its own."""
+    """Measure the perplexity of a causal LM over `windows`; every window is predicted on its own."""
     parameter = next(model.parameters())
     model.eval()
-    losses = [
-        _loss(model, window.to(parameter.device))
-        for window in tqdm(
-            windows.tokens.split(1), desc="perplexity", unit="window", disable=quiet or None, leave=False
-        )
-    ]
+    losses = []
+    for window in tqdm(windows.tokens.split(1), "perplexity", unit="window", disable=quiet or None, leave=False):
+        losses.append(_loss(model, window.to(parameter.device)))
     mean = torch.stack(losses).cpu().double().mean().item()
     count, length = windows.tokens.shape
     return Perplexity(

@@ -1,4 +1,4 @@
-"""Where calibration and evaluation text comes from: files, and names in a registry."""
+"""Calibration and evaluation text: files, and names in a registry."""
 
 import importlib.util
 import json
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError, MissingExtraError
-from ..base.files import is_there
+from ..base.files import is_file
 from ..base.registry import Registry
 
 TextSource = Callable[[str], Sequence[str]]
 TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
+BY_DOCUMENT = frozenset(["c4"])  # too large to be joined; the papers sample them document by document
 
 
 @TEXTS.register("pydoc")
 def pydoc_texts(split: str) -> list[str]:
-    """The topics of CPython's own documentation in alphabetical order: 80 % calibration, 20 % evaluation."""
+    """Return the topics of CPython's own documentation in alphabetical order: 80 % calibration, 20 % evaluation."""
     from pydoc_data.topics import topics
 
     texts = [topics[name] for name in sorted(topics)]
@@ -28,7 +29,7 @@ def pydoc_texts(split: str) -> list[str]:
 
 
 def _hub(split: str, field: str, path: str, **where: Any) -> Sequence[str]:
-    """One column of a data set on the hub, which is asked once and briefly whether it is there."""
+    """Return one column of a data set on the hub, after one short request whether it is there."""
     if importlib.util.find_spec("datasets") is None:
         raise MissingExtraError(f"text {path!r} from the hub (a file or 'pydoc' does not)", "eval")
     from datasets import load_dataset
@@ -48,7 +49,7 @@ def _hub(split: str, field: str, path: str, **where: Any) -> Sequence[str]:
 
 @TEXTS.register("c4")
 def c4_texts(split: str) -> Sequence[str]:
-    """C4 as the papers use it: the first training shard, or the first 1,100 documents of the validation set."""
+    """Return C4 as the papers use it: the first training shard, or the first 1,100 validation documents."""
     if split == "calibration":
         return _hub("train", "text", path="allenai/c4", data_files={"train": "en/c4-train.00000-of-01024.json.gz"})
     files = {"validation": "en/c4-validation.00000-of-00008.json.gz"}
@@ -57,30 +58,47 @@ def c4_texts(split: str) -> Sequence[str]:
 
 @TEXTS.register("wikitext2")
 def wikitext2_texts(split: str) -> Sequence[str]:
-    """WikiText-2 raw: its training or its test split."""
-    return _hub(
-        "train" if split == "calibration" else "test", "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1"
-    )
+    """Return WikiText-2 raw: its training or its test split."""
+    return _hub(_train_or_test(split), "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1")
 
 
 @TEXTS.register("ptb")
 def ptb_texts(split: str) -> Sequence[str]:
-    """Penn Treebank: its training or its test split."""
-    return _hub("train" if split == "calibration" else "test", "sentence", path="ptb-text-only/ptb_text_only")
+    """Return Penn Treebank: its training or its test split."""
+    return _hub(_train_or_test(split), "sentence", path="ptb-text-only/ptb_text_only")
+
+
+def _train_or_test(split: str) -> str:
+    return "train" if split == "calibration" else "test"
+
+
+def is_registered(source: str) -> bool:
+    """True if `source` means a registered text: a file of that name goes first, a folder does not."""
+    return source in TEXTS and not is_file(source)
+
+
+def split_by_document(sources: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split sources into those that are sampled document by document, and those that are joined."""
+    sampled, joined = [], []
+    for source in sources:
+        if source in BY_DOCUMENT and is_registered(source):
+            sampled.append(source)
+        else:
+            joined.append(source)
+    return sampled, joined
 
 
 def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
-    """The documents of a text file, a .jsonl file (one object a line) or a registered name.
+    """Return the documents of a text file (one), a .jsonl file (one object a line) or a registered text.
 
     Raises:
         BarberError: missing, empty, not UTF-8, or a line without the field.
     """
-    path = Path(source)
-    is_file = is_there(path) and path.is_file()
-    if source in TEXTS and not is_file:
+    if is_registered(source):
         return TEXTS[source](split)
-    if not is_file:
+    if not is_file(source):
         raise BarberError(f"text {source!r} is neither a file nor one of {', '.join(TEXTS)}")
+    path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -94,12 +112,12 @@ def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
 def _json_lines(source: str, text: str, field: str) -> list[str]:
     documents = []
     for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line) if line.strip() else None
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise BarberError(f"text {source}, line {number} is no JSON: {error.msg}") from None
-        if record is None:
-            continue
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise BarberError(f"text {source}, line {number} has no text field {field!r}")
         documents.append(record[field])

@@ -1,34 +1,19 @@
-"""Text to token windows for training: most of it to train on, its end only to be measured."""
+"""Text to token windows for training: most of it to train on, its end only for measuring."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base.files import is_there
-from .sources import read_texts
-from .windows import (
-    BY_DOCUMENT,
-    TokenWindows,
-    consecutive_windows,
-    document_windows,
-    joined_tokens,
-    random_windows,
-)
+from .sources import read_texts, split_by_document
+from .windows import TokenWindows, consecutive_windows, document_windows, joined_tokens, random_windows
 
 HELD_OUT_WINDOWS = 16
 
 
-class Part:
-    """A stretch of a sequence of documents; none is read before it is asked for.
-
-    Args:
-        documents: all of them.
-        start: position of the first one.
-        stop: position behind the last one.
-    """
+class DocumentRange(Sequence[str]):
+    """The documents from `start` to `stop`, each read when it is indexed, none before."""
 
     def __init__(self, documents: Sequence[str], start: int, stop: int) -> None:
         self.documents, self.start, self.stop = documents, start, stop
@@ -36,17 +21,17 @@ class Part:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: Any) -> Any:
         return self.documents[self.start + index]
 
 
 def training_windows(
     sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, held_out: float, field: str
 ) -> tuple[TokenWindows, TokenWindows]:
-    """Random windows to train on, and at most 16 windows of the last `held_out` of the text.
+    """Cut random windows to train on, and at most 16 windows of the last `held_out` of the text.
 
-    C4 is sampled by document, and only the documents that are drawn are read and tokenized; beside other sources it
-    gives its share of the samples, at least one. All others are joined by blank lines.
+    C4 is sampled by document, and only the sampled documents are read and tokenized; beside other sources it gives its
+    share of the samples, at least one. All others are joined by blank lines.
 
     Args:
         sources: files or registered names.
@@ -54,19 +39,18 @@ def training_windows(
         samples: windows to train on.
         length: tokens a window.
         seed: decides the windows.
-        held_out: share of the text's end, in (0, 1), out of which no window is trained on.
-        field: of a .jsonl file, the one that holds the text.
+        held_out: share of the text's end, in (0, 1), that is not trained on.
+        field: the field of a .jsonl file that holds the text.
 
     Raises:
         BarberError: a text is missing, or too short.
     """
-    sampled = [name for name in sources if name in BY_DOCUMENT and not is_there(Path(name))]
-    joined = [name for name in sources if name not in sampled]
-    counts = [max((samples + position) // len(sources), 1) for position in reversed(range(len(sources)))]
-    parts = [
-        document_parts(name, tokenizer, count, length, seed, held_out)
-        for name, count in zip(sampled, counts, strict=False)
-    ]
+    sampled, joined = split_by_document(sources)
+    shares = len(sources)
+    counts = [max((samples + rest) // shares, 1) for rest in reversed(range(shares))]
+    parts = []
+    for name, count in zip(sampled, counts, strict=False):
+        parts.append(document_parts(name, tokenizer, count, length, seed, held_out))
     if joined:
         rest = sum(counts[len(sampled) :])
         parts.append(joined_parts(joined, tokenizer, rest, length, seed, held_out, field))
@@ -81,21 +65,18 @@ def training_windows(
 def document_parts(
     name: str, tokenizer: Any, samples: int, length: int, seed: int, held_out: float
 ) -> tuple[Tensor, Tensor]:
-    """Windows of random documents, and of random ones among the last `held_out` of them, (windows, length) each."""
+    """Cut windows of random documents, and of random ones among the last `held_out`, (windows, length) each."""
     documents, generator = read_texts(name, "calibration"), torch.Generator().manual_seed(seed)
     cut = int(len(documents) * (1 - held_out))
-    parts = (Part(documents, 0, cut), samples), (Part(documents, cut, len(documents)), HELD_OUT_WINDOWS)
-    first, last = (
-        document_windows(part, tokenizer, count, length, generator, name)  # type: ignore[arg-type]
-        for part, count in parts
-    )
-    return first, last
+    first, last = DocumentRange(documents, 0, cut), DocumentRange(documents, cut, len(documents))
+    train = document_windows(first, tokenizer, samples, length, generator, name)
+    return train, document_windows(last, tokenizer, HELD_OUT_WINDOWS, length, generator, name)
 
 
 def joined_parts(
     names: Sequence[str], tokenizer: Any, samples: int, length: int, seed: int, held_out: float, field: str
 ) -> tuple[Tensor, Tensor]:
-    """Windows at random offsets of the joined text, and consecutive ones of its last `held_out`."""
+    """Cut windows at random offsets of the joined text, and consecutive ones of its last `held_out`."""
     tokens = joined_tokens(names, tokenizer, field)
     cut = int(len(tokens) * (1 - held_out))
     available = max((len(tokens) - cut) // length, 1)

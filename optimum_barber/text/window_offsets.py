@@ -5,21 +5,22 @@ from torch import Tensor
 
 
 def window_offsets(tokens: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
-    """Where `samples` windows of a text of `tokens` tokens start, (samples,) int64, in [0, tokens - length].
+    """Draw where `samples` windows of a text of `tokens` tokens start, (samples,) int64, in [0, tokens - length].
 
-    Of the F = floor(tokens / length) windows that the text has room for no two overlap; of more windows than F, no two
-    of the first F overlap, nor of the next F.
+    The text has room for F = floor(tokens / length) windows. No two of the first F overlap, nor of the next F.
     """
     room = tokens // length
-    counts = [min(room, samples - done) for done in range(0, samples, room)]
-    return torch.cat([disjoint_offsets(tokens, count, length, generator) for count in counts])
+    parts = []
+    for first in range(0, samples, room):
+        parts.append(disjoint_offsets(tokens, min(room, samples - first), length, generator))
+    return torch.cat(parts)
 
 
 def disjoint_offsets(tokens: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
-    """Where `samples` disjoint windows start, (samples,) int64, in random order; all ways are equally likely.
+    """Draw where `samples` disjoint windows start, (samples,) int64, in random order; all ways are equally likely.
 
-    Starts drawn one by one are such a draw where no two windows happen to overlap. Otherwise the text is drawn as a
-    row of windows, each as one slot, and of single tokens between them.
+    Independent starts are such a draw if no two windows happen to overlap. Otherwise the text is taken as a row of
+    slots, each a window or a single token between windows, and the windows' slots are drawn.
     """
     starts = torch.randint(0, tokens - length + 1, (samples,), generator=generator)
     if bool((starts.sort().values.diff() >= length).all()):

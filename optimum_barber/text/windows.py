@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +10,12 @@ from torch import Tensor
 
 from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
-from ..base.files import is_there
 from ..models.architectures import positions
-from .sources import read_texts
+from .sources import read_texts, split_by_document
 from .window_offsets import window_offsets
 
 DEFAULT_LENGTH = 2048
 SEPARATOR = "\n\n"
-BY_DOCUMENT = frozenset(["c4"])  # too large to be joined; the papers sample them document by document
 
 
 @dataclass(frozen=True)
@@ -44,25 +41,25 @@ class TokenWindows:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
-    """The documents joined by blank lines as one run of tokens, (tokens,) int64."""
+    """Join documents by blank lines into one run of tokens, (tokens,) int64."""
     ids = tokenizer(SEPARATOR.join(texts), verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
 
 
-def sequence_length(config: Any, asked: int | None) -> int:
-    """The window length: as asked, or 2048; never more than the model has positions for.
+def sequence_length(config: Any, length: int | None) -> int:
+    """Return the window length: `length`, or by default 2048, or the model's positions where they are fewer.
 
     Raises:
-        BarberError: more was asked for than the model can take.
+        BarberError: `length` is more than the model has positions.
     """
     most = positions(config) or DEFAULT_LENGTH
-    if asked is not None and asked > most:
-        raise BarberError(f"sequence length {asked} is more than the model's {most} positions")
-    return asked or min(DEFAULT_LENGTH, most)
+    if length is not None and length > most:
+        raise BarberError(f"sequence length {length} is more than the model's {most} positions")
+    return length or min(DEFAULT_LENGTH, most)
 
 
 def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source: str) -> TokenWindows:
-    """`samples` windows of `length` tokens at seeded random offsets, without overlap as far as the text has room.
+    """Cut `samples` windows of `length` tokens at seeded random offsets, without overlap as far as the text has room.
 
     Raises:
         BarberError: the text is too short for one window.
@@ -74,7 +71,7 @@ def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source:
 
 
 def consecutive_windows(tokens: Tensor, length: int, windows: int | None, source: str) -> TokenWindows:
-    """Consecutive windows of `length` tokens; of all T, every floor(T / windows)-th.
+    """Cut consecutive windows of `length` tokens; of all T, every floor(T / windows)-th.
 
     Raises:
         BarberError: the text is too short for one window, or for so many.
@@ -89,16 +86,15 @@ def consecutive_windows(tokens: Tensor, length: int, windows: int | None, source
     return TokenWindows(chosen.clone(), source, "evaluation", total)
 
 
-def _check_length(tokens: Tensor, length: int, source: str) -> int:
+def _check_length(tokens: Tensor, length: int, source: str) -> None:
     if len(tokens) < length:
         raise BarberError(f"text {source} is too short: {len(tokens)} tokens, one window needs {length}")
-    return len(tokens) - length
 
 
 def document_windows(
     documents: Sequence[str], tokenizer: Any, samples: int, length: int, generator: torch.Generator, source: str
 ) -> Tensor:
-    """One window at a uniform offset in each of `samples` random documents longer than a window, as the papers have it.
+    """Cut one window at a uniform offset in each of `samples` random documents longer than a window, as in the papers.
 
     Raises:
         BarberError: such documents are too rare to be found.
@@ -118,33 +114,35 @@ def document_windows(
 
 
 def joined_tokens(sources: Sequence[str], tokenizer: Any, field: str = "text") -> Tensor:
-    """The calibration parts of all `sources`, joined by blank lines, as one run of tokens, (tokens,) int64."""
-    return tokenize([text for name in sources for text in read_texts(name, "calibration", field)], tokenizer)
+    """Join the calibration parts of all `sources` by blank lines into one run of tokens, (tokens,) int64."""
+    texts: list[str] = []
+    for name in sources:
+        texts += read_texts(name, "calibration", field)
+    return tokenize(texts, tokenizer)
 
 
 def calibration_windows(
     sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, field: str = "text"
 ) -> TokenWindows:
-    """Calibration windows out of all `sources`; C4 where none is named.
+    """Cut calibration windows out of all `sources`; C4 where there are none.
 
-    C4 is sampled by document, and beside other sources gives its share of the samples; all others are
-    joined by blank lines and sampled as one text.
+    C4 is sampled by document, and beside other sources gives its share of the samples. All others are joined by blank
+    lines and sampled as one text.
     """
     names = list(sources) or ["c4"]
-    joined = [name for name in names if name not in BY_DOCUMENT or is_there(Path(name))]
-    sampled = [name for name in names if name not in joined]
-    share = samples // len(names)
-    shares = [share] * len(sampled) if joined else [samples - share * (len(sampled) - 1), *[share] * (len(sampled) - 1)]
+    sampled, joined = split_by_document(names)
+    counts = [samples // len(names)] * len(sampled)
+    if not joined:
+        counts[0] = samples - sum(counts[1:])
     generator = torch.Generator().manual_seed(seed)
-    parts = [
-        document_windows(read_texts(name, "calibration"), tokenizer, count, length, generator, name)
-        for name, count in zip(sampled, shares, strict=True)
-        if count
-    ]
+    parts = []
+    for name, count in zip(sampled, counts, strict=True):
+        if count:
+            documents = read_texts(name, "calibration")
+            parts.append(document_windows(documents, tokenizer, count, length, generator, name))
     if joined:
-        rest = samples - sum(map(len, parts))
-        run = joined_tokens(joined, tokenizer, field)
-        parts.append(random_windows(run, rest, length, seed, "+".join(joined)).tokens)
+        text = joined_tokens(joined, tokenizer, field)
+        parts.append(random_windows(text, samples - sum(counts), length, seed, "+".join(joined)).tokens)
     tokens = torch.cat(parts)
     return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))
 
@@ -159,31 +157,41 @@ class CalibrationSettings(Protocol):
 
 
 def windows_for(
-    model: Any, tokenizer: Any, config: CalibrationSettings, given: Sequence[str] | Tensor | TokenWindows | None
+    model: Any, tokenizer: Any, config: CalibrationSettings, source: Sequence[str] | Tensor | TokenWindows | None
 ) -> TokenWindows:
-    """The calibration windows of a run: as given, or out of the settings' texts.
+    """Return the calibration windows of a run.
+
+    Args:
+        model: a causal LM; windows must fit its positions and vocabulary.
+        tokenizer: of the model; None where `source` is tokens.
+        config: names the texts, and how windows are cut.
+        source: windows, (samples, length) tokens, or texts; None for the texts of `config`.
 
     Raises:
-        BarberError: what was given are no texts and no windows for this model, or there is no tokenizer for texts.
+        BarberError: `source` holds no texts and no tokens for this model, or there is no tokenizer for texts.
     """
-    if isinstance(given, TokenWindows):
-        return given
-    if isinstance(given, Tensor):
-        if given.ndim != 2 or given.is_floating_point() or given.numel() == 0:
-            raise BarberError(f"calibration {given.dtype} {tuple(given.shape)} is not legal: (samples, length) int64")
-        sequence_length(model.config, given.shape[1])
-        vocabulary = model.get_input_embeddings().num_embeddings
-        if not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
-            raise BarberError(f"calibration has token {int(given.max())}: legal are 0 to {vocabulary - 1}")
-        return TokenWindows(given.long().cpu(), "tokens", "calibration", len(given))
-    if isinstance(given, str):
+    if isinstance(source, TokenWindows):
+        return source
+    if isinstance(source, Tensor):
+        return _token_windows(model, source)
+    if isinstance(source, str):
         raise BarberError("calibration is one string: give a list of texts")
     if tokenizer is None:
         raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
     settings, seed = config.calibration, config.seed
     length = sequence_length(model.config, settings.sequence_length)
-    if given is not None:
-        return random_windows(tokenize(list(given), tokenizer), settings.samples, length, seed, "texts")
+    if source is not None:
+        return random_windows(tokenize(list(source), tokenizer), settings.samples, length, seed, "texts")
     return calibration_windows(
         settings.texts, tokenizer, samples=settings.samples, length=length, seed=seed, field=settings.text_field
     )
+
+
+def _token_windows(model: Any, tokens: Tensor) -> TokenWindows:
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.numel() == 0:
+        raise BarberError(f"calibration {tokens.dtype} {tuple(tokens.shape)} is not legal: (samples, length) int64")
+    sequence_length(model.config, tokens.shape[1])
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        raise BarberError(f"calibration has token {int(tokens.max())}: legal are 0 to {vocabulary - 1}")
+    return TokenWindows(tokens.long().cpu(), "tokens", "calibration", len(tokens))

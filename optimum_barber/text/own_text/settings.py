@@ -1,4 +1,4 @@
-"""What a model is told that writes its own calibration text. Imports neither torch nor transformers."""
+"""The settings of a model that writes its own calibration text. Imports neither torch nor transformers."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from ...base.fields import DTYPES, one_of
 
 
 class OwnTextConfig(BaseModel):
-    """Everything that decides the text, but the model."""
+    """Everything but the model that decides the text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

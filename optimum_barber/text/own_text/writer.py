@@ -25,10 +25,10 @@ LENGTH = 512
 
 
 def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool = False) -> list[str]:
-    """Documents that a model writes, `config.tokens` tokens at least in all; the same for a seed on one machine.
+    """Have a model write documents, `config.tokens` tokens at least in all; the same for a seed on one machine.
 
     Args:
-        model: a transformers causal LM, where it is to work.
+        model: a transformers causal LM, on the device that it works on.
         tokenizer: its own.
         config: everything else that decides the text; `dtype` and `device` are the model's.
         quiet: no progress bar.
@@ -36,26 +36,28 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
     Raises:
         BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or no text.
     """
-    start, ends = beginning(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
-    length = length_behind(start, model.config, config.length)
+    start, ends = start_tokens(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
+    length = row_length(start, model.config, config.length)
     documents, written = list[str](), 0
     with (
-        seeded(config.seed, model.device),
+        random_state(config.seed, model.device),
         tqdm(total=config.tokens, unit="token", desc="own text", disable=quiet or None) as bar,
     ):
         while written < config.tokens:
-            rows = drawn(model, start, min(config.batch, ceil((config.tokens - written) / length)), length, config)
-            texts = [text for row in rows for text in texts_of(row.tolist(), ends, tokenizer)]
-            if not texts:
+            count = min(config.batch, ceil((config.tokens - written) / length))
+            rows = generate_rows(model, start, count, length, config)
+            before = len(documents)
+            for row in rows:
+                documents += texts_of(row.tolist(), ends, tokenizer)
+            if len(documents) == before:
                 raise BarberError(f"start {tokenizer.decode(start)!r} is not legal: the model writes nothing behind it")
-            documents += texts
             written += rows.numel()
             bar.update(rows.numel())
     return documents
 
 
-def beginning(tokenizer: Any, start: str | None) -> Tensor:
-    """The tokens that the text follows, (tokens,) int64.
+def start_tokens(tokenizer: Any, start: str | None) -> Tensor:
+    """Return the tokens that the text follows, (tokens,) int64.
 
     Raises:
         BarberError: there are none.
@@ -63,35 +65,36 @@ def beginning(tokenizer: Any, start: str | None) -> Tensor:
     if start is not None:
         ids = tokenizer(start, add_special_tokens=False)["input_ids"]
     else:
-        ids = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        ids = [token for token in special if token is not None][:1]
     if not ids:
         raise BarberError(f"start {start!r} is not legal: it must hold a token, and the tokenizer has no bos or eos")
     return torch.tensor(ids)
 
 
-def length_behind(start: Tensor, model_config: Any, asked: int | None) -> int:
-    """How many tokens are written on end: as asked, or 512; never more than the model has positions for.
+def row_length(start: Tensor, model_config: Any, length: int | None) -> int:
+    """Return how many tokens are written without a break: `length`, or 512, or what the model has positions for.
 
     Raises:
-        BarberError: more was asked for.
+        BarberError: `length` is more than the model has positions for behind `start`.
     """
     room = (positions(model_config) or DEFAULT_LENGTH) - len(start)
-    if (asked or 1) > room:
-        raise BarberError(f"length {asked} is not legal: the model's positions leave {room} behind the start")
-    return asked or min(LENGTH, room)
+    if (length or 1) > room:
+        raise BarberError(f"length {length} is not legal: the model's positions leave {room} behind the start")
+    return length or min(LENGTH, room)
 
 
 def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
-    """Special tokens that end a document: the model's and the tokenizer's, and `start` where that is one itself."""
-    said = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])}
+    """Return the special tokens that end a document: the model's, the tokenizer's, and `start` if it is one itself."""
+    eos = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
     if start is not None and start in tokenizer.all_special_tokens:
         ends.add(tokenizer.convert_tokens_to_ids(start))
     return ends - {None}
 
 
-def drawn(model: Any, start: Tensor, count: int, length: int, config: OwnTextConfig) -> Tensor:
-    """What the model writes behind `start`, `count` times, (count, length) int64; it goes on behind a document's end.
+def generate_rows(model: Any, start: Tensor, count: int, length: int, config: OwnTextConfig) -> Tensor:
+    """Sample what follows `start`, `count` times, (count, length) int64; a document's end does not end a row.
 
     Raises:
         BarberError: the model gives NaN or Inf.
@@ -99,27 +102,27 @@ def drawn(model: Any, start: Tensor, count: int, length: int, config: OwnTextCon
     from transformers import GenerationConfig
 
     prompt = start.repeat(count, 1).to(model.device)
-    how = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=length
     )
-    with torch.no_grad(), told(model, how):
+    with torch.no_grad(), generation_settings(model, settings):
         if not model(input_ids=prompt[:1]).logits.isfinite().all():
             raise BarberError("model gives NaN or Inf: its weights hold some")
-        written: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
-    return written[:, len(start) :].cpu()
+        rows: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    return rows[:, len(start) :].cpu()
 
 
 def texts_of(row: list[int], ends: set[int], tokenizer: Any) -> list[str]:
-    """The documents in a run of tokens, cut behind tokens that end one, without special tokens."""
+    """Decode the documents in a run of tokens, cut behind tokens that end one, without special tokens."""
     cuts = [0, *(place + 1 for place, token in enumerate(row) if token in ends), len(row)]
-    texts = (tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts))
+    texts = [tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts)]
     return [text for text in texts if text]
 
 
 @contextmanager
-def told(model: Any, how: Any) -> Iterator[None]:
-    """Inside, this alone is how the model generates: what it lacks, such as an end, is not taken from its own."""
-    own, model.generation_config = model.generation_config, how
+def generation_settings(model: Any, settings: Any) -> Iterator[None]:
+    """Replace the model's own generation settings; what `settings` lacks, such as an end, is not taken from them."""
+    own, model.generation_config = model.generation_config, settings
     try:
         yield
     finally:
@@ -127,15 +130,15 @@ def told(model: Any, how: Any) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, random numbers are the seed's; then the caller's go on where they were."""
+def random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random numbers inside the block, and restore the caller's afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwrite: bool, quiet: bool) -> list[str]:
-    """Load a model and write its text as a .jsonl file, `{"text": ...}` a line.
+    """Load a model and write its text to a .jsonl file, `{"text": ...}` a line.
 
     Raises:
         BarberError: bad input; nothing was written.
