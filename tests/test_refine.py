@@ -198,7 +198,7 @@ def test_a_model_in_memory_is_refined_without_a_file(tmp_path):
 
 BAD = {
     "not pruned": ({"sparse": "model"}, "is no pruned checkpoint"),
-    "one window": ({"flags": ["--samples", "1"]}, "greater than or equal to 2"),
+    "one window": ({"flags": ["--samples", "1"]}, "samples 1 is not legal: at least 2"),
     "no rounds": ({"flags": ["--rounds", "0"]}, "rounds"),
     "another base": ({"flags": ["--base", "other"]}, "is not the dense model's weight under its mask"),
     "missing base": ({"flags": ["--base", "nowhere"]}, "nowhere"),

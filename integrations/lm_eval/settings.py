@@ -17,6 +17,7 @@ from optimum_barber.integrations.lm_eval.cache import cache_key, cached, device_
 from optimum_barber.integrations.lm_eval.shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from optimum_barber.prune.allocations import as_allocation
+from optimum_barber.prune.effort import AUTO, EFFORTS
 from optimum_barber.prune.producers import as_producer
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS
@@ -110,7 +111,8 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
 def pruning_key(reference: ModelReference, config: BarberConfig, device: str) -> str:
     """Fingerprint of all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
     makers: list[Any] = [as_producer(config.producer).function, *(REBUILDERS[name] for name in config.rebuild.chain)]
-    makers.append(as_allocation(config.allocation).function)
+    allocation = EFFORTS[config.effort].allocation if config.allocation == AUTO else config.allocation
+    makers.append(as_allocation(allocation).function)
     makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
     return cache_key(reference, config, device, BarberSparsifier(None).inputs(config), makers)
 

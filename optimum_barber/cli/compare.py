@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_calibration(text)
     text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
     add_allocation(text)
-    add_fields(text, BarberConfig, HAND_MADE)
+    add_fields(text, BarberConfig, {*HAND_MADE, "allocation"})
     add_fields(text, ReconstructConfig, prefix=RECONSTRUCT)
 
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from ..base.calibration import FLAT, nested
 from ..base.errors import BarberError
 from ..prune.rebuild_settings import PRESETS, RebuildConfig
-from ..prune.settings import UNIFORM, BarberConfig, ReconstructConfig
+from ..prune.settings import BarberConfig, ReconstructConfig
 from .options import add_calibration, number, pairs, whole
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ examples:
 """
 FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}
 HAND_MADE = {
-    "producer", "producer_args", "allocation", "allocation_args", "rebuild", "reconstruct", "calibration", "ignore",
+    "producer", "producer_args", "allocation_args", "rebuild", "reconstruct", "calibration", "ignore",
     "pattern", "sparsity",
 }  # fmt: skip
 RECONSTRUCT = "reconstruct_"  # before the fields of ReconstructConfig in the namespace
@@ -72,13 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
     text = parser.add_argument_group("calibration and machine")
     add_calibration(text)
-    add_fields(text, BarberConfig, HAND_MADE)
+    add_fields(text, BarberConfig, {*HAND_MADE, "allocation"})
 
 
 def add_allocation(group: Any) -> None:
     """Flags of how the sparsity is shared out."""
     said = field_help(BarberConfig.model_fields["allocation"])
-    group.add_argument("--allocation", default=UNIFORM, metavar="NAME", help=said)
+    group.add_argument("--allocation", default=argparse.SUPPRESS, metavar="NAME", help=said)
     group.add_argument(
         "--allocation-arg", action="append", default=[], metavar="K=V", help="an argument of the allocation"
     )
@@ -146,7 +146,6 @@ def config_from(args: argparse.Namespace) -> BarberConfig:
     return BarberConfig(
         producer=args.producer,
         producer_args=_producer_arguments(args),
-        allocation=args.allocation,
         allocation_args=pairs("allocation-arg", args.allocation_arg, "spread=0.05"),
         sparsity=args.sparsity,
         pattern=args.pattern,

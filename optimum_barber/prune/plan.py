@@ -14,7 +14,7 @@ from .pipeline import Plan
 from .producers import Producer, as_producer
 from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
-from .settings import UNIFORM, BarberConfig
+from .settings import AUTO, UNIFORM, BarberConfig
 
 
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:
@@ -40,12 +40,14 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
         pattern.check_width(name, width)
     if not any(pattern.pruned(width) for _, width in targets.values()):
         raise BarberError(f"sparsity {pattern.sparsity:g} prunes nothing: no row is wide enough for one weight")
+    config = config.under(pattern, shares=producer.brings_pattern is None)
+    check_allocation(config, producer)
     check_weights(source, targets, ranks)
     return Plan(
         producer=producer,
         pattern=pattern,
         arguments=arguments,
-        rebuilders=chain_of(config.rebuild.under(pattern)),
+        rebuilders=chain_of(config.rebuild),
         reconstructions=reconstructions_of(config.reconstruct),
         ignore=config.ignore,
         seed=config.seed,
@@ -70,6 +72,8 @@ def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> No
 
 def check_allocation(config: BarberConfig, producer: Producer) -> None:
     """Refuse allocations that nobody knows, arguments that they do not take, and masks that are there already."""
+    if config.allocation == AUTO:
+        return
     parse_arguments(as_allocation(config.allocation), config.allocation, config.allocation_args, "allocation")
     if producer.brings_pattern is not None and config.allocation != UNIFORM:
         whose = f"producer {config.producer_name!r} brings its masks"

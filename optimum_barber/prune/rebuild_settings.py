@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from ..base.errors import BarberError
 from ..base.fields import checked_chain, one_of, parts_of
 from ..tensors.patterns import SparsityPattern
+from .effort import AUTO, EFFORTS
 
 METRICS = ("weight_gradient", "weight", "gradient")
 REDUCTIONS = ("rms", "mean")
@@ -30,10 +31,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
 }
+DEFAULT = EFFORTS["default"]
+DEFAULT_NAMES = ("barber", "gauss-newton", "swaps")  # of all chains that `auto` may mean
+OF_BARBER = ("granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing")
 EXCHANGING = frozenset({"swaps", "gauss-newton"})  # rebuilders that work with Gram matrices
-AUTO, FREE, GROUPED = "auto", "barber+swaps", "swaps+gauss-newton"  # what `auto` means without and within N:M groups
-OF_BARBER = {"preset", "granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing"}
-WITH_SWAPS: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults where these have their part of the work
+WITH_EXCHANGES: dict[str, Any] = {"rounds": 1, "error": "relative"}  # defaults of chains with one of them
 
 
 def _ratio(value: Any) -> Any:
@@ -55,61 +57,66 @@ class RebuildConfig(BaseModel):
 
     method: str = Field(
         AUTO,
-        description=f"rebuilders, chained with '+', or 'none' for the producer's mask; auto is {FREE}, and for N:M "
-        f"{GROUPED} unless a setting of barber is given",
+        description=f"rebuilders, chained with '+', or 'none' for the producer's mask; auto is {DEFAULT.unstructured}, "
+        f"and for N:M {DEFAULT.grouped} unless a setting of barber is given, or what the effort names",
     )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: 'published-code' does what the authors' repository does"
     )
     granularity: Annotated[str, one_of("granularity", GRANULARITIES)] = Field(
         "auto",
-        description="within what a swap may move: block, layer, input, output, or auto (block; output for N:M)",
+        description="part of the block that keeps its number of weights: block, layer (one Linear), input (a column), "
+        "output (a row), or auto (block; output for N:M)",
     )
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
-        "auto", description="alpha, the share of worthwhile pairs to swap: a number in [0, 1], or auto"
+        "auto", description="share of the worthwhile pairs to exchange (alpha), in [0, 1], or auto to search for it"
     )
-    rounds: int = Field(4, ge=1, description="of gradient, exchange and measurement (default: 4; 1 with swaps)")
-    swaps: int = Field(60, ge=1, description="most exchanges a row that the rebuilder 'swaps' makes in each Linear")
-    newton_rounds: int = Field(
-        2, ge=1, description="of gradient, exchange and measurement that the rebuilder 'gauss-newton' makes"
+    rounds: int = Field(
+        4,
+        ge=1,
+        description="number of gradient-exchange-measure rounds of barber (default: 4; 1 with swaps)",
     )
+    swaps: int = Field(60, ge=1, description="largest number of exchanges a row that swaps makes in each Linear")
+    newton_rounds: int = Field(2, ge=1, description="number of gradient-exchange-measure rounds of gauss-newton")
     shrinkage: float = Field(
-        0.3, ge=0, le=1, description="of the Gram matrices of exchanges to their diagonal: calibration tokens are few"
-    )
+        0.3, ge=0, le=1,
+        description="share by which swaps and gauss-newton shrink Gram matrices to their diagonal, as calibration "
+        "tokens are few",
+    )  # fmt: skip
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
-        "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
+        "weight_gradient", description="importance of a weight to barber: weight_gradient, weight or gradient"
     )
     expansion: Annotated[str, one_of("expansion", EXPANSIONS)] = Field(
-        "sparse", description="where the gradient is taken: at the sparse (paper) or the dense (published code) weights"
+        "sparse", description="weights at which barber takes its gradient: sparse (paper) or dense (published code)"
     )
     reduction: Annotated[str, one_of("reduction", REDUCTIONS)] = Field(
-        "rms", description="of the samples' gradients: rms (published code) or mean (paper)"
+        "rms", description="mean over the samples' gradients that barber takes: rms (published code) or mean (paper)"
     )
     pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
-        "group", description="for N:M, pair inside each M-group (group, paper) or by rows (row, published code)"
+        "group",
+        description="how barber pairs weights at N:M: group (inside each M-group, paper) or row (published code)",
     )
     error: Annotated[str, one_of("error", ERRORS)] = Field(
         "absolute",
-        description="of a block: absolute (paper), or relative to each token's residual stream (default with swaps)",
+        description="error of a block: absolute (paper), or relative to each token's residual stream (default with "
+        "swaps)",
     )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
-        "if-better", description="keep a rebuilt mask only if the block's error fell (if-better), or always"
+        "if-better", description="when a rebuilt mask is kept: if-better (the block's error fell), or always"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _from_preset(cls, given: Any) -> Any:
-        """A bare string is the method; what is given lies over the preset's settings, and these over a chain's own."""
-        given = {"method": given} if isinstance(given, str) else given
+    def _complete(cls, value: Any) -> Any:
+        """A bare string is the method; what is given goes before the preset, and both before a chain's own defaults."""
+        given = {"method": value} if isinstance(value, str) else value
         if not isinstance(given, dict):
             return given
-        given = {name: value for name, value in given.items() if (name, value) != ("method", AUTO)}
-        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
-        usual = {name: WITH_SWAPS.get(name, cls.model_fields[name].default) for name in OF_BARBER}
-        asked = any(given.get(name, value) != value for name, value in usual.items())
-        given = {"method": FREE if asked else AUTO, **given}
-        exchanging = {*EXCHANGING, AUTO} & {*str(given["method"]).split("+")}
-        return {**(WITH_SWAPS if exchanging else {}), **given}
+        given = {name: setting for name, setting in given.items() if (name, setting) != ("method", AUTO)}
+        settings = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        chain = str(settings.get("method", AUTO)).split("+")
+        exchanging = chain == [AUTO] or not EXCHANGING.isdisjoint(chain)
+        return {**WITH_EXCHANGES, **settings} if exchanging else settings
 
     @field_validator("method")
     @classmethod
@@ -122,12 +129,20 @@ class RebuildConfig(BaseModel):
             return self.granularity
         return "output" if pattern.semi_structured else "block"
 
-    def under(self, pattern: SparsityPattern) -> "RebuildConfig":
-        """The same with the method that `auto` means under a pattern."""
-        method = GROUPED if pattern.semi_structured else FREE
-        return self.model_copy(update={"method": method}) if self.method == AUTO else self
+    def under(self, pattern: SparsityPattern, effort: str = "default") -> "RebuildConfig":
+        """The same with the method that `auto` means under a pattern and an effort."""
+        if self.method != AUTO:
+            return self
+        method = EFFORTS[effort].rebuild(pattern.semi_structured, self._barber_is_set)
+        return self.model_copy(update={"method": method})
+
+    @property
+    def _barber_is_set(self) -> bool:
+        """True if a setting of barber differs from its default in a chain with exchanges."""
+        usual = RebuildConfig()
+        return any(getattr(self, name) != getattr(usual, name) for name in OF_BARBER)
 
     @property
     def chain(self) -> list[str]:
         """The names of the rebuilders in order; all that `auto` may mean where it is not settled; empty for 'none'."""
-        return sorted({*parts_of(FREE), *parts_of(GROUPED)}) if self.method == AUTO else parts_of(self.method)
+        return list(DEFAULT_NAMES) if self.method == AUTO else parts_of(self.method)

@@ -12,9 +12,10 @@ from ..base.errors import BarberError
 from ..base.fields import DTYPES, checked_chain, one_of, parts_of
 from ..checkpoints.names import CONFIG_NAME
 from ..tensors.patterns import SparsityPattern
+from .effort import AUTO, EFFORTS
+from .effort import UNIFORM as UNIFORM
 from .rebuild_settings import RebuildConfig
 
-UNIFORM = "uniform"
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -24,12 +25,13 @@ class ReconstructConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field("none", description="reconstructions, chained with '+': least-squares, gradient; or 'none'")
-    iterations: int = Field(15, ge=1, description="of conjugate gradients, for least-squares")
+    iterations: int = Field(15, ge=1, description="number of conjugate-gradient steps of least-squares")
     shrinkage: float = Field(
-        0.2, ge=0, le=1, description="of the Gram matrix to its diagonal, for least-squares: calibration tokens are few"
-    )
-    passes: int = Field(4, ge=1, description="over the calibration samples at most, for gradient")
-    learning_rate: float = Field(1e-4, gt=0, description="of Adam, for gradient")
+        0.2, ge=0, le=1,
+        description="share by which least-squares shrinks Gram matrices to their diagonal: calibration tokens are few",
+    )  # fmt: skip
+    passes: int = Field(4, ge=1, description="largest number of passes of gradient over the calibration samples")
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of Adam in gradient")
 
     @model_validator(mode="before")
     @classmethod
@@ -55,11 +57,19 @@ class BarberConfig(Calibrated):
 
     producer: str | Callable[..., Any] = Field("wanda", description="what makes the first masks")
     producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
+    effort: Annotated[str, one_of("effort", EFFORTS)] = Field(
+        "default",
+        description=f"fast ({EFFORTS['fast'].unstructured}), default ({EFFORTS['default'].unstructured}, for N:M "
+        f"{EFFORTS['default'].grouped}), or best ({EFFORTS['best'].unstructured} with a measured allocation; "
+        "for N:M as default); any setting given besides goes before it",
+    )
     sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
     pattern: str | None = Field(
         None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
     )
-    allocation: str = Field(UNIFORM, description="how the sparsity is shared out over the blocks")
+    allocation: str = Field(
+        UNIFORM, description="how the sparsity is shared out over the blocks; auto for what the effort names"
+    )
     allocation_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the allocation")
     rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
     reconstruct: ReconstructConfig = Field(
@@ -67,21 +77,29 @@ class BarberConfig(Calibrated):
     )
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
     seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
-    device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
+        "auto",
+        description="dtype of the result: float32, float16, bfloat16, or auto for the model's own (GGUF: float16)",
     )
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
         "highest",
-        description="of float32 matrix products, as torch has it: high (TF32 on a GPU) and medium (bfloat16 parts) "
-        "are faster where the hardware has them, sums stay float32; masks differ a little",
+        description="precision of float32 matrix products, as in torch: highest, or high (TF32 on a GPU) and medium "
+        "(bfloat16 parts), which are faster where the hardware has them and change masks a little",
     )
     batch_size: int | None = Field(
         None, ge=1,
-        description="samples on the device at once (default: all that fit); fewer where its memory runs out; never "
-        "changes a result",
+        description="number of samples on the device at once (default: all that fit); never changes a result",
     )  # fmt: skip
     ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_allocation(cls, value: Any) -> Any:
+        """The effort names the allocation, unless one is given or the effort is the default."""
+        if isinstance(value, dict) and value.get("effort", "default") != "default":
+            return {"allocation": AUTO, **value}
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "BarberConfig":
@@ -98,9 +116,19 @@ class BarberConfig(Calibrated):
         """The producer's registered name, or the qualified name of a callable."""
         return self._producer_name(self.producer)
 
-    def under(self, pattern: SparsityPattern) -> "BarberConfig":
-        """The same with the rebuild that `auto` means under a pattern."""
-        return self.model_copy(update={"rebuild": self.rebuild.under(pattern)})
+    def under(self, pattern: SparsityPattern, shares: bool = True) -> "BarberConfig":
+        """The same with settings by name where `auto` or the effort stood for them.
+
+        Args:
+            pattern: of all masks.
+            shares: False if the producer brings its masks, which leaves no sparsity to share out.
+        """
+        named: dict[str, Any] = {"rebuild": self.rebuild.under(pattern, self.effort), "effort": "default"}
+        if self.allocation == AUTO:
+            effort = EFFORTS[self.effort if shares and not pattern.semi_structured else "default"]
+            named["allocation"] = effort.allocation
+            named["allocation_args"] = {**effort.allocation_args, **self.allocation_args}
+        return self.model_copy(update=named)
 
     def sparsity_pattern(self) -> SparsityPattern:
         """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""
@@ -108,7 +136,7 @@ class BarberConfig(Calibrated):
 
     def checked(self, pattern: SparsityPattern) -> SparsityPattern:
         """`pattern`, if the allocation and the rebuild can work under it."""
-        if pattern.semi_structured and self.allocation != UNIFORM:
+        if pattern.semi_structured and self.allocation not in (UNIFORM, AUTO):
             raise BarberError(
                 f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"
             )

@@ -105,7 +105,7 @@ class BarberSparsifier(PretrainedTool):
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
-            config = config.under(plan.pattern)
+            config = config.under(plan.pattern, plan.exact)
             with staged(output) if output is not None and together.first else nullcontext() as partial:
                 shares = self._share_out(config, source, plan, windows, quiet)
                 masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)

@@ -64,7 +64,7 @@ def predict(
         checkpoint: bytes that are written of weights and masks.
         directory: where they go; it need not be there.
     """
-    config = config.under(plan.pattern)
+    config = config.under(plan.pattern, plan.exact)
     return_freed_buffers()  # as a run does, which pays for it
     text = getattr(source.model, "config").get_text_config()  # noqa: B009
     tokens = Tokens(*windows, text.hidden_size)

@@ -113,7 +113,7 @@ class StreamingSparsifier(BarberSparsifier):
         output = check_output(save_dir, overwrite, self.inputs(config), resume)
         with all_ranks(choose_device(config.device), ranks) as together:
             source, plan, windows = self.plan(config, calibration, together)
-            config = config.under(plan.pattern)
+            config = config.under(plan.pattern, plan.exact)
             assert isinstance(source, DiskSource)
             needs = self.needs(config, plan, windows, activations, output)
             with self._progress(output, resume, self._settings(config, source, windows), together) as progress:

@@ -9,8 +9,8 @@ from ...prune.rebuild_settings import RebuildConfig
 from ...prune.settings import BarberConfig
 
 FIXED = {
-    "producer", "producer_args", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "device", "dtype",
-    "ignore",
+    "producer", "producer_args", "effort", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "device",
+    "dtype", "ignore",
 }  # fmt: skip
 CALIBRATION_AXES = ("samples", "sequence_length")
 REBUILD_AXES = [name for name in RebuildConfig.model_fields if name != "method"]

@@ -1,14 +1,15 @@
 """Stages that make masks: `prune` and `rebuild`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from ....base.arguments import parse_arguments
 from ....base.errors import BarberError
-from ....base.fields import one_line
+from ....base.fields import one_line, one_of
 from ....checkpoints.record import read_record
+from ....prune.effort import EFFORTS
 from ....prune.pipeline import BlockReport
 from ....prune.plan import check_allocation
 from ....prune.producers import as_producer
@@ -32,6 +33,9 @@ class PruneStage(Stage):
 
     producer: str = Field("wanda", description="what makes the masks")
     producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
+    effort: Annotated[str, one_of("effort", EFFORTS)] = Field(
+        "default", description="what names the rebuild and the allocation where they are not given: fast, default, best"
+    )
     sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
     pattern: str | None = Field(None, description="'unstructured' (default) or N:M, such as 2:4")
     allocation: str = Field(UNIFORM, description="how the sparsity is shared out over the blocks")
@@ -43,7 +47,8 @@ class PruneStage(Stage):
 
     def config(self, recipe: "Recipe") -> BarberConfig:
         """The run's settings."""
-        return recipe.config(**{name: getattr(self, name) for name in PruneStage.model_fields})
+        open_ = {"rebuild", "allocation"} - self.model_fields_set if "effort" in self.model_fields_set else set()
+        return recipe.config(**{name: getattr(self, name) for name in PruneStage.model_fields if name not in open_})
 
     def files(self) -> list[str]:
         """A checkpoint or a mask file that the producer reads."""
