@@ -110,7 +110,7 @@ def timed_passes() -> Iterator[Passes]:
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if function.__name__ == "_run" and args[2] is not args[0].forward:
+            if function.__name__ == "_forward_pass" and args[2] is not args[0].forward:
                 found.alone.append(frozenset(tuple(linear.weight.shape) for linear in args[0].linears.values()))
             started = time.perf_counter()
             try:
@@ -123,8 +123,8 @@ def timed_passes() -> Iterator[Passes]:
     with ExitStack() as stack:
         for owner, name in (
             (pipeline, "watch"),
-            (Trial, "_run"),
-            (Trial, "_differentiated"),
+            (Trial, "_forward_pass"),
+            (Trial, "_gradient_pass"),
             (Trial, "error_on_every"),
         ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))

@@ -76,7 +76,7 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
     for signs in patterns:
         monkeypatch.setattr(judges, "random_signs", lambda *_, signs=signs: signs)
         slopes = block_quadratic._Slopes(trial, INNER, probing=True)
-        trial.differentiate(dict(trial.masks), slopes.add)
+        trial.differentiate(trial.masks, slopes.add)
         for name in INNER:
             found[name] = found[name] + slopes.worth[name].over() / len(patterns)
     for name in INNER:
@@ -105,7 +105,7 @@ def test_the_error_is_measured_on_the_way_tokens_weighed(trial):  # noqa: F811
     passes = trial.forward_passes
     measured = trial.error(trial.masks)
     assert trial.forward_passes == passes == 0 and trial.gradient_passes == 1
-    assert measured == pytest.approx(trial.error(dict(trial.masks)))
+    assert measured == pytest.approx(trial.error({n: keep.clone() for n, keep in trial.masks.items()}))
 
 
 def test_rows_on_which_nothing_depends_stay_finite(trial):  # noqa: F811

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_barber.models.activations import Activations
-from optimum_barber.prune.closing import ROOM, may_be_kept
+from optimum_barber.prune.block_cache import CLOSING_BYTES, closing_inputs_fit
 from optimum_barber.prune.quadratic import quadratics
 
 from .test_trial import trial  # noqa: F401
@@ -21,7 +21,7 @@ def calls(trial, monkeypatch):  # noqa: F811
 @torch.no_grad()
 def watched(trial, **changed):  # noqa: F811
     """The trial behind a pass for the closing Linear, and masks that differ by those named."""
-    quadratics(trial, trial.masks, ["down"], again=True)
+    quadratics(trial, trial.masks, ["down"], keep_closing_inputs=True)
     return {name: ~keep if name in changed else keep for name, keep in trial.masks.items()}
 
 
@@ -32,8 +32,8 @@ def test_it_gives_the_same_error_and_outputs_to_the_bit(trial, calls, weighted):
     masks = watched(trial, down=True)
     calls.clear()
     error, outputs = trial.error(masks), list(trial.outputs(masks))
-    assert not calls and trial.behind is None
-    again = dict(masks)
+    assert not calls and trial.cache.closing_inputs is None
+    again = {name: keep.clone() for name, keep in masks.items()}
     assert trial.error(again) == error
     assert len(calls) == 3 and all(map(torch.equal, outputs, trial.outputs(again)))
 
@@ -41,6 +41,14 @@ def test_it_gives_the_same_error_and_outputs_to_the_bit(trial, calls, weighted):
 @pytest.mark.parametrize("other", ["gate", "up"])
 def test_where_another_mask_differs_the_whole_block_runs(trial, calls, other):  # noqa: F811
     masks = watched(trial, down=True, **{other: True})
+    calls.clear()
+    trial.error(masks)
+    assert len(calls) == 3
+
+
+def test_where_another_mask_was_written_to_the_whole_block_runs(trial, calls):  # noqa: F811
+    masks = watched(trial, down=True)
+    masks["up"][0] = False
     calls.clear()
     trial.error(masks)
     assert len(calls) == 3
@@ -64,10 +72,10 @@ def test_what_was_kept_does_not_outlive_its_masks(trial, calls, between):  # noq
 
 def test_nothing_is_kept_that_is_large_or_waits_elsewhere_or_is_shared(trial, tmp_path):  # noqa: F811
     linears, samples = trial.linears, list(trial.inputs)
-    assert may_be_kept(linears, "down", trial.inputs)
-    assert not may_be_kept(linears, "down", Activations(samples, batch_size=2))
-    assert not may_be_kept(linears, "down", Activations(samples, folder=tmp_path))
-    tokens = ROOM // (4 * 8) + 1
-    assert not may_be_kept(linears, "down", Activations([torch.empty(1, tokens, 3, device="meta")]))
+    assert closing_inputs_fit(linears, "down", trial.inputs)
+    assert not closing_inputs_fit(linears, "down", Activations(samples, batch_size=2))
+    assert not closing_inputs_fit(linears, "down", Activations(samples, folder=tmp_path))
+    tokens = CLOSING_BYTES // (4 * 8) + 1
+    assert not closing_inputs_fit(linears, "down", Activations([torch.empty(1, tokens, 3, device="meta")]))
     linears["gate"].weight = linears["down"].weight
-    assert not may_be_kept(linears, "down", trial.inputs)
+    assert not closing_inputs_fit(linears, "down", trial.inputs)

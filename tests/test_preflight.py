@@ -7,7 +7,7 @@ import pytest
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
 from optimum_barber.models.architectures import architecture_of, decoder_stack
-from optimum_barber.prune.closing import ROOM
+from optimum_barber.prune.block_cache import CLOSING_BYTES
 from optimum_barber.prune.cost.needs import (
     GIB,
     INTERPRETER,
@@ -38,7 +38,7 @@ def test_the_arithmetic_by_hand():
     waiting = 5 * 8 * needs.sample
     assert needs.memory == INTERPRETER + 4 * needs.layer + needs.gram + 3 * needs.within + waiting + 8 * needs.closing
     assert replace(needs, batch_size=2).memory == needs.memory - 8 * needs.closing
-    assert replace(needs, closing=ROOM // 8 + 1).memory == needs.memory - 8 * needs.closing
+    assert replace(needs, closing=CLOSING_BYTES // 8 + 1).memory == needs.memory - 8 * needs.closing
     assert replace(needs, place="disk").memory == needs.memory - waiting - 8 * needs.closing
     assert replace(needs, place="disk").disk == needs.disk + 5 * 8 * needs.sample
 

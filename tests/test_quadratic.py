@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimum_barber.models.activations import Activations
+from optimum_barber.prune.block_cache import BlockCache
 from optimum_barber.prune.quadratic import closing_linear, quadratics
 from optimum_barber.tensors.sums import Products
 
@@ -82,7 +83,7 @@ def test_a_second_pass_sums_what_a_first_one_would(trial, behind):  # noqa: F811
     trial.forward = lambda x: inner(x) * behind  # with a factor behind it no Linear closes the block
     quadratics(trial, trial.masks, names, 0.1)
     found = quadratics(trial, another(trial), names, 0.1)
-    trial.notes.clear()
+    trial.cache = BlockCache()
     for name, expected in quadratics(trial, another(trial), names, 0.1).items():
         assert torch.equal(found[name].gram, expected.gram)
         assert torch.equal(found[name].correlation, expected.correlation)
@@ -116,7 +117,7 @@ def test_the_closing_linear_is_the_last_one_only_if_nothing_lies_behind_it(trial
     assert closing_linear(trial) == "down"
     inner = trial.forward
     trial.forward = lambda x: inner(x) * 2
-    trial.notes.clear()
+    trial.cache = BlockCache()
     assert closing_linear(trial) is None
 
 

@@ -92,7 +92,7 @@ def test_adam_gains_the_same_whatever_the_scale_of_the_error(trial):  # noqa: F8
     config = BarberConfig(sparsity=0.5, reconstruct={"method": "gradient", "learning_rate": 1e-2})
     left = []
     for scale in (1.0, 1e-9):
-        trial.updated, trial._errors = {}, []
+        trial.use_values({})
         trial.token_weights = Activations([torch.full((1, x.shape[1], 1), scale, dtype=x.dtype) for x in trial.inputs])
         before = trial.error(trial.masks)
         assert RECONSTRUCTIONS["gradient"](trial, config.reconstruct)["accepted"]

@@ -114,7 +114,7 @@ def test_the_error_is_the_mean_over_samples_tokens_and_channels(trial):
     sparse = {name: linear.weight.data * trial.masks[name] for name, linear in trial.linears.items()}
     errors = [sample_error(trial, sparse, x, y) for x, y in zip(trial.inputs, trial.targets, strict=True)]
     assert trial.error(trial.masks) == pytest.approx(sum(errors) / 3, rel=1e-12)
-    assert trial.error_on_every(2, dict(trial.masks)) == pytest.approx((errors[0] + errors[2]) / 2, rel=1e-12)
+    assert trial.error_on_every(2, copied(trial.masks)) == pytest.approx((errors[0] + errors[2]) / 2, rel=1e-12)
 
 
 def test_the_gradient_pass_measures_the_same_error(trial):
@@ -122,13 +122,28 @@ def test_the_gradient_pass_measures_the_same_error(trial):
     passes = trial.forward_passes
     on_the_way = trial.error(trial.masks)
     assert trial.forward_passes == passes
-    assert on_the_way == trial.error(dict(trial.masks))
+    assert on_the_way == trial.error(copied(trial.masks)) and trial.forward_passes == passes + 1
+
+
+def copied(masks):
+    """Other tensors with the same values."""
+    return {name: keep.clone() for name, keep in masks.items()}
+
+
+def test_an_error_is_measured_once_for_the_same_tensors_as_long_as_nothing_is_written_to_them(trial):
+    first = trial.error(trial.masks)
+    assert trial.error(dict(trial.masks)) == first and trial.forward_passes == 1
+    trial.masks["down"][0] = False
+    assert trial.error(trial.masks) != first and trial.forward_passes == 2
+    trial.use_values({"up": trial.weight("up") * 2})
+    trial.error(trial.masks)
+    assert trial.forward_passes == 3
 
 
 def test_weights_are_dense_again_after_every_question(trial):
     before = {name: linear.weight.clone() for name, linear in trial.linears.items()}
     trial.gradients(trial.masks, "dense")
-    trial.error(dict(trial.masks))
+    trial.error(copied(trial.masks))
     for name, linear in trial.linears.items():
         assert torch.equal(linear.weight, before[name])
 

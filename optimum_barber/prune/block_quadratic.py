@@ -22,16 +22,17 @@ from torch import Tensor
 
 from ..tensors.derivatives import backward
 from ..tensors.sums import Sum
-from .quadratic import Quadratic, Sums, calls_of, shrink_correlation
-from .trial import Masks, Trial
+from .block_cache import Masks
+from .quadratic import InputSums, Quadratic, calls_of, shrink_correlation
+from .trial import SampleResult, Trial
 
 PROBED = 4  # random signs are sent back through every fourth sample
-LEAST = 1e-6  # of their mean: what rows are worth at the least on which nothing depends
+LEAST_WORTH = 1e-6  # of the mean over rows: the worth of a row on which nothing depends
 
 
 @dataclass
 class Expansion:
-    """The block error around some masks.
+    """The block error as a quadratic function of the rows of several Linears.
 
     Attributes:
         models: by Linear, of each row in units of h_r; mu is left to whoever takes a step.
@@ -45,7 +46,7 @@ class Expansion:
 def expand(
     trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0, worth: dict[str, Tensor] | None = None
 ) -> Expansion:
-    """The block error around `masks` by the rows of each named Linear; E(masks) is measured on the way.
+    """Expand the block error around `masks` by the rows of each named Linear; E(masks) is measured on the way.
 
     With the shrinkage rho, as in `quadratics`,
 
@@ -53,42 +54,45 @@ def expand(
 
     Args:
         trial: the block.
-        masks: that it wears.
+        masks: of the whole block.
         names: of the Linears.
         shrinkage: rho, in [0, 1].
-        worth: of an expansion around masks nearby, taken over; None to send random signs back.
+        worth: of an expansion around masks nearby, used again; None to send random signs back.
     """
-    slopes, sums = _Slopes(trial, names, probing=worth is None), Sums(trial, names, shrinkage)
+    slopes = _Slopes(trial, names, probing=worth is None)
+    sums = InputSums(trial, names, shrinkage)
     with calls_of(trial, names) as calls:
 
-        def see(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
-            slopes.add(error, output, weights)
+        def observe(result: SampleResult) -> None:
+            slopes.add(result)
             with torch.no_grad():
-                sums.add(calls, output, output, weights)
+                sums.add(calls, result)
 
-        trial.differentiate(masks, see)
-    grams, _ = sums.over()
-    worth = worth or {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
-    found = {}
+        trial.differentiate(masks, observe)
+    grams, _ = sums.totals()
+    if not worth:
+        worth = {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
+    models = {}
     for name, gram in grams.items():
         missing = trial.weight(name) - trial.weight(name, masks[name])
-        correlation = _by_worth(slopes.correlation[name].over(trial.ranks), worth[name] / gram.diagonal().sum())
-        found[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
-    return Expansion(found, worth)
+        row_worth = worth[name] / gram.diagonal().sum()
+        correlation = _divide_by_worth(slopes.correlation[name].over(trial.ranks), row_worth)
+        models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
+    return Expansion(models, worth)
 
 
-def _by_worth(correlation: Tensor, worth: Tensor) -> Tensor:
+def _divide_by_worth(correlation: Tensor, worth: Tensor) -> Tensor:
     """C / h of one Linear, in the memory of C."""
-    worth = worth.clamp(min=LEAST * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
+    worth = worth.clamp(min=LEAST_WORTH * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
     return correlation.div_(worth[:, None])
 
 
 class _Slopes:
-    """Sums over samples by Linear: C = J^T R, and of ||(J^T u)_r||^2, what row r is worth, by those that are probed."""
+    """Sum up over samples C = J^T R of each Linear and, over those that are probed, ||(J^T u)_r||^2 of each row r."""
 
     def __init__(self, trial: Trial, names: Sequence[str], probing: bool) -> None:
-        self.probing, self.judge, total = probing, trial.judge, trial.inputs.total
-        self.share = len(range(0, total, PROBED)) / total
+        self.probing, self.objective = probing, trial.objective
+        self.share = len(range(0, trial.inputs.total, PROBED)) / trial.inputs.total
         self.leaves = {name: trial.linears[name].weight for name in names}
         self.correlation = {name: Sum() for name in names}
         self.worth = {name: Sum() for name in names if probing}
@@ -96,14 +100,19 @@ class _Slopes:
             worth.add(torch.zeros_like(self.leaves[name][:, 0]))
         self.sample = trial.inputs.share.first if trial.inputs.share else 0
 
-    def add(self, error: Tensor, output: Tensor, weights: Tensor | None) -> None:
-        """Add the next sample: its error, its output, the weights of its tokens."""
+    def add(self, result: SampleResult) -> None:
+        """Add the next sample."""
         probed = self.probing and self.sample % PROBED == 0
-        scale = -self.judge.units(output) / 2
-        backward(error, self.leaves, lambda name, g: self.correlation[name].add(g.mul_(scale)), again=probed)
+        scale = -self.objective.units(result.output) / 2
+
+        def add_correlation(name: str, gradient: Tensor) -> None:
+            self.correlation[name].add(gradient.mul_(scale))
+
+        backward(result.error, self.leaves, add_correlation, again=probed)
         if probed:
-            backward(output, self.leaves, self._weigh, self.judge.probe(output, weights, self.sample))
+            signs = self.objective.probe(result.output, result.token_weights, self.sample)
+            backward(result.output, self.leaves, self._add_worth, signs)
         self.sample += 1
 
-    def _weigh(self, name: str, gradient: Tensor) -> None:
+    def _add_worth(self, name: str, gradient: Tensor) -> None:
         self.worth[name].add(gradient.square_().sum(1).div_(self.share))

@@ -19,11 +19,12 @@ from ..models.source import LayerSource
 from ..tensors.input_statistics import InputRecorder
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern
+from .block_cache import Masks
 from .contract import ask, check_rebuilt
 from .producers import LinearInput, Producer
 from .rebuilders import Rebuilder
 from .reconstructions import Reconstruction
-from .trial import Masks, Trial
+from .trial import Trial
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """The error as a quadratic function of one Linear's weights: what exchanges and least squares work on. Torch only.
 
 For the Linear that closes its block (o, down) that is the block error itself, exactly, up to a factor: its output is
-the block's, so residual and input say everything. For the others it is the error of their own output.
+the block's, so residual and input determine the error. For the others it is the error of their own output.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.sums import Products
-from .closing import Behind, may_be_kept
-from .trial import Masks, Trial
-
-CLOSING, GRAMS = "closing Linear", "Gram matrices"  # notes on a trial
+from .block_cache import ClosingInputs, KnownGram, Masks, MaskVersion, closing_inputs_fit
+from .trial import SampleResult, Trial
 
 
 @dataclass
@@ -37,10 +35,10 @@ def quadratics(
     masks: Masks,
     names: Sequence[str],
     shrinkage: float = 0.0,
-    again: bool = False,
+    keep_closing_inputs: bool = False,
     grams: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Quadratic]:
-    """The quadratic of each named Linear while the block wears `masks`; E(masks) is measured on the way.
+    """Sum up the quadratic of each named Linear with the block under `masks`; E(masks) is measured on the way.
 
     The target of the closing Linear is the block's; that of any other its dense weights on the input that it gets.
     Correlations between inputs that few calibration tokens show are partly chance. With the shrinkage rho
@@ -51,131 +49,145 @@ def quadratics(
 
     Args:
         trial: the block.
-        masks: that it wears.
+        masks: of the whole block.
         names: of the Linears.
         shrinkage: rho, in [0, 1].
-        again: whether masks will be measured that differ by the closing Linear's alone, which is one of those named.
-        grams: G' by Linear, of masks nearby, taken over; correlations are summed anew.
+        keep_closing_inputs: whether the masks that are measured next change the closing Linear's alone.
+        grams: G' by Linear, of masks nearby, used instead of new ones; correlations are summed anew.
     """
-    sums, behind = Sums(trial, names, shrinkage, grams), _behind(trial, masks, names) if again else None
+    sums = InputSums(trial, names, shrinkage, grams)
+    closing = _closing_to_keep(trial, names) if keep_closing_inputs else []
+    inputs: list[Tensor] = []
     with calls_of(trial, names) as calls:
 
-        def see(output: Tensor, target: Tensor, weights: Tensor | None) -> None:
-            sums.add(calls, output, target, weights)
-            if behind is not None:
-                behind.inputs.append(calls[behind.name][0])
+        def observe(result: SampleResult) -> None:
+            sums.add(calls, result)
+            for name in closing:
+                inputs.append(calls[name].input)
 
-        trial.watch(masks, see)
-    trial.behind = behind
-    shrunk, correlations = sums.over()
-    return {name: _around(trial, masks, name, shrunk[name], correlations.get(name), shrinkage) for name in names}
+        trial.watch(masks, observe)
+    for name in closing:
+        trial.cache.closing_inputs = ClosingInputs(name, MaskVersion(masks), inputs)
+    shrunk, residuals = sums.totals()
+    models = {}
+    for name in names:
+        gram, missing = shrunk[name], trial.weight(name) - trial.weight(name, masks[name])
+        if name in residuals:
+            correlation = shrink_correlation(residuals[name], missing, gram, shrinkage)
+        else:
+            correlation = missing @ gram
+        models[name] = Quadratic(gram, correlation)
+    return models
 
 
-def _around(
-    trial: Trial, masks: Masks, name: str, gram: Tensor, correlation: Tensor | None, shrinkage: float
-) -> Quadratic:
-    """One Linear's quadratic; a correlation, of the residual with its input, is that of the closing one."""
-    missing = trial.weight(name) - trial.weight(name, masks[name])
-    if correlation is None:
-        return Quadratic(gram, missing @ gram)
-    return Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
-
-
-def _behind(trial: Trial, masks: Masks, names: Sequence[str]) -> Behind | None:
-    """Where what the closing Linear is given under the masks is kept; None where that is not among those named."""
+def _closing_to_keep(trial: Trial, names: Sequence[str]) -> list[str]:
+    """The closing Linear, if it is among those named and its inputs can be kept."""
     closing = closing_linear(trial)
-    if closing is None or closing not in names or not may_be_kept(trial.linears, closing, trial.inputs):
-        return None
-    return Behind(closing, masks)
+    if closing is None or closing not in names or not closing_inputs_fit(trial.linears, closing, trial.inputs):
+        return []
+    return [closing]
 
 
 def in_order(trial: Trial) -> list[list[str]]:
     """The names of Linears that are worked on together: first all but the closing one, then that one."""
     closing = closing_linear(trial)
     others = [name for name in trial.linears if name != closing]
-    return [names for names in (others, [closing] if closing else []) if names]
+    groups = [others] if others else []
+    return groups if closing is None else [*groups, [closing]]
 
 
 def closing_linear(trial: Trial) -> str | None:
-    """The Linear whose output is the block's; None where something lies behind all of them."""
-    if CLOSING not in trial.notes:
-        trial.notes[CLOSING] = _closing_linear(trial)
-    found: str | None = trial.notes[CLOSING]
-    return found
+    """The Linear whose output is the block's; None if the block does more behind all of them."""
+    if trial.cache.closing is None:
+        with calls_of(trial, list(trial.linears)) as calls, torch.no_grad():
+            output = trial.forward(next(iter(trial.inputs)))
+            trial.cache.closing = [name for name, call in calls.items() if _same(call.output, output)][:1]
+    return next(iter(trial.cache.closing), None)
 
 
-def _closing_linear(trial: Trial) -> str | None:
-    with calls_of(trial, list(trial.linears)) as calls, torch.no_grad():
-        output = trial.forward(next(iter(trial.inputs)))
-        return next((name for name, (_, made) in calls.items() if _same(made, output)), None)
+@dataclass(frozen=True)
+class Call:
+    """Input and output of one call of a Linear."""
+
+    input: Tensor
+    output: Tensor
 
 
-@dataclass
-class _Known:
-    """A shrunk Gram matrix, and what its Linear was given for this rank's first sample."""
-
-    first: Tensor
-    gram: Tensor
-
-
-class Sums:
+class InputSums:
     """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's.
 
-    Inputs that no mask of the block reaches are the same in every pass: their Gram matrices are summed in the first.
+    Inputs that no mask of the block reaches are the same in every pass: their Gram matrices are summed in the first
+    and kept in the block's cache.
 
     Args:
-        trial: the block, whose notes keep those.
+        trial: the block.
         names: of the Linears.
         shrinkage: of the Gram matrices, in [0, 1].
-        given: Gram matrices that need not be summed.
+        grams: shrunk Gram matrices by Linear that need not be summed.
     """
 
     def __init__(
-        self, trial: Trial, names: Sequence[str], shrinkage: float, given: Mapping[str, Tensor] | None = None
+        self, trial: Trial, names: Sequence[str], shrinkage: float, grams: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.names, self.ranks, self.shrinkage, self.given = names, trial.ranks, shrinkage, given or {}
-        self.known: dict[str, _Known] = trial.notes.setdefault(f"{GRAMS} {shrinkage}", {})
-        self.input_of: dict[str, str] = {}  # the first Linear with the same input
-        self.first: dict[str, Tensor] = {}  # what those are given first, the closing one left out
+        self.names, self.ranks, self.shrinkage = names, trial.ranks, shrinkage
+        self.given = dict(grams or {})
+        self.known = trial.cache.grams.setdefault(shrinkage, {})
+        self.same_input: dict[str, str] = {}  # by Linear, the first one with its input
+        self.first_inputs: dict[str, Tensor] = {}  # by Linear but the closing one, of inputs that are not known
         self.grams: dict[str, Products] = {}
-        self.correlations: dict[str, Products] = {}
+        self.residuals: dict[str, Products] = {}
 
-    def add(
-        self, calls: dict[str, tuple[Tensor, Tensor]], output: Tensor, target: Tensor, weights: Tensor | None
-    ) -> None:
-        """Add what the Linears were called with and gave for one sample."""
-        if not self.input_of:
-            self._begin({name: calls[name][0] for name in self.names if not _same(calls[name][1], output)})
+    def add(self, calls: Mapping[str, Call], result: SampleResult) -> None:
+        """Add one sample: the calls of the Linears, and what the block gave."""
+        if not self.same_input:
+            self._start(calls, result.output)
+        for name in self.names:
+            if name not in self.grams and name not in self.residuals:
+                continue
+            x = _weighted(calls[name].input, result.token_weights)
+            if name in self.grams:
+                self.grams[name].add(x, x)
+            if name in self.residuals:
+                self.residuals[name].add(_weighted(result.target - result.output, result.token_weights), x)
+
+    def _start(self, calls: Mapping[str, Call], output: Tensor) -> None:
+        """Decide by the first sample what is summed."""
         first: dict[int, str] = {}
         for name in self.names:
-            given, made = calls[name]
-            self.input_of[name] = first.setdefault(id(given), name)
-            summed = self.input_of[name] == name and name not in self.known and name not in self.given
-            closing = _same(made, output)
-            x = _weighed(given, weights) if summed or closing else given
-            if summed:
-                self.grams.setdefault(name, Products(symmetric=True)).add(x, x)
-            if closing:
-                self.correlations.setdefault(name, Products()).add(_weighed(target - output, weights), x)
+            call = calls[name]
+            self.same_input[name] = first.setdefault(id(call.input), name)
+            closes = _same(call.output, output)
+            if closes:
+                self.residuals[name] = Products()
+            self._check_known(name, None if closes else call.input)
+            if self.same_input[name] == name and name not in self.known and name not in self.given:
+                self.grams[name] = Products(symmetric=True)
 
-    def _begin(self, given: dict[str, Tensor]) -> None:
-        """Forget the Gram matrices of inputs, the closing Linear's aside, that are not what they were on every rank."""
-        for name in [name for name in self.names if name in self.known]:
-            alike = name in given and torch.equal(given[name], self.known[name].first)
-            if not all(self.ranks.gather([float(alike)])):
+    def _check_known(self, name: str, x: Tensor | None) -> None:
+        """Forget a known Gram matrix if on any rank its first input is another one; note new inputs."""
+        known = self.known.get(name)
+        if known is not None:
+            unchanged = x is not None and torch.equal(x, known.first_input)
+            if not all(self.ranks.gather([float(unchanged)])):
                 del self.known[name]
-        self.first = {name: x.detach() for name, x in given.items() if name not in self.known}
+        if x is not None and name not in self.known:
+            self.first_inputs[name] = x.detach()
 
-    def over(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Shrunk Gram matrices of all Linears, and correlations, over all ranks; once, behind the last sample."""
-        grams = {name: shrink(total.over(self.ranks), self.shrinkage) for name, total in self.grams.items()}
-        self.known.update({name: _Known(self.first[name], grams[name]) for name in grams if name in self.first})
-        grams = {name: known.gram for name, known in self.known.items()} | grams | dict(self.given)
-        correlations = {name: total.over(self.ranks) for name, total in self.correlations.items()}
-        return {name: grams[self.input_of[name]] for name in self.names}, correlations
+    def totals(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Shrunk Gram matrices of all Linears, and residual correlations of closing ones, over all ranks; once."""
+        grams = {}
+        for name, products in self.grams.items():
+            grams[name] = shrink(products.over(self.ranks), self.shrinkage)
+            if name in self.first_inputs:
+                self.known[name] = KnownGram(self.first_inputs[name], grams[name])
+        for name, known in self.known.items():
+            grams.setdefault(name, known.gram)
+        grams |= self.given
+        residuals = {name: products.over(self.ranks) for name, products in self.residuals.items()}
+        return {name: grams[self.same_input[name]] for name in self.names}, residuals
 
 
-def _weighed(stream: Tensor, weights: Tensor | None) -> Tensor:
+def _weighted(stream: Tensor, weights: Tensor | None) -> Tensor:
     """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
     rows = stream.reshape(-1, stream.shape[-1])
     return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
@@ -193,23 +205,23 @@ def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrin
     return correlation.mul_(1 - shrinkage).addcmul_(missing, gram.diagonal(), value=shrinkage)
 
 
-def _same(made: Tensor, output: Tensor) -> bool:
-    return made.data_ptr() == output.data_ptr() and made.numel() == output.numel()
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
 @contextmanager
-def calls_of(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Input and output of the latest call of each Linear, while the context lasts."""
-    calls: dict[str, tuple[Tensor, Tensor]] = {}
+def calls_of(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, Call]]:
+    """Record the latest call of each Linear, while the context lasts."""
+    calls: dict[str, Call] = {}
 
-    def remember(name: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name] = (args[0], output)
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = Call(inputs[0], output)
 
-        return hook
+        return record
 
     with ExitStack() as stack:
         for name in names:
-            handle = trial.linears[name].register_forward_hook(remember(name))
+            handle = trial.linears[name].register_forward_hook(recorder(name))
             stack.callback(handle.remove)
         yield calls

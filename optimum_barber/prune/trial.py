@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +15,34 @@ from ..models.activations import Activations
 from ..tensors.bits import kept_or_zero
 from ..tensors.derivatives import backward, differentiable
 from ..tensors.input_statistics import InputStatistics
-from ..tensors.objectives import SQUARED_ERROR, Judge
+from ..tensors.objectives import SQUARED_ERROR, Objective
 from ..tensors.patterns import SparsityPattern
 from ..tensors.scores import GradientReduction
-from .closing import Behind
+from .block_cache import BlockCache, Masks, MaskVersion, Measurement, SharedPass
 
-Masks = dict[str, Tensor]
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class _Measured:
-    masks: Masks
-    errors: list[float]
-    outputs: Activations
+@dataclass(frozen=True)
+class SampleResult:
+    """What the block gives for one sample.
+
+    Attributes:
+        error: E of the sample, a scalar; in a gradient pass with its graph.
+        output: of the block, (1, tokens, channels).
+        target: of the same shape.
+        token_weights: omega, (1, tokens, 1); None for 1.
+    """
+
+    error: Tensor
+    output: Tensor
+    target: Tensor
+    token_weights: Tensor | None
+
+
+Forward = Callable[[Tensor], Tensor]
+Sample = tuple[Tensor, Tensor, Tensor | None]  # input, target, token weights
+Observer = Callable[[SampleResult], None]
 
 
 @dataclass
@@ -37,12 +50,12 @@ class Trial:
     """What a rebuilder sees of a block: propose masks, ask for their error and gradients.
 
     E(M) = mean(omega (Block(W * M, X) - Y)^2) over samples, tokens and channels; Y = Block(W, X) is the dense
-    output on the sparse stream X, omega a weight for every token, 1 unless told otherwise. Every sample is computed on
-    its own and sums run in the order of the samples. Errors are remembered by the mask dictionaries that were asked
-    about, which must not be changed afterwards.
+    output on the sparse stream X, omega a weight for every token, by default 1. Every sample is computed on
+    its own and sums run in the order of the samples. An error is measured once for the same mask tensors, as long as
+    nothing is written to them.
 
-    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all, the same on every
-    rank, and what is measured anywhere are the first rank's masks: so all decide alike.
+    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all ranks. The first
+    rank's masks are measured on every rank, so all decide alike.
 
     Attributes:
         forward: the block, from one sample's input to its output.
@@ -52,18 +65,18 @@ class Trial:
         token_weights: omega, (1, tokens, 1) a sample; None for 1.
         pattern: what the masks must look like.
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
-        statistics: of the inputs of each Linear, as far as anybody asked.
-        judge: what E measures an output by; the mean above unless told otherwise.
-        updated: weights that a producer changed on purpose, used where its own mask keeps them.
-        ranks: that share the samples; all of them ask the same questions in the same order.
+        statistics: of the inputs of each Linear: those that the producer asked for.
+        objective: measures an output against its target; the mean above by default.
+        updated: new weights of a producer or reconstruction, used where the mask keeps them; set by `use_values`.
+        ranks: that share the samples; all of them call the same methods in the same order.
         forward_passes: forward passes over all samples, in units of the whole set, be it of the closing Linear alone.
         gradient_passes: forward and backward passes over all samples.
-        following: the name of the rebuilder behind the one at work.
-        notes: what one rebuilder leaves for the next, so that no pass is made twice.
-        behind: what the closing Linear was given in the latest pass, where that was kept.
+        shared_pass: what the next rebuilder of the chain wants measured at the last masks of the one at work.
+        leaves_closing: whether the next rebuilder goes on with exchanges, first of all in the closing Linear.
+        cache: what was measured and may be used again.
     """
 
-    forward: Callable[[Tensor], Tensor]
+    forward: Forward
     linears: dict[str, nn.Linear]
     inputs: Activations
     targets: Activations
@@ -71,50 +84,60 @@ class Trial:
     masks: Masks = field(default_factory=dict)
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     token_weights: Activations | None = None
-    judge: Judge = SQUARED_ERROR
+    objective: Objective = SQUARED_ERROR
     updated: dict[str, Tensor] = field(default_factory=dict)
     ranks: Ranks = ALONE
     forward_passes: float = 0.0
     gradient_passes: float = 0.0
-    following: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-    behind: Behind | None = None
-    _errors: list[tuple[Masks, list[float]]] = field(default_factory=list)
-    _latest: _Measured | None = None
+    shared_pass: SharedPass | None = None
+    leaves_closing: bool = False
+    cache: BlockCache = field(default_factory=BlockCache)
 
     def weight(self, name: str, keep: Tensor | None = None) -> Tensor:
         """The weight of one Linear under a mask (None: dense): exact zeros where pruned."""
-        dense = self.linears[name].weight.detach()
-        return dense if keep is None else kept_or_zero(self.values(name), keep)
+        if keep is None:
+            return self.linears[name].weight.detach()
+        return kept_or_zero(self.values(name), keep)
 
     def values(self, name: str) -> Tensor:
-        """What each weight of one Linear is worth where it is kept, (out, in)."""
+        """The value that each weight of one Linear has where it is kept, (out, in)."""
         return self.updated.get(name, self.weight(name))
 
     def error(self, masks: Masks) -> float:
         """E(M) over all samples."""
-        return _mean(self._known(masks) or self._measure(masks).errors)
-
-    def measured(self, masks: Masks) -> bool:
-        """Whether E(M) is known already."""
-        return self._known(masks) is not None
+        errors = self.cache.errors_of(masks)
+        if errors is None:
+            errors = self._measure(masks).errors
+        return _mean(errors)
 
     def outputs(self, masks: Masks) -> Activations:
         """The block's output under the masks, one tensor a sample."""
-        latest = self._latest
-        return (latest if latest is not None and latest.masks is masks else self._measure(masks)).outputs
+        outputs = self.cache.outputs_of(masks)
+        if outputs is None:
+            outputs = self._measure(masks).outputs
+        return outputs
 
     @torch.no_grad()
     def error_on_every(self, stride: int, masks: Masks) -> float:
         """E(M) over every stride-th sample: cheap, for choosing between candidates."""
-        known = self._known(masks)
-        if known:
+        known = self.cache.errors_of(masks)
+        if known is not None:
             return _mean(known[::stride])
-        with self._wearing(masks):
-            errors = [self.judge.error(self.forward(x), y, w) for x, y, w in self.samples(stride=stride)]
+        with self._masked_weights(masks):
+            errors = [result.error for result in self.results(self.samples(stride=stride))]
         measured = self.ranks.gather(_floats(errors))
         self.forward_passes += len(measured) / self.inputs.total
         return _mean(measured)
+
+    def share_last_pass(self, masks: Masks) -> None:
+        """Measure the last masks of a rebuilder by the pass that the next one starts with, if it has such a pass.
+
+        Does nothing under `accept: always`, where the error of these masks is not needed.
+        """
+        if self.shared_pass is None or self.cache.errors_of(masks) is not None:
+            return
+        statistics = self.shared_pass.measure(self, masks, self.shared_pass.config)
+        self.cache.shared = self.shared_pass, MaskVersion(masks), statistics
 
     def gradients(self, masks: Masks, expansion: str = "sparse", reduction: str = "rms") -> dict[str, Tensor]:
         """Reduced gradient G >= 0 of each Linear at the masks, (out, in); E(M) is measured on the way.
@@ -123,66 +146,73 @@ class Trial:
         get a gradient too. `dense` (published code): V = W, the target Block(W * M, X) is held constant.
         """
         reductions = {name: GradientReduction(reduction) for name in self.linears}
-        leaves = self._leaves
+        leaves = self._leaves()
 
-        def reduce(error: Tensor, output: Tensor, weights: Tensor | None) -> None:
-            backward(error, leaves, lambda name, gradient: reductions[name].add(gradient))
+        def reduce(result: SampleResult) -> None:
+            backward(result.error, leaves, lambda name, gradient: reductions[name].add(gradient))
 
         if expansion == "sparse":
             self.differentiate(masks, reduce)
         else:
-            self._differentiated(None, self.outputs(masks), reduce)
+            self._gradient_pass(None, self.outputs(masks), reduce)
         return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
 
-    def differentiate(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
-        """Run the block under the masks on every sample, the Linears' weights W * M being leaves of autograd.
+    def watch(self, masks: Masks, observe: Observer | None = None) -> Measurement:
+        """Run the block under the masks on every sample, show `observe` each result, and measure E(M)."""
+        self.cache.closing_inputs = None
+        return self._forward_pass(masks, self.forward, self.samples(), observe)
 
-        `see` is shown each sample's error E_s, its output and its tokens' weights; E(M) is measured on the way.
-        """
-        self.behind = None
+    def differentiate(self, masks: Masks, observe: Observer) -> None:
+        """Do as `watch` does with the weights W * M of the Linears as leaves of autograd."""
+        self.cache.closing_inputs = None
         self._make_room()
-        errors, outputs = self._differentiated(masks, self.targets, see)
-        self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
+        errors, outputs = self._gradient_pass(masks, self.targets, observe)
+        self.cache.record(masks, self.ranks.gather(_floats(errors)), outputs)
 
-    def _differentiated(
-        self, masks: Masks | None, targets: Activations, see: Callable[[Tensor, Tensor, Tensor | None], None]
-    ) -> tuple[list[Tensor], Activations]:
-        """The samples' errors and outputs, `see` having been shown each with its graph."""
-        errors: list[Tensor] = []
+    def results(self, samples: Iterable[Sample], forward: Forward | None = None) -> Iterator[SampleResult]:
+        """Run the block, or the Linear that closes it, on each sample: the one place where errors are measured."""
+        forward = forward or self.forward
+        for x, target, token_weights in samples:
+            output = forward(x).view_as(target)
+            yield SampleResult(self.objective.error(output, target, token_weights), output, target, token_weights)
 
-        def seen() -> Iterator[Tensor]:
-            for x, y, w in self.samples(targets):
-                output = self.forward(x)
-                errors.append(self.judge.error(output, y, w))
-                see(errors[-1], output, w)
-                errors[-1] = errors[-1].detach()
-                yield output.detach()
+    def samples(
+        self, targets: Activations | None = None, stride: int = 1, inputs: Iterable[Tensor] | None = None
+    ) -> Iterator[Sample]:
+        """Input (X by default), target (Y by default) and token weights of every stride-th sample."""
+        inputs = self.inputs.every(stride) if inputs is None else inputs
+        targets = (self.targets if targets is None else targets).every(stride)
+        weights: Iterable[Tensor | None] = [None] * len(targets)
+        if self.token_weights is not None:
+            weights = self.token_weights.every(stride)
+        return zip(inputs, targets, weights, strict=True)
 
-        with self._wearing(masks), differentiable(list(self._leaves.values())):
-            outputs = self.inputs.like(seen())
-        self.gradient_passes += 1
-        return errors, outputs
+    def use_values(self, values: dict[str, Tensor]) -> None:
+        """Set `updated`, by Linear; what was measured with other values is dropped."""
+        self.updated = values
+        self.cache.forget_measurements()
 
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
         standing, before = self.updated, self.error(self.masks)
-        self.updated = {**standing, **{name: self.ranks.broadcast(value) for name, value in values.items()}}
-        self._forget()
+        candidate = dict(standing)
+        for name, value in values.items():
+            candidate[name] = self.ranks.broadcast(value)
+        self.use_values(candidate)
         after = self.error(self.masks)
         if after < before:
             return True
         if not math.isfinite(after):
             logger.warning("the error with new weights is %s; the weights stay as they were", after)
-        self.updated = standing
-        self._forget()
-        self._errors.append((self.masks, [before]))
+        self.use_values(standing)
+        self.cache.errors.append((MaskVersion(self.masks), [before]))
         return False
 
     @contextmanager
     def trainable(self, masks: Masks) -> Iterator[dict[str, Tensor]]:
         """Inside, the block computes with W * M, and the weights of its Linears, (out, in), can be trained."""
-        leaves = self._leaves
-        with self._wearing(masks), differentiable(list(leaves.values())):
+        leaves = self._leaves()
+        with self._masked_weights(masks), differentiable(list(leaves.values())):
             yield leaves
         for leaf in leaves.values():
             leaf.grad = None
@@ -193,96 +223,84 @@ class Trial:
         for name, linear in self.linears.items():
             linear.weight.data.copy_(self.weight(name, self.masks[name]))
 
-    def watch(self, masks: Masks, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
-        """Run the block under the masks on every sample; show `see` each output, its target and its tokens' weights."""
-        self.behind = None
-        self._run(masks, self.forward, self.samples(), see)
+    def _measure(self, masks: Masks) -> Measurement:
+        closing = self.cache.take_closing_inputs(masks)
+        if closing is None:
+            return self.watch(masks)
+        samples = self.samples(inputs=closing.samples)
+        return self._forward_pass(masks, self.linears[closing.linear], samples)
 
     @torch.no_grad()
-    def _run(
-        self,
-        masks: Masks,
-        forward: Callable[[Tensor], Tensor],
-        samples: Iterable[tuple[Tensor, Tensor, Tensor | None]],
-        see: Callable[[Tensor, Tensor, Tensor | None], None],
-    ) -> None:
+    def _forward_pass(
+        self, masks: Masks, forward: Forward, samples: Iterable[Sample], observe: Observer | None = None
+    ) -> Measurement:
         self._make_room()
+        with self._masked_weights(masks):
+            errors, outputs = self._run(forward, samples, observe)
+        self.forward_passes += 1
+        return self.cache.record(masks, self.ranks.gather(_floats(errors)), outputs)
+
+    def _gradient_pass(
+        self, masks: Masks | None, targets: Activations, observe: Observer
+    ) -> tuple[list[Tensor], Activations]:
+        with self._masked_weights(masks), differentiable(list(self._leaves().values())):
+            measured = self._run(self.forward, self.samples(targets), observe)
+        self.gradient_passes += 1
+        return measured
+
+    def _run(
+        self, forward: Forward, samples: Iterable[Sample], observe: Observer | None
+    ) -> tuple[list[Tensor], Activations]:
         errors: list[Tensor] = []
 
-        def measured() -> Iterator[Tensor]:
-            for x, y, w in samples:
-                output = forward(x).view_as(y)
-                errors.append(self.judge.error(output, y, w))
-                see(output, y, w)
-                yield output
+        def outputs() -> Iterator[Tensor]:
+            for result in self.results(samples, forward):
+                if observe is not None:
+                    observe(result)
+                errors.append(result.error.detach())
+                yield result.output.detach()
 
-        with self._wearing(masks):
-            outputs = self.inputs.like(measured())
-        self.forward_passes += 1
-        self._remember(masks, self.ranks.gather(_floats(errors)), outputs)
+        kept = self.inputs.like(outputs())
+        return errors, kept
 
-    def _measure(self, masks: Masks) -> _Measured:
-        behind, self.behind = self.behind, None
-        if behind is not None and behind.same(masks):
-            samples = ((x, y, w) for x, (_, y, w) in zip(behind.inputs, self.samples(), strict=True))
-            self._run(masks, self.linears[behind.name], samples, lambda *_: None)
-        else:
-            self.watch(masks, lambda *_: None)
-        assert self._latest is not None
-        return self._latest
-
-    @property
     def _leaves(self) -> dict[str, Tensor]:
         return {name: linear.weight for name, linear in self.linears.items()}
 
     def _make_room(self) -> None:
-        """Before a pass over the samples: without the outputs of the last one, and the pages that it left free."""
-        self._latest = None
+        """Free the outputs of the latest pass, and the pages that it left."""
+        self.cache.latest = None
         heap.give_back(WORTH_TRIMMING)
 
-    def _forget(self) -> None:
-        """Errors and outputs that were measured before hold no longer."""
-        self._errors, self._latest, self.behind = [], None, None
-
-    def samples(
-        self, targets: Activations | None = None, stride: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Input, target (Y unless others are given) and token weights of every stride-th sample."""
-        inputs = self.inputs.every(stride)
-        weights = [None] * len(inputs) if self.token_weights is None else self.token_weights.every(stride)
-        return zip(inputs, (targets or self.targets).every(stride), weights, strict=True)
-
-    def _remember(self, masks: Masks, errors: list[float], outputs: Activations) -> None:
-        if self._known(masks) is None:
-            self._errors.append((masks, errors))
-        self._latest = _Measured(masks, errors, outputs)
-
-    def _known(self, masks: Masks) -> list[float] | None:
-        """The samples' errors under masks that were measured before."""
-        return next((errors for measured, errors in self._errors if measured is masks), None)
-
     @contextmanager
-    def _wearing(self, masks: Masks | None) -> Iterator[None]:
+    def _masked_weights(self, masks: Masks | None) -> Iterator[None]:
         """Inside, the block computes with W * M (None: with dense W)."""
         if masks is None:
             yield
             return
+        self._take_first_ranks(masks)
         dense = {name: linear.weight.data for name, linear in self.linears.items()}
-        for name in self.linears:
-            masks[name] = self.ranks.broadcast(masks[name])
-        worn = {name: self.weight(name, masks[name]) for name in self.linears}
+        masked = {name: self.weight(name, masks[name]) for name in self.linears}
         try:
             for name, linear in self.linears.items():
-                linear.weight.data = worn[name]
+                linear.weight.data = masked[name]
             yield
         finally:
             for name, linear in self.linears.items():
                 linear.weight.data = dense[name]
 
+    def _take_first_ranks(self, masks: Masks) -> None:
+        """Replace, in the dictionary, masks that differ from the first rank's."""
+        if self.ranks.count == 1:
+            return
+        for name in self.linears:
+            first = self.ranks.broadcast(masks[name].clone())
+            if not torch.equal(first, masks[name]):
+                masks[name] = first
+
 
 def _floats(errors: list[Tensor]) -> list[float]:
     """The samples' errors in one transfer from the device."""
-    return torch.stack([error.detach() for error in errors]).tolist() if errors else []
+    return torch.stack(errors).tolist() if errors else []
 
 
 def _mean(errors: list[float]) -> float:

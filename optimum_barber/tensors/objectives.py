@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class Judge(Protocol):
+class Objective(Protocol):
     """Measures outputs of one sample, (1, tokens, channels), against targets."""
 
     def error(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -16,8 +16,9 @@ from ...models.activations import Activations
 from ...models.source import LayerSource
 from ...tensors.budget import Shares
 from ...tensors.patterns import SparsityPattern
+from ..block_cache import Masks
 from ..pipeline import Plan, advance, observe, produce
-from ..trial import Masks, Trial
+from ..trial import Trial
 
 
 @dataclass

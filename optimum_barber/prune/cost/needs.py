@@ -10,7 +10,7 @@ from torch import nn
 
 from ...base.errors import BarberError
 from ...models.architectures import Architecture, linears_of
-from ..closing import ROOM
+from ..block_cache import CLOSING_BYTES
 
 GIB = 2**30
 INTERPRETER = 350 * 2**20  # Python, torch and transformers themselves, as measured
@@ -75,7 +75,7 @@ class Needs:
     def kept(self) -> int:
         """What the closing Linear was given, where all of that may be kept to run it alone."""
         kept = self.share * self.closing
-        return kept if kept <= ROOM and self.place == "memory" and self.batch_size is None else 0
+        return kept if kept <= CLOSING_BYTES and self.place == "memory" and self.batch_size is None else 0
 
     @property
     def memory(self) -> int:

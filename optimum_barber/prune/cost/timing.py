@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...tensors.sums import entries
 from ..block_quadratic import PROBED
-from ..rebuilders.foresight import BEGINNINGS, FORESEEING
+from ..rebuilders.base import REBUILDERS, StatisticsRebuilder
 from ..rebuilders.gauss_newton import EACH
 from ..rebuilders.ratio import stride_of
 from ..rebuilders.swaps import BEFORE_NEWTON
@@ -14,6 +14,7 @@ from .work import BlockShape, Tokens, Work, weights_of
 
 CANDIDATES = (4, 3)  # ratios that the search measures in the first round and in a later one: typical, data decide
 LENGTHS = 3  # that a round of 'gauss-newton' tries: typical
+SHARING = frozenset({"barber", "swaps", "gauss-newton"})  # rebuilders that call `share_last_pass`
 ADAM = 12  # operations on weights of one of its steps
 CONJUGATE = 8  # operations on weights of one iteration of conjugate gradients, beside the product
 
@@ -64,7 +65,9 @@ def _measured_by_the_next(config: BarberConfig, index: int) -> bool:
     chain = config.rebuild.chain
     if index == len(chain):
         return False
-    return config.rebuild.accept == "always" or (chain[index - 1] in FORESEEING and chain[index] in BEGINNINGS)
+    if config.rebuild.accept == "always":
+        return True
+    return chain[index - 1] in SHARING and isinstance(REBUILDERS[chain[index]], StatisticsRebuilder)
 
 
 def _observe(shape: BlockShape, tokens: Tokens, config: BarberConfig, needs: frozenset[str]) -> Work:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...models.architectures import Architecture, linears_of
 from ...tensors.sums import entries
-from ..closing import ROOM
+from ..block_cache import CLOSING_BYTES
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class BlockShape:
     def last(self, tokens: Tokens) -> Work:
         """The same where only the mask of the closing Linear is another one than in the pass before."""
         *inner, (out, width) = self.linears
-        if not inner or 4 * tokens.count * width > ROOM:
+        if not inner or 4 * tokens.count * width > CLOSING_BYTES:
             return self.masked(tokens)
         pointwise = 2 * tokens.count * (out + 2 * tokens.hidden)
         return Work(forward=2 * tokens.count * out * width, pointwise=pointwise, weights=self.weights)

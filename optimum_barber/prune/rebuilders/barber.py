@@ -9,10 +9,10 @@ from ...tensors.exchange import Exchange, Ranking
 from ...tensors.group_exchange import GroupExchange, RowExchange
 from ...tensors.pair_values import pair_distribution
 from ...tensors.scores import finite, importance
+from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
-from ..trial import Masks, Trial
+from ..trial import Trial
 from .base import REBUILDERS, Outcome
-from .foresight import foresee
 from .ratio import LARGEST_RATIO, Proposal, propose
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
         if proposal is None:
             return Outcome(accepted, rounds)
         candidate = proposal.masks
-    foresee(trial, candidate, config)
+    trial.share_last_pass(candidate)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import update_wrapper
+from typing import Any, Generic, TypeVar
 
 from ...base.registry import Registry
+from ..block_cache import Masks, SharedPass
 from ..rebuild_settings import RebuildConfig
-from ..trial import Masks, Trial
+from ..trial import Trial
+
+Statistics = TypeVar("Statistics")
 
 
 @dataclass
@@ -22,21 +26,73 @@ class Outcome:
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
+RebuildFunction = Callable[[Trial, RebuildConfig], Outcome]
 Rebuilder = Callable[[Trial], Outcome]
-REBUILDERS: Registry[Callable[[Trial, RebuildConfig], Outcome]] = Registry("rebuilder", "optimum_barber.rebuilders")
+REBUILDERS: Registry[RebuildFunction] = Registry("rebuilder", "optimum_barber.rebuilders")
+
+
+class StatisticsRebuilder(Generic[Statistics]):
+    """A rebuilder that starts with a pass of its own; in a chain, the rebuilder before it may make that pass.
+
+    Attributes:
+        function: takes the trial, the settings and the initial statistics at the trial's masks.
+        measure: the pass: takes the trial, masks and the settings, gives the statistics; measures E(masks) on the way.
+        takes_closing: whether it goes on with exchanges in rows, first of all in the closing Linear.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Trial, RebuildConfig, Statistics], Outcome],
+        measure: Callable[[Trial, Masks, RebuildConfig], Statistics],
+        takes_closing: bool,
+    ) -> None:
+        update_wrapper(self, function)
+        self.function, self.measure, self.takes_closing = function, measure, takes_closing
+
+    def __call__(self, trial: Trial, config: RebuildConfig) -> Outcome:
+        """Rebuild with the statistics of the shared pass, if there was one at these masks, or of a pass made now."""
+        statistics = trial.cache.take_shared(SharedPass(self.measure, config), trial.masks)
+        if statistics is None:
+            statistics = self.measure(trial, trial.masks, config)
+        return self.function(trial, config, statistics)
+
+
+def starts_with(
+    measure: Callable[[Trial, Masks, RebuildConfig], Statistics], takes_closing: bool = False
+) -> Callable[[Callable[[Trial, RebuildConfig, Statistics], Outcome]], StatisticsRebuilder[Statistics]]:
+    """Declare the pass that a rebuilder starts with; the decorated function takes its result as third argument."""
+
+    def decorate(function: Callable[[Trial, RebuildConfig, Statistics], Outcome]) -> StatisticsRebuilder[Statistics]:
+        return StatisticsRebuilder(function, measure, takes_closing)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Link:
+    """One rebuilder of a chain with its settings: tells the trial what the next one starts with, and runs."""
+
+    function: RebuildFunction
+    config: RebuildConfig
+    following: RebuildFunction | None
+
+    def __call__(self, trial: Trial) -> Outcome:
+        """Give the trial's block better masks."""
+        trial.shared_pass, trial.leaves_closing = None, False
+        if isinstance(self.following, StatisticsRebuilder):
+            trial.leaves_closing = self.following.takes_closing
+            if self.config.accept != "always":
+                trial.shared_pass = SharedPass(self.following.measure, self.config)
+        return self.function(trial, self.config)
 
 
 def chain_of(config: RebuildConfig) -> list[Rebuilder]:
-    """The rebuilders that a configuration names, ready to take a trial, each told which one follows."""
-    links = zip(config.chain, [*config.chain[1:], None], strict=False)
-    return [_bound(REBUILDERS[name], config, following) for name, following in links]
+    """The rebuilders that a configuration names, in order, ready to take a trial."""
+    functions = [REBUILDERS[name] for name in config.chain]
+    following = [*functions[1:], None]
+    return [Link(one, config, another) for one, another in zip(functions, following, strict=False)]
 
 
-def _bound(
-    function: Callable[[Trial, RebuildConfig], Outcome], config: RebuildConfig, following: str | None
-) -> Rebuilder:
-    def bound(trial: Trial) -> Outcome:
-        trial.following = following
-        return function(trial, config)
-
-    return bound
+def swap_count(before: Masks, after: Masks) -> int:
+    """The number of weights that `after` keeps and `before` does not."""
+    return sum(int((after[name] & ~before[name]).count_nonzero()) for name in after)

@@ -1,12 +1,14 @@
-"""The mask rebuilding ratio alpha: given, or found by the measured error of a few candidates."""
+"""The mask rebuilding ratio alpha: configured, or found by the measured error of a few candidates."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...tensors.exchange import Ranking
+from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
-from ..trial import Masks, Trial
+from ..trial import Trial
+from .base import swap_count
 
 STEP = 2.0
 SMALLEST_RATIO = 0.001
@@ -30,47 +32,38 @@ class Proposal:
 
 
 def propose(
-    trial: Trial, config: RebuildConfig, ranking: Ranking, masks: Masks, before: float | None
+    trial: Trial, config: RebuildConfig, ranking: Ranking, masks: Masks, ratio_before: float | None
 ) -> Proposal | None:
-    """The exchange at the configured ratio, or at the best one found; None where nothing is swapped."""
+    """The exchange at the configured ratio, or at the best one found; None where nothing is swapped.
+
+    The search of the first round climbs from the share of outliers among the pair values, up first; later ones from
+    the ratio before, down only, since the ratio falls from round to round.
+    """
     ratio = config.rebuild_ratio
-    measured: dict[float, float] = {}
+    errors: dict[float, float] = {}
     if ratio == "auto":
-        found = _search(trial, ranking, masks, before, measured)
-        if found is None:
+        stride = stride_of(trial.inputs.total)
+
+        def measure(ratio: float) -> float:
+            errors[ratio] = trial.error_on_every(stride, masks_at(trial, ranking, ratio))
+            return errors[ratio]
+
+        errors[0.0] = trial.error_on_every(stride, masks)
+        if ratio_before is None:
+            start = min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
+            ratio, error = climb(measure, start, (STEP, 1 / STEP), errors[0.0])
+        else:
+            ratio, error = climb(measure, ratio_before, (1 / STEP,), errors[0.0])
+        if error is None:
             return None
-        ratio = found
     candidate = masks_at(trial, ranking, ratio)
-    swaps = sum(int((candidate[name] & ~masks[name]).count_nonzero()) for name in masks)
-    return Proposal(candidate, ratio, swaps, measured) if swaps else None
+    swaps = swap_count(masks, candidate)
+    return Proposal(candidate, ratio, swaps, errors) if swaps else None
 
 
 def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
     """The masks by Linear that the ranking gives at a ratio."""
     return dict(zip(trial.linears, ranking.at(ratio), strict=True))
-
-
-def _search(
-    trial: Trial, ranking: Ranking, masks: Masks, before: float | None, measured: dict[float, float]
-) -> float | None:
-    """The best ratio found; None where no candidate is better than the masks as they stand.
-
-    What was measured on the way goes into `measured`.
-
-    The first round climbs from the share of outliers among the pair values, up first; later ones from the
-    ratio before, down only, since the ratio falls from round to round.
-    """
-    stride = stride_of(trial.inputs.total)
-    factors = (STEP, 1 / STEP) if before is None else (1 / STEP,)
-
-    def measure(ratio: float) -> float:
-        measured[ratio] = trial.error_on_every(stride, masks_at(trial, ranking, ratio))
-        return measured[ratio]
-
-    measured[0.0] = trial.error_on_every(stride, masks)
-    start = before or min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
-    ratio, error = climb(measure, start, factors, measured[0.0])
-    return ratio if error is not None else None
 
 
 def stride_of(samples: int) -> int:
@@ -101,23 +94,30 @@ def climb(
         ratio = start * factor
         while least <= ratio <= LARGEST_RATIO:
             lowest = errors[best]
-            if parabolic and lowest < standing and _foretold(errors, ratio, standing) >= lowest:
+            if parabolic and lowest < standing and _predicted(errors, ratio, standing) >= lowest:
                 break
             error = errors[ratio] = measure(ratio)
             if error < lowest:
                 best = ratio
-            elif lowest < standing or (error == standing) == (factor < 1):
-                break  # an error that stands still means no swap: going further down is vain, going up is not
+            elif lowest < standing or _is_vain(factor, error, standing):
+                break
             ratio *= factor
         if best != start and errors[best] < standing:
             break
     return best, errors[best] if errors[best] < standing else None
 
 
-def _foretold(errors: dict[float, float], ratio: float, standing: float) -> float:
+def _is_vain(factor: float, error: float, standing: float) -> bool:
+    """True if going further cannot help: down from a ratio without a swap, or up from one with swaps that harm."""
+    swaps_nothing = error == standing
+    return swaps_nothing if factor < 1 else not swaps_nothing
+
+
+def _predicted(errors: dict[float, float], ratio: float, standing: float) -> float:
     """The error by the parabola through `standing` at 0 and the two measured ratios next to this one; -inf by one."""
     if len(errors) == 1:
         return -math.inf
     one, other = sorted(errors, key=lambda measured: abs(math.log(measured / ratio)))[:2]
-    slope, further = ((errors[measured] - standing) / measured for measured in (one, other))
+    slope = (errors[one] - standing) / one
+    further = (errors[other] - standing) / other
     return standing + ratio * (slope + (further - slope) / (other - one) * (ratio - one))

@@ -1,51 +1,56 @@
 """Optimal exchanges in the rows of each Linear, by Gram matrices (SparseSwaps, arXiv 2512.10922)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from ...tensors.swaps import exchange
+from ..block_cache import Masks
 from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
-from ..trial import Masks, Trial
-from .base import REBUILDERS, Outcome
-from .foresight import begin, begins, foresee
+from ..trial import Trial
+from .base import REBUILDERS, Outcome, starts_with, swap_count
 
-BEFORE_NEWTON = 30  # exchanges a row within M-groups where gauss-newton follows, which would undo further ones
-
-
-@REBUILDERS.register("swaps")
-def swaps(trial: Trial, config: RebuildConfig) -> Outcome:
-    """First all Linears but the one that closes the block, each by its own output's error; then that one.
-
-    The closing Linear sees what the others' new masks give it and exchanges by the block error itself; where
-    `gauss-newton` follows, which ends each of its rounds with it, it is left to that. Of the masks before, between and
-    after, those with the lowest block error are returned (`accept: always`: the last).
-    """
-    first, *closing = in_order(trial)[: 1 if trial.following == "gauss-newton" else None]
-    early = trial.pattern.semi_structured and trial.following == "gauss-newton"
-    fewer = config.model_copy(update={"swaps": min(config.swaps, BEFORE_NEWTON) if early else config.swaps})
-    steps = [trial.masks, with_exchanges(trial, trial.masks, begin("swaps", trial, config), fewer)]
-    for names in closing:
-        steps.append(exchanged(trial, steps[-1], names, config))
-    pairs = zip(pairwise(steps), [first, *closing], strict=True)
-    rounds = [{"swaps": difference(*masks), "linears": names} for masks, names in pairs]
-    return outcome(trial, config, steps, rounds)
+BEFORE_NEWTON = 30  # exchanges a row within M-groups where the next rebuilder would undo further ones
 
 
-@begins("swaps")
-def _first_look(trial: Trial, masks: Masks, config: RebuildConfig) -> dict[str, Quadratic]:
+def first_quadratics(trial: Trial, masks: Masks, config: RebuildConfig) -> dict[str, Quadratic]:
+    """The quadratics of all Linears but the closing one."""
     return quadratics(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
-def outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: list[dict[str, Any]]) -> Outcome:
-    """Of the masks before, between and after the rounds those with the lowest error, or the last; rounds marked."""
+@REBUILDERS.register("swaps")
+@starts_with(first_quadratics)
+def swaps(trial: Trial, config: RebuildConfig, models: dict[str, Quadratic]) -> Outcome:
+    """First all Linears but the one that closes the block, each by its own output's error; then that one.
+
+    The closing Linear sees what the others' new masks give it and exchanges by the block error itself, unless the next
+    rebuilder goes on with it. Of the masks before, between and after, those with the lowest block error are returned
+    (`accept: always`: the last).
+    """
+    inner, *closing = in_order(trial)
+    most = config.swaps
+    if trial.leaves_closing:
+        closing = []
+        if trial.pattern.semi_structured:
+            most = min(most, BEFORE_NEWTON)
+    steps = [trial.masks, with_exchanges(trial, trial.masks, models, most)]
+    models.clear()  # frees the Gram matrices
+    rounds = [{"swaps": swap_count(*steps), "linears": inner}]
+    for names in closing:
+        models = quadratics(trial, steps[-1], names, config.shrinkage, keep_closing_inputs=True)
+        steps.append(with_exchanges(trial, steps[-1], models, config.swaps))
+        rounds.append({"swaps": swap_count(*steps[-2:]), "linears": names})
+    return best_outcome(trial, config, steps, rounds)
+
+
+def best_outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: list[dict[str, Any]]) -> Outcome:
+    """The masks before, between or after the rounds with the lowest error, or the last ones; the rounds are marked."""
     best = len(steps) - 1
     if config.accept != "always":
-        foresee(trial, steps[-1], config)
+        trial.share_last_pass(steps[-1])
         errors = [trial.error(masks) for masks in steps]
         best = errors.index(min(errors))
     for index, record in enumerate(rounds, start=1):
@@ -53,29 +58,18 @@ def outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds: lis
     return Outcome(steps[best], rounds)
 
 
-def exchanged(trial: Trial, masks: Masks, names: Sequence[str], config: RebuildConfig) -> Masks:
-    """The masks after as many exchanges as there may be in every row of the named Linears; E(masks) is measured."""
-    return with_exchanges(trial, masks, quadratics(trial, masks, names, config.shrinkage, again=True), config)
+def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], most: int) -> Masks:
+    """The masks after at most `most` exchanges in every row of the Linears, by their quadratics.
 
-
-def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], config: RebuildConfig) -> Masks:
-    """The masks after as many exchanges as there may be in every row of the Linears, by their quadratics.
-
-    The very ones that were given where nothing is exchanged.
+    The very dictionary that was given where nothing is exchanged.
     """
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
-    for name, found in models.items():
-        rows = partial(_rows, trial.values(name), masks[name], found, config.swaps, group)
-        candidate[name] = trial.ranks.spread(rows, masks[name])
-    return candidate if difference(masks, candidate) else masks
+    for name, model in models.items():
+        some = partial(_exchange_rows, trial.values(name), masks[name], model, most, group)
+        candidate[name] = trial.ranks.spread(some, masks[name])
+    return candidate if swap_count(masks, candidate) else masks
 
 
-def _rows(values: Tensor, keep: Tensor, found: Quadratic, most: int, group: int | None, rows: slice) -> Tensor:
-    """The new masks of some rows."""
-    return exchange(values[rows], keep[rows], found.gram, found.correlation[rows], most, group)
-
-
-def difference(before: Masks, after: Masks) -> int:
-    """How many weights the one keeps and the other does not."""
-    return sum(int((after[name] & ~before[name]).count_nonzero()) for name in after)
+def _exchange_rows(values: Tensor, keep: Tensor, model: Quadratic, most: int, group: int | None, rows: slice) -> Tensor:
+    return exchange(values[rows], keep[rows], model.gram, model.correlation[rows], most, group)

@@ -35,20 +35,20 @@ def gradient(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
 
 def _pass(trial: Trial, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, unit: float) -> None:
     """One step on each sample that is not held out; pruned weights have no gradient and so stay exactly zero."""
-    for index, (x, target, token_weights) in enumerate(trial.samples()):
-        if index % HELD_OUT or len(trial.inputs) == 1:
-            error = trial.judge.error(trial.forward(x), target, token_weights) / unit
-            gradients = torch.autograd.grad(error, list(weights.values()))
-            for (name, weight), slope in zip(weights.items(), gradients, strict=True):
-                weight.grad = slope.mul_(trial.masks[name])
-            optimizer.step()
-            trial.gradient_passes += 1 / len(trial.inputs)
+    for index, sample in enumerate(trial.samples()):
+        if index % HELD_OUT == 0 and len(trial.inputs) > 1:
+            continue
+        result = next(trial.results([sample]))
+        gradients = torch.autograd.grad(result.error / unit, list(weights.values()))
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            weight.grad = gradient.mul_(trial.masks[name])
+        optimizer.step()
+        trial.gradient_passes += 1 / len(trial.inputs)
 
 
 @torch.no_grad()
 def _held_out_error(trial: Trial) -> float:
-    samples, error = trial.samples(stride=HELD_OUT), trial.judge.error
-    errors = [float(error(trial.forward(x), y, weights)) for x, y, weights in samples]
+    errors = [float(result.error) for result in trial.results(trial.samples(stride=HELD_OUT))]
     trial.forward_passes += len(errors) / len(trial.inputs)
     return sum(errors) / len(errors)
 

@@ -20,13 +20,13 @@ def least_squares(trial: Trial, config: ReconstructConfig) -> dict[str, Any]:
     accepted = []
     for names in in_order(trial):
         solved = {}
-        for name, found in quadratics(trial, trial.masks, names, config.shrinkage).items():
-            rows = partial(_rows, trial.values(name), trial.masks[name], found, config)
-            solved[name] = trial.ranks.spread(rows, trial.values(name), TILE)
+        for name, model in quadratics(trial, trial.masks, names, config.shrinkage).items():
+            values = trial.values(name)
+            some = partial(_solve_rows, values, trial.masks[name], model, config.iterations)
+            solved[name] = trial.ranks.spread(some, values, TILE)
         accepted.append(trial.adopt(solved))
     return {"accepted": accepted}
 
 
-def _rows(values: Tensor, keep: Tensor, found: Quadratic, config: ReconstructConfig, rows: slice) -> Tensor:
-    """The new values of some rows."""
-    return solve(values[rows], keep[rows], found.gram, found.correlation[rows], config.iterations)
+def _solve_rows(values: Tensor, keep: Tensor, model: Quadratic, iterations: int, rows: slice) -> Tensor:
+    return solve(values[rows], keep[rows], model.gram, model.correlation[rows], iterations)

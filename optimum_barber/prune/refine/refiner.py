@@ -25,8 +25,9 @@ from ...models.device import choose_device
 from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
 from ...tensors.masks import PackedMask
 from ...text.windows import TokenWindows, windows_for
-from ..rebuilders.swaps import difference
-from ..trial import Masks, Trial
+from ..block_cache import Masks
+from ..rebuilders.base import swap_count
+from ..trial import Trial
 from .checks import check_windows, linears_under, pruned_record
 from .rounds import refined
 from .settings import RefineConfig
@@ -113,7 +114,7 @@ class BarberRefiner(PretrainedTool):
             with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
                 trial.masks, rounds = refined(trial, before, config, lambda done: shown_on(bar, done))
             trial.commit()
-            result = settled(record, trial.masks, difference(before, trial.masks), rounds, config, windows)
+            result = settled(record, trial.masks, swap_count(before, trial.masks), rounds, config, windows)
             if partial is not None:
                 self._save(partial, sparse, result)
         return result

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from ...base.errors import BarberError
+from ..block_cache import Masks
 from ..block_quadratic import expand
 from ..quadratic import Quadratic
-from ..rebuild_settings import RebuildConfig
-from ..rebuilders.gauss_newton import Pace, shortened, step
-from ..rebuilders.swaps import difference, with_exchanges
-from ..trial import Masks, Trial
+from ..rebuilders.base import swap_count
+from ..rebuilders.gauss_newton import StepSearch, shortened
+from ..rebuilders.swaps import with_exchanges
+from ..trial import Trial
 from .settings import RefineSettings
 from .whole import part_of
 
@@ -21,11 +22,12 @@ ROWS = 10  # one row in so many makes an exchange in the first step that is trie
 LEAST = 2**-16  # of a step's length
 FACTOR = sqrt(2)
 
-Told = Callable[[Mapping[str, Any]], None]
-
 
 def refined(
-    trial: Trial, masks: Masks, settings: RefineSettings, tell: Told = lambda record: None
+    trial: Trial,
+    masks: Masks,
+    settings: RefineSettings,
+    report: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> tuple[Masks, list[dict[str, Any]]]:
     """Better masks, and a record of each round; the very ones that were given where no round helps.
 
@@ -38,31 +40,32 @@ def refined(
         trial: the whole model.
         masks: by Linear, (out, in) bool.
         settings: of the refinement.
-        tell: called with the record of each round.
+        report: called with the record of each round.
 
     Raises:
         BarberError: the divergence is not finite.
     """
     measuring, learned = parted(trial)
-    pace = Pace(settings.exchanges, factor=FACTOR, least=LEAST, parabolic=False)
-    config = RebuildConfig(method="gauss-newton", swaps=settings.exchanges, shrinkage=settings.shrinkage)
+    search = StepSearch(settings.exchanges, factor=FACTOR, shortest=LEAST, parabolic=False)
     worth: dict[str, Tensor] | None = None
     length, rounds = 0.0, list[dict[str, Any]]()
     if not isfinite(measuring.error(masks)):
         raise BarberError(f"divergence from the dense model is {measuring.error(masks)}: NaN or Inf in its weights?")
     for _ in range(settings.rounds):
-        around = expand(learned, masks, list(trial.linears), settings.shrinkage, worth)
-        length = length or first_length(learned, config, around.models, masks)
-        candidate, length, tried = step(measuring, config, around.models, masks, length, pace)
-        around.models.clear()  # their memory, before the next ones are made
-        worth = around.worth
-        record = {"swaps": difference(masks, candidate), "length": length, "candidates": tried}
-        record |= {"learned": learned.error(masks), "before": tried[0][1], "after": min(error for _, error in tried)}
+        expansion = expand(learned, masks, list(trial.linears), settings.shrinkage, worth)
+        models, worth = expansion.models, expansion.worth
+        if not rounds:
+            length = first_length(learned, models, masks, settings.exchanges)
+        step = search.best_step(measuring, models, masks, length)
+        models.clear()  # frees the Gram matrices before the next ones are made
+        length = step.length
+        record = {"swaps": swap_count(masks, step.masks), "length": length, "candidates": step.tried}
+        record |= {"learned": learned.error(masks), "before": step.errors[0.0], "after": min(step.errors.values())}
         rounds.append(record)
-        tell(record)
-        if candidate is masks:
+        report(record)
+        if step.masks is masks:
             break
-        masks = candidate
+        masks = step.masks
     return masks, rounds
 
 
@@ -72,9 +75,13 @@ def parted(trial: Trial) -> tuple[Trial, Trial]:
     return part_of(trial, indices[::MEASURING]), part_of(trial, [index for index in indices if index % MEASURING])
 
 
-def first_length(trial: Trial, config: RebuildConfig, models: Mapping[str, Quadratic], masks: Masks) -> float:
+def first_length(trial: Trial, models: Mapping[str, Quadratic], masks: Masks, exchanges: int) -> float:
     """The least power of two, at most 1, of a step in which one row in `ROWS` makes an exchange."""
-    enough, length = sum(len(keep) for keep in masks.values()) / ROWS, LEAST
-    while length < 1 and difference(masks, with_exchanges(trial, masks, shortened(models, length), config)) < enough:
+    enough = sum(len(keep) for keep in masks.values()) / ROWS
+    length = LEAST
+    while length < 1:
+        stepped = with_exchanges(trial, masks, shortened(models, length), exchanges)
+        if swap_count(masks, stepped) >= enough:
+            break
         length *= 2
     return length

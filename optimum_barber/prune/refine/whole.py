@@ -37,7 +37,7 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     if not torch.allclose(given, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
-    return Trial(forward, dict(linears), inputs, targets, pattern, judge=Divergence(logits))
+    return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits))
 
 
 def before_head(model: Any, window: Tensor) -> Tensor:
@@ -60,4 +60,4 @@ def part_of(trial: Trial, samples: Iterable[int]) -> Trial:
     """The same on some of the samples."""
     chosen = list(samples)
     inputs, targets = (kept.like(kept.held[index] for index in chosen) for kept in (trial.inputs, trial.targets))
-    return Trial(trial.forward, trial.linears, inputs, targets, trial.pattern, judge=trial.judge)
+    return Trial(trial.forward, trial.linears, inputs, targets, trial.pattern, objective=trial.objective)
