@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoints.record import SparsityConfig as SparsityConfig
     from .checkpoints.structure import PrunedStructure as PrunedStructure
     from .checkpoints.verify import verify_checkpoint as verify_checkpoint
+    from .prune.describe import SparsifyResult as SparsifyResult
     from .prune.pipeline import BlockReport as BlockReport
     from .prune.producers import LinearInput as LinearInput
     from .prune.producers import Produced as Produced
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .prune.refine.settings import RefineConfig as RefineConfig
     from .prune.settings import BarberConfig as BarberConfig
     from .prune.sparsifier import BarberSparsifier as BarberSparsifier
-    from .prune.sparsifier import SparsifyResult as SparsifyResult
     from .runs.sweep.runner import SweepResult as SweepResult
     from .runs.sweep.runner import run_sweep as run_sweep
     from .runs.sweep.settings import SweepConfig as SweepConfig
@@ -57,7 +57,7 @@ _HOME = {
     "RefineResult": "prune.refine.refiner",
     "ShrinkConfig": "shrink.settings",
     "ShrinkResult": "shrink.shrinker",
-    "SparsifyResult": "prune.sparsifier",
+    "SparsifyResult": "prune.describe",
     "SparsityConfig": "checkpoints.record",
     "SparsityPattern": "tensors.patterns",
     "SweepConfig": "runs.sweep.settings",

@@ -17,7 +17,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.cli import launch, main
 from optimum_barber.models.loading import load_model, resolve_model
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model
 
@@ -119,7 +118,7 @@ def stream(rank, directory, model, settings, windows, output, dies=None, **how):
             os.kill(os.getpid(), 9)
 
     try:
-        result = StreamingSparsifier(resolve_model(str(model))).sparsify(
+        result = BarberSparsifier(None, None, resolve_model(str(model)), stream="always").sparsify(
             BarberConfig(**settings), windows, directory / output, callbacks=[kill], quiet=True, **how
         )
         note(directory, rank, told(result))

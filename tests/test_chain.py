@@ -3,8 +3,8 @@
 import pytest
 
 from optimum_barber.checkpoints.record import MaskFile, read_record
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
-from optimum_barber.checkpoints.weights import CheckpointWeights
 from optimum_barber.runs.recipe import run_recipe
 
 RECIPE = """\
@@ -43,7 +43,7 @@ def test_the_last_model_holds_the_rebuilt_masks(run):
     model = run.output / "06-quantize" / "model"
     assert str(model) == run.model
     assert verify_checkpoint(model).faults == []
-    masks, weights = MaskFile(model / "sparsity_masks.safetensors"), CheckpointWeights.open(str(model))
+    masks, weights = MaskFile(model / "sparsity_masks.safetensors"), SafetensorsWeights.open(model)
     rebuilt = MaskFile(run.output / "02-rebuild" / "model" / "sparsity_masks.safetensors")
     for name, mask in masks.items():
         assert mask.sha256 == rebuilt[name].sha256

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.foreign import ForeignWeights
-from optimum_barber.checkpoints.weights import CheckpointWeights
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.cli import main
 from optimum_barber.prune.producers import PRODUCERS
 from optimum_barber.tensors.patterns import SparsityPattern
@@ -109,7 +109,7 @@ def test_every_form_gives_the_same_masks_and_is_told(tmp_path, caplog, form, pat
     directory = save(tmp_path, FORMS[form](tiny_model(), masks), shards)
     found = PRODUCERS["existing"].brings_pattern(shapes_of(masks), sparse_model=directory)
     assert (str(found), found.sparsity) == (pattern, 0.5)
-    weights = ForeignWeights(CheckpointWeights.open(directory))
+    weights = ForeignWeights(SafetensorsWeights.open(directory))
     for name, dense in linears(tiny_model()).items():
         assert torch.equal(weights.linear(name), torch.where(masks[name], dense.weight, 0))
     assert caplog.messages[0].startswith(
@@ -161,7 +161,7 @@ def test_what_cannot_be_understood_is_refused(tmp_path):
     }
     for number, (message, content) in enumerate(cases.items()):
         (tmp_path / str(number)).mkdir()
-        weights = ForeignWeights(CheckpointWeights.open(save(tmp_path / str(number), content)))
+        weights = ForeignWeights(SafetensorsWeights.open(save(tmp_path / str(number), content)))
         with pytest.raises(BarberError, match=message):
             weights.linear(name)
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber import BarberSparsifier
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.gguf import GgufWeights
 from optimum_barber.cli import main
 from optimum_barber.models.loading import load_model, resolve_model
-from optimum_barber.prune.streaming.disk import DiskSource, skeleton
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
+from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource, model_without_weights
+from optimum_barber.prune.streaming.fit import estimate
 
 from .conftest import tiny_model, tiny_windows
 from .gguf_files import write_gguf
@@ -31,7 +31,7 @@ def stored(tmp_path, family="llama", kind="Q8_0", **changes):
 
 def opened(reference, dtype="float32"):
     weights = GgufWeights.of(reference)
-    return weights, skeleton(reference, weights, dtype)
+    return weights, model_without_weights(reference, weights, dtype)
 
 
 @pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=str)
@@ -74,7 +74,7 @@ def test_the_same_bytes_as_in_memory(tmp_path, family, changes, dtype):
     config = QUICK.model_copy(update={"dtype": dtype})
     in_memory = BarberSparsifier(load_model(reference, dtype), None, reference)
     in_memory.sparsify(config, tiny_windows(6), save_dir=tmp_path / "memory", quiet=True)
-    stream(StreamingSparsifier(reference, None, dtype), tmp_path / "disk", config)
+    stream(BarberSparsifier(None, None, reference, dtype, "always"), tmp_path / "disk", config)
     assert files(tmp_path / "disk") == files(tmp_path / "memory")
     written = load_model(resolve_model(str(tmp_path / "disk")))
     assert written.dtype == (torch.float16 if dtype == "auto" else torch.bfloat16)
@@ -82,16 +82,16 @@ def test_the_same_bytes_as_in_memory(tmp_path, family, changes, dtype):
 
 def test_a_stopped_run_goes_on_to_the_same_files(tmp_path):
     reference, _ = stored(tmp_path)
-    stream(StreamingSparsifier(reference), tmp_path / "whole")
-    stopped(StreamingSparsifier(reference), tmp_path / "out", 3, error=Stop)
-    stream(StreamingSparsifier(reference), tmp_path / "out", resume=True)
+    stream(BarberSparsifier(None, None, reference, stream="always"), tmp_path / "whole")
+    stopped(BarberSparsifier(None, None, reference, stream="always"), tmp_path / "out", 3, error=Stop)
+    stream(BarberSparsifier(None, None, reference, stream="always"), tmp_path / "out", resume=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_only_one_layer_ever_has_weights(tmp_path):
     reference, _ = stored(tmp_path)
-    weights, bare = opened(reference)
-    source = DiskSource(bare, weights, torch.device("cpu"))
+    checkpoint = DiskCheckpoint.open(reference)
+    bare, source = checkpoint.model, DiskSource(checkpoint, torch.device("cpu"))
     list(source.begin(tiny_windows(2)))
     for layer in source.layers():
         held = [name for name, parameter in bare.named_parameters() if not parameter.is_meta]
@@ -101,7 +101,7 @@ def test_only_one_layer_ever_has_weights(tmp_path):
 
 def test_prune_streams_it_and_says_what_it_will_take(tmp_path, tokenizer, capsys, monkeypatch):
     reference, _ = stored(tmp_path)
-    monkeypatch.setattr("optimum_barber.models.loading.load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr("optimum_barber.prune.sparsifier.load_tokenizer", lambda _: tokenizer)
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and looked at the dog " * 80, encoding="utf-8")
     command = ["prune", str(reference.path), "--sparsity", "0.5", "--calibration", str(text)]
@@ -117,7 +117,7 @@ def test_prune_streams_it_and_says_what_it_will_take(tmp_path, tokenizer, capsys
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 4), ("auto", 4 + 2)])
 def test_the_embedding_is_counted_since_it_is_made_in_memory(tmp_path, dtype, each):
     reference, _ = stored(tmp_path)
-    assert StreamingSparsifier(reference, None, dtype).estimate(4, 16).around == each * 300 * 32
+    assert estimate(DiskCheckpoint.open(reference, dtype), 4, 16).around == each * 300 * 32
 
 
 def test_a_truncated_or_foreign_file_is_named(tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_a_shape_that_is_not_the_configurations_is_refused(tmp_path):
     model.config.intermediate_size = 96
     write_gguf(reference.path, model)
     with pytest.raises(BarberError, match=r"down_proj.weight has shape \(32, 64\), its config says \(32, 96\)"):
-        StreamingSparsifier(reference)
+        BarberSparsifier(None, None, reference, stream="always")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2moe", "gpt2", "lfm2"])
@@ -146,7 +146,10 @@ def test_tensors_that_are_not_made_one_of_one_need_the_whole_model(tmp_path, mon
     from transformers import modeling_gguf_pytorch_utils as theirs
 
     monkeypatch.setitem(theirs.TENSOR_PROCESSORS, "llama", theirs.TENSOR_PROCESSORS[architecture])
-    streaming = StreamingSparsifier(reference)
-    assert "in a way of its own" in streaming.whole
-    with pytest.raises(BarberError, match="cannot be streamed: transformers puts"):
-        streaming.sparsify(BarberConfig(sparsity=0.5), tiny_windows(), save_dir=tmp_path / "out")
+    assert "in a way of its own" in DiskCheckpoint.open(reference).obstacle
+    with pytest.raises(
+        BarberError, match="--stream always needs streaming, which is not to be had for .*: transformers"
+    ):
+        BarberSparsifier(None, None, reference, stream="always")
+    with pytest.raises(BarberError, match="--resume needs streaming, which is not to be had for .*: transf"):
+        BarberSparsifier(None, None, reference).sparsify(QUICK, tiny_windows(), tmp_path / "out", resume=True)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from optimum_barber.base.errors import BarberError, MissingExtraError
 from optimum_barber.checkpoints.pruned import PrunedModel
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
-from optimum_barber.checkpoints.weights import CheckpointWeights
 from optimum_barber.integrations.quantization.compressed_checkpoint import compress, save_compressed
 from optimum_barber.integrations.quantization.quantize import (
     ANY_PATTERN,
@@ -100,7 +100,7 @@ def test_a_process_without_this_package_loads_what_was_measured(written, name):
 @pytest.mark.parametrize("name", CASES)
 def test_our_own_reading_gives_the_same(written, name):
     _, output, _, memory = written[name]
-    weights = CheckpointWeights.open(str(output))
+    weights = SafetensorsWeights.open(output)
     for key in memory.keys() - {"logits"}:
         assert torch.equal(weights.linear(key.removesuffix(".weight")), memory[key])
     model = load_model(resolve_model(str(output)), quantized=True)
@@ -204,7 +204,7 @@ def test_shards_are_the_originals(tmp_path, tokenizer):
     scales, _ = quantize_blocks(opened, QuantizeSettings(group_size=16), WINDOWS, quiet=True)
     save_compressed(tmp_path / "out", opened, compress(opened.model, scales, 4, 16))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
-    weights = CheckpointWeights.open(str(tmp_path / "out"))
+    weights = SafetensorsWeights.open(str(tmp_path / "out"))
     assert weights.linear("model.layers.1.mlp.up_proj").shape == (48, 32)
 
 

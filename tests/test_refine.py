@@ -8,8 +8,8 @@ import torch
 
 from optimum_barber import BarberConfig, BarberRefiner, BarberSparsifier, RefineConfig
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
-from optimum_barber.checkpoints.weights import CheckpointWeights
 from optimum_barber.cli import main
 from optimum_barber.prune.refine import divergence
 from optimum_barber.prune.refine.checks import check_windows, seen_share
@@ -172,7 +172,7 @@ def test_a_refined_checkpoint_is_whole_and_better(pruned, model_dir, text_file, 
     report, record = (json.loads((output / f"{name}.json").read_text()) for name in ("report", "sparsity_config"))
     assert report["refine"]["divergence_after"] < report["refine"]["divergence_before"] and report["blocks"]
     assert record["steps"][-1]["name"] == "refine" and record["steps"][-1]["swaps"] == report["refine"]["swaps"] > 0
-    dense, sparse, refined_ = (CheckpointWeights.open(str(d)) for d in (model_dir, pruned, output))
+    dense, sparse, refined_ = (SafetensorsWeights.open(d) for d in (model_dir, pruned, output))
     changed = 0
     for name in record["modules"]:
         weight = refined_.linear(name)
@@ -309,7 +309,7 @@ def test_half_precision_stays_and_buffers_keep_theirs(tmp_path):
     BarberSparsifier(tiny_model().half()).sparsify(config, windows, tmp_path / "sparse", quiet=True)
     refiner = BarberRefiner(tiny_model().half())
     refiner.refine(tmp_path / "sparse", RefineConfig(), windows, tmp_path / "out", quiet=True)
-    weights = CheckpointWeights.open(str(tmp_path / "out"))
+    weights = SafetensorsWeights.open(str(tmp_path / "out"))
     assert {weights.tensor(key).dtype for key in weights.files} == {torch.float16}
     assert refiner.model.model.rotary_emb.inv_freq.dtype == torch.float32
 

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.shards import DTYPES, Entry, TensorFile, read_header, write_tensors
-from optimum_barber.checkpoints.stored import SafetensorsWeights
 from optimum_barber.models.activations import Activations
-from optimum_barber.models.loading import resolve_model
 
 from .conftest import tiny_model
 
@@ -97,7 +96,7 @@ def test_a_damaged_shard_is_named_before_any_weight_is_read(tmp_path, damage, me
     shard = tmp_path / "m" / index["weight_map"][NORM]
     damage(shard)
     with pytest.raises(BarberError, match=message) as error:
-        SafetensorsWeights.of(resolve_model(str(tmp_path / "m")))
+        SafetensorsWeights.open(tmp_path / "m")
     assert shard.name in str(error.value)
 
 
@@ -119,7 +118,7 @@ def test_a_wrong_index_is_named(tmp_path, change, message):
     change(index)
     path.write_text(json.dumps(index))
     with pytest.raises(BarberError, match=message):
-        SafetensorsWeights.of(resolve_model(str(tmp_path / "m")))
+        SafetensorsWeights.open(tmp_path / "m")
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

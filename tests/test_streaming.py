@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError, UnfinishedError
 from optimum_barber.base.output import partial_of, unfinished
-from optimum_barber.checkpoints.shards import read_header
+from optimum_barber.checkpoints.shards import OutputShards, read_header
 from optimum_barber.models.loading import resolve_model
-from optimum_barber.prune.streaming.disk import DiskSource
-from optimum_barber.prune.streaming.progress import OutputShards, Progress
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
+from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource
+from optimum_barber.prune.streaming.progress import Progress
 
 from .conftest import tiny_model, tiny_windows
 
@@ -29,7 +28,12 @@ def stored(tmp_path, family="llama", dtype=torch.float32, shard="50GB", **change
     """A tiny checkpoint and what streams it."""
     directory = tmp_path / "model"
     tiny_model(family, **changes).to(dtype).save_pretrained(directory, max_shard_size=shard)
-    return StreamingSparsifier(resolve_model(str(directory)))
+    return opened(directory)
+
+
+def opened(directory):
+    """What streams a checkpoint without a tokenizer."""
+    return BarberSparsifier(None, None, resolve_model(str(directory)), stream="always")
 
 
 def in_memory(tmp_path, config=QUICK, **how):
@@ -109,14 +113,14 @@ def test_tensors_that_the_model_does_not_know_and_the_source_stay_as_they_are(tm
     path = tmp_path / "model" / "model.safetensors"
     save_file({**load_file(path), "extra": torch.arange(5)}, path, {"format": "pt"})
     before = path.read_bytes()
-    stream(StreamingSparsifier(resolve_model(str(tmp_path / "model"))), tmp_path / "disk")
+    stream(opened(tmp_path / "model"), tmp_path / "disk")
     assert torch.equal(tensors(tmp_path / "disk")["extra"], torch.arange(5))
     assert path.read_bytes() == before
 
 
 def test_only_one_layer_ever_has_weights(tmp_path):
-    streaming = stored(tmp_path, num_hidden_layers=4)
-    source = DiskSource(streaming.model, streaming.weights, torch.device("cpu"))
+    checkpoint = DiskCheckpoint.open(stored(tmp_path, num_hidden_layers=4).reference)
+    source = DiskSource(checkpoint, torch.device("cpu"))
     for hidden in source.begin(tiny_windows(2)):
         assert hidden.dtype == torch.float32
     for layer in source.layers():
@@ -174,7 +178,7 @@ def test_a_stopped_run_is_neither_lost_nor_taken_up_unasked(tmp_path):
     shard, changed = tmp_path / "out.partial" / "model.safetensors", BarberConfig(sparsity=0.5, dtype="bfloat16")
     before = shard.read_bytes()
     with pytest.raises(BarberError, match="dtype was auto, is bfloat16"):
-        stream(StreamingSparsifier(streaming.reference), tmp_path / "out", changed, resume=True)
+        stream(opened(tmp_path / "model"), tmp_path / "out", changed, resume=True)
     assert shard.read_bytes() == before
     with pytest.raises(BarberError, match="an unfinished run lies in .*out.partial: --resume goes on with it"):
         stream(streaming, tmp_path / "out")
@@ -247,7 +251,7 @@ def test_bad_input_in_a_later_layer_leaves_nothing(tmp_path):
 def test_a_full_disk_keeps_the_layers_before(tmp_path, monkeypatch, where):
     streaming = stored(tmp_path, num_hidden_layers=3)
     stream(streaming, tmp_path / "whole")
-    name = "keep" if where is Progress else "write"
+    name = "commit" if where is Progress else "write"
     calls, method = [0], getattr(where, name)
 
     def full(self, *args):
@@ -277,7 +281,7 @@ def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
 KILLER = """
 import os, random, shutil, signal, sys, time
 from optimum_barber.cli import main
-import optimum_barber.prune.sparsifier, optimum_barber.prune.streaming.sparsifier, transformers  # once, before any fork
+import optimum_barber.prune.sparsifier, transformers  # once, before any fork
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 def begun(output):

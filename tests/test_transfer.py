@@ -13,7 +13,6 @@ from optimum_barber.models.activations import Activations, Transfer, within_memo
 from optimum_barber.models.device import matrix_products
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.prune.cost.needs import batched
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 
 from .conftest import tiny_model, tiny_windows
 from .test_preflight import NEEDS
@@ -107,7 +106,7 @@ def test_what_is_done_stays_when_the_device_has_no_room_for_one_sample(monkeypat
     config = BarberConfig(sparsity=0.5, rebuild="swaps", batch_size=2)
 
     def run(name, **given):
-        made = StreamingSparsifier(resolve_model(str(tmp_path / "model")))
+        made = BarberSparsifier(None, None, resolve_model(str(tmp_path / "model")), stream="always")
         return made.sparsify(config, tiny_windows(8), save_dir=tmp_path / name, quiet=True, **given)
 
     expected = run("undisturbed")

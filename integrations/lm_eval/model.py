@@ -11,11 +11,11 @@ from lm_eval.models.huggingface import HFLM
 
 from optimum_barber.base.errors import unknown_name
 from optimum_barber.base.fields import DTYPES
-from optimum_barber.checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from optimum_barber.checkpoints.record import read_record
 from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.integrations.lm_eval.cache import device_at_hand
-from optimum_barber.integrations.lm_eval.settings import ADAPTER_NAME, checkpoint_for, sparsity_summary
+from optimum_barber.integrations.lm_eval.settings import checkpoint_for, sparsity_summary
 from optimum_barber.integrations.lm_eval.shrink import structure_summary
 from optimum_barber.models.loading import (
     ModelReference,
@@ -63,7 +63,7 @@ class SparseLM(HFLM):
     def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
         check_dtype(arguments)
         loaded: Any
-        if (Path(pretrained) / ADAPTER_NAME).is_file():
+        if (Path(pretrained) / ADAPTER_CONFIG_NAME).is_file():
             loaded, reference = load_adapted(
                 Path(pretrained), arguments.pop("device", None), arguments.pop("dtype", "auto")
             )

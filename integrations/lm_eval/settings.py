@@ -11,11 +11,11 @@ from optimum_barber.base.calibration import FLAT, nested
 from optimum_barber.base.errors import BarberError, unknown_name
 from optimum_barber.base.fields import one_line
 from optimum_barber.base.ranks import ALONE
-from optimum_barber.checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.integrations.lm_eval.cache import cache_key, cached, device_at_hand, items
 from optimum_barber.integrations.lm_eval.shrink import CUTTING, shrink_config, shrunk_checkpoint
-from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer, resolve_model
+from optimum_barber.models.loading import ModelReference, resolve_model
 from optimum_barber.prune.allocations import as_allocation
 from optimum_barber.prune.effort import AUTO, EFFORTS
 from optimum_barber.prune.producers import as_producer
@@ -25,7 +25,6 @@ from optimum_barber.prune.reconstructions import RECONSTRUCTIONS
 from optimum_barber.prune.settings import UNIFORM, BarberConfig
 from optimum_barber.prune.sparsifier import BarberSparsifier
 
-ADAPTER_NAME = "adapter_config.json"
 EVALUATION = {"device", "dtype", "batch_size"}  # of the evaluation where lm-eval is told; none of them decides masks
 REBUILD = {"rebuild" if name == "method" else name for name in RebuildConfig.model_fields}
 SETTINGS = (set(BarberConfig.model_fields) - EVALUATION) | REBUILD | set(FLAT)
@@ -48,7 +47,7 @@ def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, ev
         return _recipe_model(pretrained, settings)
     if pretrained is None:
         raise BarberError("model 'barber' needs pretrained=MODEL, or recipe=FILE")
-    if not settings and (Path(str(pretrained)) / ADAPTER_NAME).is_file():
+    if not settings and (Path(str(pretrained)) / ADAPTER_CONFIG_NAME).is_file():
         return Path(str(pretrained))
     reference = resolve_model(str(pretrained))
     if not settings and any((reference.directory / name).is_file() for name in (SPARSITY_NAME, STRUCTURE_NAME)):
@@ -101,7 +100,7 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
     """The checkpoint pruned by `config`, from the cache where exactly this was done before."""
 
     def make(directory: Path) -> None:
-        sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
+        sparsifier = BarberSparsifier.from_pretrained(reference, config.dtype)
         windows = None if _reads_text(config) else torch.zeros(1, 1).long()
         sparsifier.sparsify(config, windows, save_dir=directory, ranks=ALONE)
 

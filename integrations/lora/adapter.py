@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from torch import nn
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, open_masks
 from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.integrations.lora.binding import AdapterBinding, mask_fingerprint
@@ -17,8 +18,6 @@ from optimum_barber.integrations.lora.masked_lora import PEFT_TYPE, MaskedLoraCo
 from optimum_barber.models.loading import brief
 from optimum_barber.tensors.masks import PackedMask
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 MERGE_STEP = "lora-merge"
 Base = PrunedModel | nn.Module | str | Path
 
@@ -45,24 +44,24 @@ class Adapter:
             BarberError: it is no LoRA adapter, incomplete, pickled, or of a newer format.
         """
         directory = Path(directory)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
+        for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME):
             if not (directory / name).is_file():
                 raise BarberError(f"adapter {directory} has no {name}: it is no adapter, or incomplete")
         try:
-            content = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+            content = json.loads((directory / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
             kind = content.get("peft_type")
             if kind not in (PEFT_TYPE, "LORA"):
                 raise BarberError(f"adapter {directory} has peft_type {kind!r}: legal are {PEFT_TYPE!r} and 'LORA'")
             masked = kind == PEFT_TYPE
             config = MaskedLoraConfig.from_dict(content) if masked else LoraConfig(**content)
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise BarberError(f"{directory / CONFIG_NAME} is no LoRA configuration: {brief(error)}") from None
+            raise BarberError(f"{directory / ADAPTER_CONFIG_NAME} is no LoRA configuration: {brief(error)}") from None
         return cls(directory, config, AdapterBinding.read(directory) if masked else None)
 
     @property
     def sha256(self) -> str:
         """Hash of the adapter's weights."""
-        return hashlib.sha256((self.directory / WEIGHTS_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256((self.directory / ADAPTER_WEIGHTS_NAME).read_bytes()).hexdigest()
 
     def base(self, given: Base | None) -> Base:
         """The model to open it on: as given, or the recorded one.
@@ -116,9 +115,9 @@ def load_weights(peft: PeftModel, directory: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(directory / WEIGHTS_NAME)
+        weights = load_file(directory / ADAPTER_WEIGHTS_NAME)
     except SafetensorError as error:
-        raise BarberError(f"{directory / WEIGHTS_NAME} cannot be read: {error}") from None
+        raise BarberError(f"{directory / ADAPTER_WEIGHTS_NAME} cannot be read: {error}") from None
     expected = get_peft_model_state_dict(peft, save_embedding_layers=False)
     found, wanted = ({key: tuple(w.shape) for key, w in state.items()} for state in (weights, expected))
     odd = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
@@ -132,7 +131,9 @@ def save_adapter(peft: PeftModel, directory: Path, base_model: str) -> None:
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(get_peft_model_state_dict(peft, save_embedding_layers=False), directory / WEIGHTS_NAME, {"format": "pt"})
+    save_file(
+        get_peft_model_state_dict(peft, save_embedding_layers=False), directory / ADAPTER_WEIGHTS_NAME, {"format": "pt"}
+    )
     config = peft.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base_model, True
     config.save_pretrained(str(directory))

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import write_json
+from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
 from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.write import software
 from optimum_barber.tensors.masks import PackedMask
 
-BINDING_NAME = "sparsity_adapter.json"
 FORMAT_VERSION = 1
 
 
@@ -41,7 +41,7 @@ class AdapterBinding(BaseModel):
 
     def write(self, directory: Path) -> None:
         """Write it into an adapter's directory."""
-        write_json(directory / BINDING_NAME, self.model_dump())
+        write_json(directory / ADAPTER_MASKS_NAME, self.model_dump())
 
     @classmethod
     def read(cls, directory: Path) -> "AdapterBinding":
@@ -50,9 +50,9 @@ class AdapterBinding(BaseModel):
         Raises:
             BarberError: it is missing, of a newer format, or no binding at all.
         """
-        path = directory / BINDING_NAME
+        path = directory / ADAPTER_MASKS_NAME
         if not path.is_file():
-            raise BarberError(f"adapter {directory} has no {BINDING_NAME}: it is incomplete")
+            raise BarberError(f"adapter {directory} has no {ADAPTER_MASKS_NAME}: it is incomplete")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content.get("format_version")

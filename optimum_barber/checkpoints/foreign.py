@@ -1,6 +1,5 @@
 """Pruned weights as other tools save them: zeros, masks beside the weights, bitmasks; names with another prefix."""
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from ..base.errors import BarberError
 from ..tensors.masks import PackedMask
-from .weights import CheckpointWeights
+from .safetensors import SafetensorsWeights
 
 ORIGINAL = ".parametrizations.weight.original"
 FORMS = {
@@ -28,15 +27,18 @@ class ForeignWeights:
         weights: the opened checkpoint.
     """
 
-    def __init__(self, weights: CheckpointWeights) -> None:
+    def __init__(self, weights: SafetensorsWeights) -> None:
         self.weights = weights
 
     @cached_property
     def modules(self) -> dict[str, str]:
         """The ending of the key that holds a weight, out of `FORMS`, by module name in the checkpoint."""
-        return {
-            key.removesuffix(ending): ending for key in self.weights.files for ending in FORMS if key.endswith(ending)
-        }
+        modules = {}
+        for key in self.weights.entries:
+            for ending in FORMS:
+                if key.endswith(ending):
+                    modules[key.removesuffix(ending)] = ending
+        return modules
 
     def locate(self, name: str) -> str:
         """The module that `name` means in the checkpoint, which may have more or fewer leading parts.
@@ -53,7 +55,7 @@ class ForeignWeights:
         return near[0]
 
     def form(self, name: str) -> str:
-        """In what form the weight of a Linear is there, one of `FORMS`."""
+        """The form in which the weight of a Linear is stored, one of `FORMS`."""
         return FORMS[self.modules[self.locate(name)]]
 
     def linear(self, name: str) -> Tensor:
@@ -63,25 +65,23 @@ class ForeignWeights:
             BarberError: it is not there, or its mask is not.
         """
         module = self.locate(name)
-        readers: dict[str, Callable[[str], Tensor]] = {
-            ".weight_orig": self._pruned,
-            ORIGINAL: self._parametrized,
-            ".weight.bitmask": lambda m: self._bitmask(f"{m}.weight"),
-            ".bitmask": self._bitmask,
-        }
-        return readers.get(self.modules[module], self.weights.linear)(module)
-
-    def _pruned(self, module: str) -> Tensor:
-        return self._masked(module, f"{module}.weight_orig", [f"{module}.weight_mask"])
+        ending = self.modules[module]
+        if ending == ".weight_orig":
+            return self._masked(module, f"{module}.weight_orig", [f"{module}.weight_mask"])
+        if ending == ORIGINAL:
+            return self._parametrized(module)
+        if ending.endswith(".bitmask"):
+            return self._bitmask(module + ending.removesuffix(".bitmask"))
+        return self.weights.linear(module)
 
     def _parametrized(self, module: str) -> Tensor:
         """Only masks are understood: any other parametrization changes the weight in a way unknown here."""
         start = f"{module}{ORIGINAL}".removesuffix("original")
-        masks = [key for key in self.weights.files if key.startswith(start) and key != f"{start}original"]
+        masks = [key for key in self.weights.entries if key.startswith(start) and key != f"{start}original"]
         if not masks or not all(key.endswith("mask") for key in masks):
-            found = ", ".join(masks) or "nothing that was saved"
+            others = ", ".join(masks) or "nothing that was saved"
             raise BarberError(
-                f"model {self.weights.name!r}: {module} is parametrized by {found}, expected masks: save it after "
+                f"model {self.weights.name!r}: {module} is parametrized by {others}, expected masks: save it after "
                 "torch.nn.utils.parametrize.remove_parametrizations"
             )
         return self._masked(module, f"{start}original", masks)
@@ -91,10 +91,8 @@ class ForeignWeights:
         for key in masks:
             mask = self.weights.tensor(key)
             if mask.shape != weight.shape:
-                got = tuple(mask.shape)
-                raise BarberError(
-                    f"model {self.weights.name!r}: {key} has shape {got}, its weight {tuple(weight.shape)}"
-                )
+                shapes = f"{tuple(mask.shape)}, its weight {tuple(weight.shape)}"
+                raise BarberError(f"model {self.weights.name!r}: {key} has shape {shapes}")
             weight = torch.where(mask != 0, weight, 0)
         return weight
 

@@ -1,4 +1,4 @@
-"""A GGUF file's tensors one by one, named, dequantized and put in order as transformers does it for all at once."""
+"""A GGUF file's tensors one by one: named, dequantized and ordered as transformers does for the whole file."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..models.loading import ModelReference, brief, needs_gguf
-from .names import FILE_NAME
+from .names import WEIGHTS_NAME
 from .shards import Entry
 from .stored import Layout, read_ahead
 
 AT_ONCE = 2**22  # weights, about, that are dequantized together
 ONE_BY_ONE = ("", "Llama", "Nemotron", "Gemma2")  # TensorProcessors that make one tensor of one tensor
-WHOLE = "transformers puts its tensors together in a way of its own"
+COMBINED = "transformers puts its tensors together in a way of its own"
 
 
 @dataclass
@@ -27,7 +27,7 @@ class GgufWeights:
     Attributes:
         name: of the model, for messages.
         path: of the file.
-        processor: transformers' own, of one tensor at a time; None where its model takes more than that.
+        processor: transformers' own, which works on one tensor at a time; None where the model needs more than that.
         tensors: of the file, by its names; each a view of the mapped file.
         sources: for each of the model's tensors, the name of the file's.
         entries: dtype and shape of each of these.
@@ -66,25 +66,27 @@ class GgufWeights:
         return cls(reference.name, reference.path, processor, tensors)
 
     @property
-    def whole(self) -> str | None:
-        """Why the tensors cannot be had one by one; None where they can."""
-        return WHOLE if self.processor is None else None
+    def obstacle(self) -> str | None:
+        """Reason why tensors cannot be read one by one; None where they can."""
+        return COMBINED if self.processor is None else None
 
     @property
     def layout(self) -> Layout:
         """One file, as transformers would save it."""
-        return Layout(dict.fromkeys(self.sources, FILE_NAME), {FILE_NAME: {"format": "pt"}})
+        return Layout(dict.fromkeys(self.sources, WEIGHTS_NAME), {WEIGHTS_NAME: {"format": "pt"}})
 
-    def named_as(self, model: nn.Module) -> None:
-        """Find which of the model's tensors is which of the file's."""
-        if self.whole:
+    def match_names(self, model: nn.Module) -> None:
+        """Find the file's tensor for each of the model's."""
+        if self.obstacle:
             return
         from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-        known: Mapping[str, str] = get_gguf_hf_weights_map(model, self.processor)
+        names: Mapping[str, str] = get_gguf_hf_weights_map(model, self.processor)
         state = model.state_dict()
-        self.sources = {name: source for source, name in known.items() if source in self.tensors and name in state}
-        self.entries = {n: Entry(torch.float32, shape_of(self.tensors[source])) for n, source in self.sources.items()}
+        for source, name in names.items():
+            if source in self.tensors and name in state:
+                self.sources[name] = source
+                self.entries[name] = Entry(torch.float32, shape_of(self.tensors[source]))
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of that name, float32.
@@ -97,18 +99,19 @@ class GgufWeights:
         stored = self.tensors[self.sources[key]]
         return torch.from_numpy(np.ascontiguousarray(self.processor.process(dequantized(stored), stored.name).weights))
 
-    def reopened(self) -> "GgufWeights":
-        """The same: every tensor is made anew."""
+    def reopen(self) -> "GgufWeights":
+        """Return the same object: every tensor is made anew."""
         return self
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Have the system read these tensors while others are worked on."""
-        for stored in (self.tensors[self.sources[name]] for name in names):
+        for name in names:
+            stored = self.tensors[self.sources[name]]
             read_ahead(self.path, stored.data_offset, stored.n_bytes)
 
 
 def processor_of(reader: Any) -> Any:
-    """What puts a tensor of the file in transformers' order; None where that takes more than the tensor."""
+    """The object that puts a tensor in transformers' order; None where that takes more than the one tensor."""
     architecture = str(reader.fields["general.architecture"].contents())
     try:
         from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
@@ -116,15 +119,19 @@ def processor_of(reader: Any) -> Any:
     except ImportError:  # of another transformers
         return None
     kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-    if has_newer_way(architecture) or kind.__name__.removesuffix("TensorProcessor") not in ONE_BY_ONE:
+    if _has_newer_reader(architecture) or kind.__name__.removesuffix("TensorProcessor") not in ONE_BY_ONE:
         return None
-    known: Mapping[str, Any] = GGUF_CONFIG_MAPPING
-    names = {f"{architecture}.{key}": name for key, name in known.get(architecture, {}).items() if name}
-    return kind(config={name: reader.fields[key].contents() for key, name in names.items() if key in reader.fields})
+    mapping: Mapping[str, Any] = GGUF_CONFIG_MAPPING
+    config = {}
+    for key, name in mapping.get(architecture, {}).items():
+        field = reader.fields.get(f"{architecture}.{key}")
+        if name and field is not None:
+            config[name] = field.contents()
+    return kind(config=config)
 
 
-def has_newer_way(architecture: str) -> bool:
-    """Whether transformers reads files of this architecture by other rules than its tensor processors."""
+def _has_newer_reader(architecture: str) -> bool:
+    """True if transformers reads this architecture by other rules than its tensor processors."""
     try:
         from transformers.integrations.gguf.utils import is_gguf_arch_supported
     except ImportError:
@@ -138,12 +145,12 @@ def shape_of(stored: Any) -> tuple[int, ...]:
 
 
 def dequantized(stored: Any) -> np.ndarray:
-    """A tensor of the file, float32, its rows a few at a time."""
+    """A tensor of the file, float32; some rows at a time bound the memory."""
     from gguf import dequantize
 
     blocks = stored.data.reshape(-1, stored.data.shape[-1])
-    found = np.empty((len(blocks), stored.n_elements // len(blocks)), np.float32)
-    step = max(AT_ONCE // found.shape[1], 1)
+    values = np.empty((len(blocks), stored.n_elements // len(blocks)), np.float32)
+    step = max(AT_ONCE // values.shape[1], 1)
     for start in range(0, len(blocks), step):
-        found[start : start + step] = dequantize(blocks[start : start + step], stored.tensor_type)
-    return found.reshape(shape_of(stored))
+        values[start : start + step] = dequantize(blocks[start : start + step], stored.tensor_type)
+    return values.reshape(shape_of(stored))

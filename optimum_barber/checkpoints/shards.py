@@ -7,18 +7,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
-from ..base.files import write_all
+from ..base.files import sync_directory, write_all
 from ..tensors.bits import raw
 
 DTYPES = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32,
-    "BF16": torch.bfloat16, "F16": torch.float16, "I16": torch.int16,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
+    "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
@@ -51,7 +51,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, checked against the size of the file.
+    """Read the header of a safetensors file and check it against the size of the file.
 
     Raises:
         BarberError: the file is missing, truncated, or no safetensors file.
@@ -63,24 +63,30 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
             raise BarberError(f"{path.name} is truncated or no safetensors file: {size} bytes, a header of {length}")
-        raw = file.read(length)
+        text = file.read(length)
     try:
-        content = json.loads(raw)
-        metadata = content.pop("__metadata__", {})
-        ordered = sorted(content.items(), key=lambda item: item[1]["data_offsets"])
-        entries = {name: Entry(DTYPES[c["dtype"]], tuple(c["shape"])) for name, c in ordered}
-        starts = {name: 8 + length + c["data_offsets"][0] for name, c in ordered}
-        ends = [8 + length + c["data_offsets"][1] for _, c in ordered]
+        return _checked_header(path.name, text, size)
+    except BarberError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BarberError(f"{path.name} has a broken header: {type(error).__name__} {error}") from None
-    position = 8 + length
-    for (name, entry), end in zip(entries.items(), ends, strict=True):
-        if starts[name] != position or end - position != entry.bytes:
-            raise BarberError(f"{path.name} has a broken header: {name} does not lie where its shape has it")
+
+
+def _checked_header(file: str, text: bytes, size: int) -> Header:
+    """Parse a header; its tensors must fill the rest of the file without a gap."""
+    content = json.loads(text)
+    header = Header({}, content.pop("__metadata__", {}), {})
+    position = 8 + len(text)
+    for name, fields in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = (8 + len(text) + offset for offset in fields["data_offsets"])
+        entry = Entry(DTYPES[fields["dtype"]], tuple(fields["shape"]))
+        if start != position or end - position != entry.bytes:
+            raise BarberError(f"{file} has a broken header: {name} does not lie where its shape has it")
+        header.entries[name], header.starts[name] = entry, start
         position = end
     if position != size:
-        raise BarberError(f"{path.name} is truncated or damaged: it has {size} bytes, its header says {position}")
-    return Header(entries, metadata, starts)
+        raise BarberError(f"{file} is truncated or damaged: it has {size} bytes, its header says {position}")
+    return header
 
 
 class TensorFile:
@@ -148,8 +154,57 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.close()
 
 
+class OutputShards:
+    """The safetensors files of an output, whose tensors are written one by one in any order.
+
+    Args:
+        directory: where the files go; space for all of them is taken at once.
+        files: file name of each tensor.
+        entries: dtype and shape of each tensor, as it will be written.
+        metadata: of each file.
+        checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        files: Mapping[str, str],
+        entries: Mapping[str, Entry],
+        metadata: Mapping[str, Mapping[str, str]],
+        checksums: dict[str, dict[str, int]],
+    ) -> None:
+        self.files = files
+        self.checksums = checksums
+        self._open: dict[str, TensorFile] = {}
+        for file in sorted(set(files.values())):
+            held = {name: entries[name] for name in files if files[name] == file}
+            self._open[file] = TensorFile(directory / file, held, metadata[file])
+        for folder in (directory, directory.parent):
+            sync_directory(folder)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor into its file and keep its checksum."""
+        file = self.files[name]
+        self.checksums.setdefault(file, {})[name] = self._open[file].write(name, tensor)
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk."""
+        for file in self._open.values():
+            file.sync()
+
+    def __enter__(self) -> "OutputShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+
 def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
-    """The first tensor of a safetensors file that does not have the CRC-32 given for it; None where all have.
+    """The first tensor of a safetensors file that does not have its CRC-32 of `checksums`; None where all have.
 
     Raises:
         BarberError: the file is missing, truncated, or no safetensors file.
@@ -158,13 +213,17 @@ def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
     with path.open("rb") as file:
         for name, expected in checksums.items():
             file.seek(header.starts[name])
-            left, found = header.entries[name].bytes, 0
-            while left > 0:
-                data = file.read(min(left, CHUNK))
-                left, found = left - len(data), zlib.crc32(data, found)
-            if found != expected:
+            if _checksum(file, header.entries[name].bytes) != expected:
                 return name
     return None
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    checksum = 0
+    while size > 0:
+        data = file.read(min(size, CHUNK))
+        size, checksum = size - len(data), zlib.crc32(data, checksum)
+    return checksum
 
 
 def _reserve(file: int, size: int) -> None:

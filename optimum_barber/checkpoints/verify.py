@@ -4,16 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import BarberError
-from ..shrink.audit import CutAudit
 from ..tensors.masks import holds_pattern
 from ..tensors.patterns import SparsityPattern
 from .record import MaskFile, ModuleSparsity, read_record
-from .weights import CheckpointWeights
+from .safetensors import SafetensorsWeights
 
 
 @dataclass
 class Verification:
-    """What `verify` found.
+    """Outcome of a check of masks and zeros.
 
     Attributes:
         pattern: as recorded.
@@ -21,7 +20,6 @@ class Verification:
         pruned: weights that the masks prune.
         zeros: of those, how many are exactly zero in the checkpoint.
         faults: one line for every module that is off.
-        cut: what the audit of removed heads and channels found; None where none were.
     """
 
     pattern: str
@@ -29,15 +27,11 @@ class Verification:
     pruned: int = 0
     zeros: int = 0
     faults: list[str] = field(default_factory=list)
-    cut: CutAudit | None = None
 
     def __str__(self) -> str:
-        masks = (
-            f"{self.modules} modules, pattern {self.pattern}, {self.zeros:,} of {self.pruned:,} zeros kept: "
-            f"{'FAILED' if self.faults else 'all as recorded'}"
-        )
-        lines = [*([str(self.cut)] if self.cut else []), *([masks] if self.modules or not self.cut else [])]
-        return "\n".join(lines)
+        verdict = "FAILED" if self.faults else "all as recorded"
+        zeros = f"{self.zeros:,} of {self.pruned:,} zeros kept"
+        return f"{self.modules} modules, pattern {self.pattern}, {zeros}: {verdict}"
 
 
 def verify_checkpoint(directory: str | Path) -> Verification:
@@ -49,7 +43,7 @@ def verify_checkpoint(directory: str | Path) -> Verification:
     directory = Path(directory)
     record = read_record(directory)
     masks = MaskFile(directory / record.masks)
-    weights = CheckpointWeights.open(str(directory))
+    weights = SafetensorsWeights.open(directory)
     pattern = record.sparsity_pattern()
     outcome = Verification(record.pattern)
     for name, recorded in record.modules.items():
@@ -67,7 +61,7 @@ def _check(
     name: str,
     recorded: ModuleSparsity,
     masks: MaskFile,
-    weights: CheckpointWeights,
+    weights: SafetensorsWeights,
     pattern: SparsityPattern,
     outcome: Verification,
 ) -> str | None:

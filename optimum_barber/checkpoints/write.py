@@ -10,14 +10,16 @@ from ..base.errors import BarberError
 from ..base.files import write_json
 from ..tensors.masks import PackedMask, holds_pattern
 from ..tensors.patterns import SparsityPattern
-from .names import CONFIG_NAME, MASKS_NAME, REPORT_NAME, SPARSITY_NAME
+from .names import CONFIG_NAME, MASKS_NAME, REPORT_NAME, SPARSITY_NAME, WEIGHTS_INDEX_NAME
 from .record import ModuleSparsity, SparsityConfig, write_masks
+from .shards import Entry
+from .stored import Layout
 
 ONE_FILE = 2**50  # bytes; no shard is ever as large
 
 
 def module_sparsity(mask: PackedMask) -> ModuleSparsity:
-    """What the record says of one pruned Linear."""
+    """The record of one pruned Linear."""
     out, width = mask.shape
     pruned = mask.pruned
     return ModuleSparsity(shape=(out, width), pruned=pruned, sparsity=pruned / mask.weights, sha256=mask.sha256)
@@ -25,8 +27,8 @@ def module_sparsity(mask: PackedMask) -> ModuleSparsity:
 
 def software() -> dict[str, str]:
     """Versions of what the masks depend on."""
-    names = ("optimum-barber", "torch", "transformers")
-    return {**{name: importlib.metadata.version(name) for name in names}, "python": platform.python_version()}
+    versions = {name: importlib.metadata.version(name) for name in ("optimum-barber", "torch", "transformers")}
+    return {**versions, "python": platform.python_version()}
 
 
 def check_masks(model: Any, masks: Mapping[str, PackedMask], pattern: SparsityPattern) -> None:
@@ -53,8 +55,32 @@ def save_checkpoint(
     save_record(directory, tokenizer, settings, record, masks, report)
 
 
+def save_configs(
+    directory: Path, model: Any, record: SparsityConfig, layout: Layout, entries: Mapping[str, Entry]
+) -> None:
+    """Write the configuration files of a model whose weights have been written already, and their index.
+
+    Args:
+        directory: of the checkpoint.
+        model: the causal LM, which needs no weights.
+        record: of the masks.
+        layout: files of the weights.
+        entries: dtype and shape of each weight as it was written.
+    """
+    model.config.sparsity_config = pointer(record)
+    model.config.dtype = record.base_model["dtype"]
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+    if layout.index is not None:
+        size = sum(entry.bytes for entry in entries.values())
+        metadata = {**layout.index.get("metadata", {}), "total_size": size}
+        write_json(directory / WEIGHTS_INDEX_NAME, {**layout.index, "metadata": metadata})
+
+
 def pointer(record: SparsityConfig) -> dict[str, Any]:
-    """What the model's own `config.json` says of the record."""
+    """The entry for the record in the model's own `config.json`."""
     return {
         "format_version": record.format_version,
         "pattern": record.pattern,
@@ -72,7 +98,7 @@ def save_record(
     masks: Mapping[str, PackedMask],
     report: Mapping[str, Any],
 ) -> None:
-    """Write what lies beside the weights: tokenizer, masks, record, report and settings, if there are any."""
+    """Write the files beside the weights: tokenizer, masks, record, report, and the settings if there are any."""
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     write_masks(directory / MASKS_NAME, masks, record.pattern)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -13,10 +13,6 @@ from ..base.errors import BarberError
 from ..prune.rebuild_settings import PRESETS, RebuildConfig
 from ..prune.settings import BarberConfig, ReconstructConfig
 from .options import add_calibration, number, pairs, whole
-
-if TYPE_CHECKING:
-    from ..models.loading import ModelReference
-    from ..prune.streaming.sparsifier import StreamingSparsifier
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -173,52 +169,28 @@ def run(args: argparse.Namespace) -> int:
     """Prune; the summary goes to standard output."""
     config = config_from(args)
     from ..base.output import check_output
-    from ..models.loading import load_model, load_tokenizer, resolve_model
+    from ..models.loading import resolve_model
     from ..prune.sparsifier import BarberSparsifier
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
     check_output(args.output, args.overwrite, [reference.path], args.resume)
-    streaming = streamed(args, config, reference)
-    if args.dry_run and streaming is not None:
-        sys.stdout.write(streaming.preview(config, args.output, args.activations))
+    sparsifier = BarberSparsifier.from_pretrained(reference, config.dtype, args.stream)
+    if args.dry_run:
+        sys.stdout.write(sparsifier.preview(config, args.output, args.activations))
         return 0
-    sparsifier: Any = streaming
-    if sparsifier is None:
-        sparsifier = BarberSparsifier(load_model(reference, config.dtype), load_tokenizer(reference), reference)
-    how = {"resume": args.resume, "activations": args.activations} if streaming else {}
-    result = sparsifier.sparsify(config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet, **how)
+    result = sparsifier.sparsify(
+        config,
+        save_dir=args.output,
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+        resume=args.resume,
+        activations=args.activations,
+    )
     if not args.quiet:
         sys.stdout.write(summary(result.as_report(), args.output))
     return 0
-
-
-def streamed(
-    args: argparse.Namespace, config: BarberConfig, reference: "ModelReference"
-) -> "StreamingSparsifier | None":
-    """What prunes from disk to disk; None for a model that is loaded whole.
-
-    Raises:
-        BarberError: something was asked for that needs streaming, and the model does not allow it.
-    """
-    from ..models.loading import load_tokenizer
-    from ..prune.streaming.sparsifier import StreamingSparsifier
-
-    reason: str | None = "--stream never"
-    if args.stream != "never":
-        found = StreamingSparsifier(reference, None, config.dtype)
-        if found.whole is None:
-            found.tokenizer = load_tokenizer(reference)
-            return found
-        reason = found.whole
-    asked = {
-        "--stream always": args.stream == "always", "--resume": args.resume,
-        "--dry-run": args.dry_run, "--activations disk": args.activations == "disk",
-    }  # fmt: skip
-    for flag in (flag for flag, given in asked.items() if given):
-        raise BarberError(f"{flag} needs streaming, which is not to be had for {args.model}: {reason}")
-    return None
 
 
 def summary(report: dict[str, Any], output: str) -> str:

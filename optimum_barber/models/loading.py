@@ -1,7 +1,8 @@
 """MODEL on the command line: a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
 
+import copy
 import importlib.util
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing_extensions import Self
 
 from ..base.errors import BarberError, MissingExtraError
 
-logger = logging.getLogger(__name__)
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -43,8 +43,10 @@ class ModelReference:
     @property
     def shard_bytes(self) -> int | None:
         """Size of the largest safetensors shard, None where the model is one file or no safetensors."""
-        shards = list(self.directory.glob("*.safetensors")) if self.gguf_file is None else []
-        return max(shard.stat().st_size for shard in shards) if len(shards) > 1 else None
+        if self.gguf_file:
+            return None
+        sizes = [shard.stat().st_size for shard in self.directory.glob("*.safetensors")]
+        return max(sizes) if len(sizes) > 1 else None
 
 
 def resolve_model(name: str) -> ModelReference:
@@ -127,16 +129,32 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
         raise BarberError(f"model {reference.name!r} cannot be read: {brief(error)}") from None
     if reference.gguf_file is None and not quantized and getattr(config, "quantization_config", None):
         raise BarberError(f"model {reference.name!r} is quantized and cannot be pruned: give the unquantized one")
-    known: Any = AutoModelForCausalLM._model_mapping
-    own = known[type(config)].__name__ if type(config) in known else None
+    classes: Any = AutoModelForCausalLM._model_mapping
+    own = classes[type(config)].__name__ if type(config) in classes else None
     stated = getattr(config, "architectures", None) or [own]
     if own is None or own not in stated:
         raise BarberError(f"model {reference.name!r} is not a causal LM but {', '.join(map(str, stated))}")
     return config
 
 
+def empty_model(config: Any, **options: Any) -> Any:
+    """Build the causal LM of a configuration without its weights: parameters on the meta device, buffers real.
+
+    Args:
+        config: of the causal LM.
+        options: of `from_config`, such as `dtype` and `attn_implementation`.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(config, **options)
+    model.tie_weights()
+    return model.eval()
+
+
 def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool = False) -> nn.Module:
-    """The causal LM on the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
+    """Load the causal LM onto the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
 
     Where `quantized` allows it, a compressed-tensors checkpoint becomes a plain model of its dequantized weights.
 
@@ -148,28 +166,32 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     config = load_config(reference, quantized)
     if dtype == "auto" and reference.gguf_file:
         dtype = "float16"
+    options = {**_gguf(reference), **_dequantized(config)}
+    if not reference.gguf_file:
+        options["use_safetensors"] = True
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference.directory,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **({} if reference.gguf_file else {"use_safetensors": True}),
-            **_gguf(reference),
-            **_dequantized(config),
+            **options,
         )
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded
+    _check_loaded(reference.name, info)
+    return plain_model(model) if reference.gguf_file else model
+
+
+def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights the files do not have, or have in another shape."""
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
-        raise BarberError(
-            f"model {reference.name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}"
-        )
+        raise BarberError(f"model {name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")
-    return plain_model(model) if reference.gguf_file else model
+        raise BarberError(f"model {name!r} lacks weights, which would be random: {missing}")
 
 
 def load_tokenizer(reference: ModelReference) -> Any:
@@ -207,9 +229,15 @@ class PretrainedTool:
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
     def _cast(self, dtype: str) -> None:
-        """The parameters in another dtype; buffers, such as rotary frequencies, keep their precision."""
-        for parameter in self.model.parameters() if dtype != "auto" else ():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+        cast_parameters(self.model, dtype)
+
+
+def cast_parameters(model: nn.Module, dtype: str) -> None:
+    """Cast the parameters; buffers, such as rotary frequencies, keep their precision. `auto` changes nothing."""
+    if dtype == "auto":
+        return
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def brief(error: Exception) -> str:
@@ -239,19 +267,14 @@ def _dequantized(config: Any) -> dict[str, Any]:
     return {"config": config}
 
 
-def plain_model(model: nn.Module) -> nn.Module:
+def plain_model(model: Any) -> nn.Module:
     """The same weights in a model that knows nothing of GGUF, so that transformers will save it."""
-    import copy
-
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        plain = AutoModelForCausalLM.from_config(config)
+    plain = empty_model(config)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    return plain.eval()
+    result: nn.Module = plain
+    return result

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..base.errors import BarberError
 from .architectures import positions
+from .loading import empty_model
 
 
 def size_of(model: nn.Module) -> dict[str, int]:
@@ -34,15 +35,12 @@ def macs_per_token(config: Any, tokens: int) -> float:
         config: of the causal LM.
         tokens: of the window; attention grows with it.
     """
-    from accelerate import init_empty_weights
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import AutoModelForCausalLM
 
-    with init_empty_weights():
-        skeleton = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    model = empty_model(copy.deepcopy(config), attn_implementation="eager")
     window = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        skeleton(input_ids=window, attention_mask=torch.ones_like(window), use_cache=False)
+        model(input_ids=window, attention_mask=torch.ones_like(window), use_cache=False)
     return counter.get_total_flops() / 2 / tokens
 
 

@@ -1,7 +1,7 @@
-"""Where decoder layers come from. The pipeline sees only this interface; a model in memory is one source."""
+"""Decoder layers one at a time: the interface of the two stores, memory and disk, and the store in memory."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,14 +17,30 @@ from .blocks import Call, DecoderLayer, call_reaching, forward_of
 class LayerSource(Protocol):
     """A causal LM as a sequence of decoder layers, each at hand only while it is worked on."""
 
+    @property
+    def done(self) -> int:
+        """How many layers are committed already, by a run that was stopped."""
+
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states that enter the first of `layers`, one (1, length, hidden) tensor a window."""
+        """The hidden states that enter layer `done`, one (1, length, hidden) tensor a window."""
+
+    def layer(self, index: int) -> AbstractContextManager[DecoderLayer]:
+        """Context manager: a decoder layer, its weights in the working dtype."""
 
     def layers(self) -> Iterator[DecoderLayer]:
-        """The decoder layers in order, weights in the working dtype; changes are kept when the next is asked for."""
+        """All decoder layers in order, to be read."""
 
-    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Take the masks of the layer at hand and what enters the next one; the same masks, where they lie now."""
+    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Keep what was done to the layer at hand; to be called inside `layer(index)`.
+
+        Args:
+            index: of the layer.
+            masks: keep masks of its Linears.
+            hidden: what enters the next layer.
+
+        Returns:
+            The same masks, where they lie now.
+        """
 
     def __len__(self) -> int:
         """How many decoder layers there are."""
@@ -56,6 +72,11 @@ class ModelSource:
     def __len__(self) -> int:
         return len(self.stack)
 
+    @property
+    def done(self) -> int:
+        """How many layers are committed already: none, a stopped run leaves nothing in memory."""
+        return 0
+
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
         """Embed `windows`, (samples, length) int64, and record how the model calls each of its layers."""
@@ -63,14 +84,21 @@ class ModelSource:
             self._record_calls(windows[:1])
         return list(self._embedded(windows))
 
-    def layers(self) -> Iterator[DecoderLayer]:
-        """Each layer on the working device in the working dtype; restored when the next is asked for."""
-        for index, (module, call) in enumerate(zip(self.stack, self._calls, strict=True)):
-            with working_copy(module, self.device, self.dtype):
-                yield DecoderLayer.build(f"{self.path}.{index}", module, call, self.architecture)
+    @contextmanager
+    def layer(self, index: int) -> Iterator[DecoderLayer]:
+        """Context manager: a layer on the working device in the working dtype."""
+        module = self.stack[index]
+        with working_copy(module, self.device, self.dtype):
+            yield DecoderLayer.build(f"{self.path}.{index}", module, self._calls[index], self.architecture)
 
-    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """The masks as they are: everything stays in memory."""
+    def layers(self) -> Iterator[DecoderLayer]:
+        """All layers in order, to be read."""
+        for index in range(len(self)):
+            with self.layer(index) as layer:
+                yield layer
+
+    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Return the masks: in memory nothing needs to be written."""
         return masks
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -86,31 +114,35 @@ class ModelSource:
         return base(input_ids=window.to(self.home), use_cache=False)
 
     def _record_calls(self, window: Tensor) -> None:
-        """One pass in which only the first layer computes: the others give its output on, in its own form."""
-        handles, seen = [], {}
-        for index, layer in enumerate(self.stack):
-            handles.append(
-                layer.register_forward_pre_hook(
-                    lambda _, args, kwargs, i=index: seen.update({i: Call(args, kwargs)}), with_kwargs=True
-                )
-            )
-        handles.append(self.stack[0].register_forward_hook(lambda _, __, output: seen.update({-1: output})))
-        try:
-            with _passing_on(self.stack[1:], lambda: seen[-1]):
-                self._run(window)
-        finally:
-            for handle in handles:
-                handle.remove()
-        moved: dict[int, Any] = {}  # what all layers are given, such as the rotary tables, is held once
-        self._calls = [self._adapted(seen[index].template(), moved) for index in range(len(self.stack))]
+        """Record each layer's call in one pass; only the first layer computes, the others return its output."""
+        calls: dict[int, Call] = {}
+        outputs: list[Any] = []
 
-    def _adapted(self, call: Call, moved: dict[int, Any]) -> Call:
+        def recorder(index: int) -> Callable[..., None]:
+            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                calls[index] = Call(args, kwargs)
+
+            return record
+
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.stack):
+                stack.callback(layer.register_forward_pre_hook(recorder(index), with_kwargs=True).remove)
+                if index:
+                    stack.enter_context(forward_of(layer, lambda *_, **__: outputs[0]))
+            handle = self.stack[0].register_forward_hook(lambda _, __, output: outputs.append(output))
+            stack.callback(handle.remove)
+            self._run(window)
+        shared: dict[int, Any] = {}  # what all layers are called with, such as the rotary tables, is held once
+        self._calls = [self._adapted(calls[index].template(), shared) for index in range(len(self.stack))]
+
+    def _adapted(self, call: Call, shared: dict[int, Any]) -> Call:
         def working(value: Any) -> Any:
-            if id(value) not in moved:
-                moved[id(value)] = self._working(value)
-            return moved[id(value)]
+            if id(value) not in shared:
+                shared[id(value)] = self._working(value)
+            return shared[id(value)]
 
-        return Call(tuple(map(working, call.args)), {k: working(v) for k, v in call.kwargs.items()})
+        kwargs = {name: working(value) for name, value in call.kwargs.items()}
+        return Call(tuple(map(working, call.args)), kwargs)
 
     def _working(self, value: Any) -> Any:
         """`value` on the working device, floating-point tensors in the working dtype."""
@@ -119,14 +151,6 @@ class ModelSource:
         if not isinstance(value, Tensor):
             return value
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
-
-
-@contextmanager
-def _passing_on(layers: nn.ModuleList, output: Any) -> Iterator[None]:
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(forward_of(layer, lambda *_, **__: output()))
-        yield
 
 
 @contextmanager

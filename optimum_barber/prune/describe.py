@@ -1,63 +1,97 @@
-"""The record of a pruning run, for `sparsity_config.json`."""
+"""The result of a pruning run, and its record for `sparsity_config.json`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
 from ..models.linears import linear_shapes
-from ..models.source import ModelSource
 from ..tensors.budget import Shares
 from ..tensors.masks import PackedMask
-from ..text.windows import TokenWindows
-from .pipeline import Plan
-from .settings import UNIFORM, BarberConfig
+from .pipeline import BlockReport
+from .plan import Run
+from .settings import UNIFORM
+
+SUMMED = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
 
 
-def describe(
-    config: BarberConfig,
-    plan: Plan,
-    source: ModelSource,
-    windows: TokenWindows,
-    masks: Mapping[str, PackedMask],
-    base_model: str | None,
-    shares: Shares,
-) -> SparsityConfig:
+@dataclass
+class SparsifyResult:
+    """What `sparsify` did.
+
+    Attributes:
+        masks: keep mask of each pruned Linear, packed; `.unpack()` gives the bool tensor.
+        sparsity_config: the record that goes into `sparsity_config.json`.
+        reports: one a block, in the order of computation.
+        shares: how the sparsity was shared out over the blocks.
+    """
+
+    masks: Mapping[str, PackedMask]
+    sparsity_config: SparsityConfig
+    reports: list[BlockReport] = field(default_factory=list)
+    shares: Shares | None = None
+
+    def as_report(self) -> dict[str, Any]:
+        """The content of `report.json`: totals, and every block."""
+        blocks = [asdict(report) for report in self.reports]
+        content: dict[str, Any] = {"sparsity": self.sparsity_config.sparsity}
+        for key in SUMMED:
+            content[key] = sum(block[key] for block in blocks)
+        content["peak_memory"] = max((report.peak_memory for report in self.reports), default=0)
+        shared = self.shares is not None and self.sparsity_config.allocation is not None
+        content["allocation"] = asdict(self.shares) if self.shares and shared else None
+        content["blocks"] = blocks
+        return content
+
+
+def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> SparsityConfig:
     """The record of a run, for `sparsity_config.json`."""
+    config, plan, windows = run.config, run.plan, run.windows
     modules = {name: module_sparsity(mask) for name, mask in masks.items()}
+    pruned = sum(module.pruned for module in modules.values())
+    dtype = next(run.source.model.parameters()).dtype
     samples, length = windows.tokens.shape
+    calibration = {
+        "source": windows.source,
+        "split": windows.split,
+        "samples": samples,
+        "sequence_length": length,
+        "seed": config.seed,
+        "fingerprint": windows.fingerprint,
+    }
+    base_model = {
+        "name": run.base_model,
+        "model_type": run.source.model_type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     return SparsityConfig(
         pattern=str(plan.pattern),
         target_sparsity=plan.pattern.sparsity,
-        sparsity=sum(module.pruned for module in modules.values()) / sum(mask.weights for mask in masks.values()),
+        sparsity=pruned / sum(mask.weights for mask in masks.values()),
         modules=modules,
-        ignored=[name for name in linear_shapes(source) if name not in masks],
-        producer={"name": config.producer_name, "arguments": {k: str(v) for k, v in plan.arguments.items()}},
+        ignored=[name for name in linear_shapes(run.source) if name not in masks],
+        producer={"name": config.producer_name, "arguments": _as_text(plan.arguments)},
         rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
         reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
-        allocation=_allocation(config, plan, masks, shares) if config.allocation != UNIFORM else None,
-        calibration={
-            "source": windows.source,
-            "split": windows.split,
-            "samples": samples,
-            "sequence_length": length,
-            "seed": config.seed,
-            "fingerprint": windows.fingerprint,
-        },
-        base_model={
-            "name": base_model,
-            "model_type": source.model_type,
-            "dtype": str(next(source.model.parameters()).dtype).removeprefix("torch."),
-        },
+        allocation=_allocation(run, masks, shares),
+        calibration=calibration,
+        base_model=base_model,
         software=software(),
     )
 
 
-def _allocation(config: BarberConfig, plan: Plan, masks: Mapping[str, PackedMask], shares: Shares) -> dict[str, Any]:
+def _allocation(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> dict[str, Any] | None:
     """How the sparsity was shared out over blocks and Linears, before weights moved within blocks."""
+    if run.config.allocation == UNIFORM:
+        return None
     return {
-        "name": config.allocation,
-        "arguments": {name: str(value) for name, value in config.allocation_args.items()},
+        "name": run.config.allocation,
+        "arguments": _as_text(run.config.allocation_args),
         "sparsity": shares.sparsity,
-        "pruned": {name: plan.pattern_of(name).pruned(mask.weights) for name, mask in masks.items()},
+        "pruned": {name: run.plan.pattern_of(name).pruned(mask.weights) for name, mask in masks.items()},
     }
+
+
+def _as_text(arguments: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in arguments.items()}

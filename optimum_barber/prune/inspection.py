@@ -12,7 +12,7 @@ from ..base.errors import BarberError
 from ..checkpoints.runtimes import report
 from ..models.architectures import ARCHITECTURES, linears_of
 from ..models.device import choose_device
-from ..models.loading import ModelReference, load_config
+from ..models.loading import ModelReference, empty_model, load_config
 from ..models.source import ModelSource
 from ..text.windows import sequence_length
 from .cost.needs import GIB, LAYER_COPIES, needs_of
@@ -26,7 +26,8 @@ from .settings import BarberConfig
 def inspect_model(reference: ModelReference, samples: int, length: int | None) -> str:
     """A page about the model: layers, blocks, Linears, memory and work."""
     config = load_config(reference)
-    source = ModelSource(skeleton(config), choose_device("auto"))
+    config.__dict__.pop("quantization_config", None)
+    source = ModelSource(empty_model(config), choose_device("auto"))
     origin = "table" if config.model_type in ARCHITECTURES else "generic fallback"
     lines = [
         f"model         {reference.name}: {type(source.model).__name__}, {parameters(source.model):,} parameters",
@@ -48,16 +49,6 @@ def inspect_targets(reference: ModelReference) -> str:
     if reference.gguf_file:
         raise BarberError(f"model {reference.name!r} is a GGUF file: targets are known for safetensors checkpoints")
     return f"{reference.name}: {report(reference.directory)}"
-
-
-def skeleton(config: Any) -> nn.Module:
-    """The model without its weights."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config.__dict__.pop("quantization_config", None)
-    with init_empty_weights():
-        return AutoModelForCausalLM.from_config(config)
 
 
 def estimate(source: ModelSource, samples: int, length: int) -> list[str]:

@@ -113,27 +113,28 @@ def prune(
     """Prune every block of `source` in a single pass; each block sees what the pruned ones before it give.
 
     Args:
-        source: the decoder layers, changed in place.
+        source: the decoder layers, changed in place or written to the disk; layers that are done already are left out.
         windows: (samples, length) int64, the calibration tokens of all ranks.
         plan: producer, rebuilders and pattern.
         callback: called after each block.
 
     Returns:
-        The keep masks by Linear.
+        The keep masks by Linear, of the layers of this call.
     """
     masks: dict[str, PackedMask] = {}
     share = plan.ranks.share(len(windows))
     hidden = Activations(source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
-    for layer in source.layers():
-        outputs: list[Activations] = []
-        kept: dict[str, PackedMask] = {}
-        for block in layer.blocks:
-            found, output = prune_block(layer, block, hidden, outputs, plan, callback)
-            kept |= found
-            outputs.append(output)
-        passed_on = partial(advance, layer, hidden, outputs)
-        hidden = within_memory(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
-        masks |= source.keep(kept, hidden)
+    for index in range(source.done, len(source)):
+        with source.layer(index) as layer:
+            outputs: list[Activations] = []
+            kept: dict[str, PackedMask] = {}
+            for block in layer.blocks:
+                block_masks, output = prune_block(layer, block, hidden, outputs, plan, callback)
+                kept |= block_masks
+                outputs.append(output)
+            passed_on = partial(advance, layer, hidden, outputs)
+            hidden = within_memory(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
+            masks |= source.commit(index, kept, hidden)
     return masks
 
 

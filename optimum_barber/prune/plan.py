@@ -1,5 +1,6 @@
-"""From a configuration to a plan that fits a model: everything is checked here, before any work."""
+"""From a configuration to a plan that fits a model; everything is checked before any work."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..base.arguments import parse_arguments
@@ -17,12 +18,31 @@ from .reconstructions import reconstructions_of
 from .settings import AUTO, UNIFORM, BarberConfig
 
 
+@dataclass
+class Run:
+    """A pruning run, checked and ready to start.
+
+    Attributes:
+        config: its settings, the rebuild method chosen for the pattern.
+        source: the decoder layers.
+        plan: what is done to every block.
+        windows: the calibration tokens.
+        base_model: name of the dense model, for the record; None where it has none.
+    """
+
+    config: BarberConfig
+    source: ModelSource
+    plan: Plan
+    windows: TokenWindows
+    base_model: str | None = None
+
+
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:
     """Producer, rebuilders and pattern of a configuration, checked against the model.
 
     Raises:
-        BarberError: an unknown name, a bad argument, a pattern that does not fit, sick weights, or what several
-            ranks cannot do.
+        BarberError: an unknown name, a bad argument, a pattern that does not fit, weights with NaN or Inf, or
+            something that several ranks cannot do.
     """
     if ranks.count > 1 and "gradient" in config.reconstruct.chain:
         raise BarberError(
@@ -59,10 +79,10 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
 
 
 def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> None:
-    """Return when all ranks are here, with the same settings and calibration tokens and a sample each.
+    """Wait for all ranks and check that they have the same settings and calibration tokens, and a sample each.
 
     Raises:
-        BarberError: they are not.
+        BarberError: they have not.
     """
     ranks.share(len(windows.tokens))
     if ranks.count > 1:
@@ -71,13 +91,15 @@ def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> No
 
 
 def check_allocation(config: BarberConfig, producer: Producer) -> None:
-    """Refuse allocations that nobody knows, arguments that they do not take, and masks that are there already."""
+    """Refuse an unknown allocation, arguments that it does not take, and one for masks that are there already."""
     if config.allocation == AUTO:
         return
     parse_arguments(as_allocation(config.allocation), config.allocation, config.allocation_args, "allocation")
     if producer.brings_pattern is not None and config.allocation != UNIFORM:
-        whose = f"producer {config.producer_name!r} brings its masks"
-        raise BarberError(f"allocation {config.allocation!r} has nothing to share out: {whose}")
+        raise BarberError(
+            f"allocation {config.allocation!r} has nothing to share out: "
+            f"producer {config.producer_name!r} brings its masks"
+        )
 
 
 def pattern_of(
@@ -86,17 +108,18 @@ def pattern_of(
     """The configured pattern, or the one that a producer of outside masks brings.
 
     Raises:
-        BarberError: what was configured contradicts what the masks hold.
+        BarberError: the configuration contradicts the masks.
     """
     if producer.brings_pattern is None:
         return config.sparsity_pattern()
-    found = producer.brings_pattern(shapes, **arguments)
-    unstated = config.sparsity is None and config.pattern in (None, "unstructured")
-    asked = SparsityPattern(found.sparsity) if unstated else config.sparsity_pattern()
-    if abs(asked.sparsity - found.sparsity) > 5e-3:
-        raise BarberError(
-            f"sparsity {asked.sparsity:g} contradicts the masks of {config.producer_name!r}: {found.sparsity:.4f}"
-        )
+    brought = producer.brings_pattern(shapes, **arguments)
+    if config.sparsity is None and config.pattern in (None, "unstructured"):
+        configured = SparsityPattern(brought.sparsity)
+    else:
+        configured = config.sparsity_pattern()
+    if abs(configured.sparsity - brought.sparsity) > 5e-3:
+        masks = f"the masks of {config.producer_name!r}: {brought.sparsity:.4f}"
+        raise BarberError(f"sparsity {configured.sparsity:g} contradicts {masks}")
     if config.pattern is None:
-        return config.checked(found)
-    return SparsityPattern(found.sparsity, asked.keep, asked.group)
+        return config.checked(brought)
+    return SparsityPattern(brought.sparsity, configured.keep, configured.group)

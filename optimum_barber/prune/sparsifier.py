@@ -2,77 +2,101 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from typing_extensions import Self
 
+from ..base.errors import BarberError
 from ..base.files import is_there
-from ..base.output import check_output, staged
+from ..base.output import check_output, shown, staged
 from ..base.rank_group import all_ranks
-from ..base.ranks import ALONE, Ranks
+from ..base.ranks import Ranks
 from ..checkpoints.pruned import carry_structure
-from ..checkpoints.record import SparsityConfig
-from ..checkpoints.write import check_masks, save_checkpoint
+from ..checkpoints.record import MaskFile, read_record
+from ..checkpoints.verify import verify_checkpoint
+from ..checkpoints.write import check_masks, save_checkpoint, save_configs, save_record
 from ..models.device import choose_device, matrix_products
 from ..models.linears import prunable
-from ..models.loading import PretrainedTool
+from ..models.loading import ModelReference, cast_parameters, load_model, load_tokenizer, resolve_model
 from ..models.source import ModelSource
 from ..tensors.budget import Shares, patterns_of
 from ..tensors.masks import PackedMask
 from ..text.windows import TokenWindows, windows_for
 from .allocations import Budget, share_out
-from .describe import describe
-from .pipeline import BlockReport, Plan, prune
-from .plan import check_ranks, make_plan
+from .describe import SparsifyResult, describe
+from .pipeline import BlockReport, prune
+from .plan import Run, check_ranks, make_plan
 from .settings import BarberConfig
-
-if TYPE_CHECKING:
-    from .streaming.sparsifier import StreamingSparsifier
+from .streaming.disk import DiskCheckpoint, DiskSource
+from .streaming.fit import fitting_needs, preview
+from .streaming.progress import open_progress, result_settings
 
 Callback = Callable[[BlockReport], None]
+STREAM = ("auto", "always", "never")
 
 
-@dataclass
-class SparsifyResult:
-    """What `sparsify` did.
+class BarberSparsifier:
+    """Prunes a causal LM and rebuilds its masks, in memory or from disk to disk: the masks are the same.
 
-    Attributes:
-        masks: keep mask of each pruned Linear, packed; `.unpack()` gives the bool tensor.
-        sparsity_config: the record that goes into `sparsity_config.json`.
-        reports: one a block, in the order of computation.
-        shares: how the sparsity was shared out over the blocks.
-    """
-
-    masks: Mapping[str, PackedMask]
-    sparsity_config: SparsityConfig
-    reports: list[BlockReport] = field(default_factory=list)
-    shares: Shares | None = None
-
-    def as_report(self) -> dict[str, Any]:
-        """The content of `report.json`: totals, and every block."""
-        blocks = [asdict(report) for report in self.reports]
-        totals = {
-            key: sum(block[key] for block in blocks)
-            for key in ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
-        }
-        peak = max((report.peak_memory for report in self.reports), default=0)
-        allocation = asdict(self.shares) if self.shares and self.sparsity_config.allocation else None
-        sparsity = self.sparsity_config.sparsity
-        return {"sparsity": sparsity, **totals, "peak_memory": peak, "allocation": allocation, "blocks": blocks}
-
-
-class BarberSparsifier(PretrainedTool):
-    """Prunes a causal LM and rebuilds its masks.
+    From disk to disk one decoder layer is in memory at a time, and a stopped run can be resumed.
 
     Args:
-        model: a transformers causal LM, changed in place by `sparsify`.
+        model: a transformers causal LM, changed in place by `sparsify`; None to open the one at `reference`.
         tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
-        reference: where the model was loaded from, if it was.
+        reference: where the model lies, or was loaded from; None for one that never lay on the disk.
+        dtype: of the result, where the model is opened; auto keeps the checkpoint's, float16 for GGUF.
+        stream: where the model is opened, `auto` prunes from disk to disk if the files allow it and `sparsify` has a
+            `save_dir`, and loads the whole model otherwise; `always` refuses to load it; `never` loads it.
+
+    Raises:
+        BarberError: the files are damaged, or cannot be streamed and must be.
     """
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        reference: ModelReference | None = None,
+        dtype: str = "auto",
+        stream: str = "auto",
+    ) -> None:
+        if stream not in STREAM:
+            raise BarberError(f"stream {stream!r} is not legal: {', '.join(STREAM)}")
+        self.tokenizer = tokenizer
+        self.reference = reference
+        self._model, self._location = model, reference
+        self._dtype, self._stream = dtype, stream
+        self._checkpoint: DiskCheckpoint | None = None
+        self._obstacle: str | None = "it is in memory" if model is not None else "--stream never"
+        if model is None and reference is not None and stream != "never":
+            checkpoint = DiskCheckpoint.open(reference, dtype)
+            self._obstacle = checkpoint.obstacle
+            self._checkpoint = checkpoint if checkpoint.obstacle is None else None
+        self._streamed({"--stream always": stream == "always"})
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | ModelReference, dtype: str = "auto", stream: str = "auto") -> Self:
+        """Open a hub id, a directory, a GGUF file or `installed:PACKAGE` with its tokenizer; no weight is read yet.
+
+        Raises:
+            BarberError: there is no such model, it is damaged, or it cannot be streamed and must be.
+        """
+        reference = model if isinstance(model, ModelReference) else resolve_model(str(model))
+        sparsifier = cls(None, None, reference, dtype, stream)
+        sparsifier.tokenizer = load_tokenizer(reference)
+        return sparsifier
+
+    @property
+    def model(self) -> Any:
+        """The causal LM; after `sparsify` the pruned one. It is loaded when first asked for, and stays in memory."""
+        if self._model is None and self._location is not None:
+            self._model = load_model(self._location, self._dtype)
+            self._checkpoint, self._obstacle = None, "it is in memory"
+        return self._model
 
     def sparsify(
         self,
@@ -83,8 +107,11 @@ class BarberSparsifier(PretrainedTool):
         callbacks: Sequence[Callback] = (),
         quiet: bool = False,
         ranks: Ranks | None = None,
+        *,
+        resume: bool = False,
+        activations: str = "auto",
     ) -> SparsifyResult:
-        """Prune the model in place and, with `save_dir`, write the checkpoint.
+        """Prune the model; with `save_dir` write the checkpoint.
 
         Where a `torch.distributed` process group is initialised, all its ranks must call this with the same model and
         arguments: they share the samples, and the first one writes.
@@ -92,128 +119,177 @@ class BarberSparsifier(PretrainedTool):
         Args:
             config: everything that decides the masks.
             calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
-            save_dir: where the checkpoint goes; written beside and renamed at the end.
-            overwrite: whether `save_dir` may hold something already; it stays until the end.
+            save_dir: where the checkpoint goes; made in `save_dir.partial` and renamed at the end.
+            overwrite: whether `save_dir` may hold something already, which stays until the end, or a stopped run be
+                thrown away.
             callbacks: called with each block's report, on every rank.
             quiet: no progress bar.
             ranks: `ranks.ALONE` to work alone though a process group is initialised.
+            resume: go on with a stopped run of the same settings, if there is one; from disk to disk only.
+            activations: where calibration activations lie: memory, disk (from disk to disk only), or auto.
 
         Raises:
-            BarberError: bad input; nothing was written. No weight has changed either, unless it is a producer
-                that fails half-way.
+            BarberError: bad input, or what the machine has not; nothing was written. No weight in memory has changed
+                either, unless it is a producer that fails half-way.
+            UnfinishedError: the disk or the device's memory is full, or another rank has ended; what is done is kept.
         """
-        output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
+        checkpoint = self._streamed({"--resume": resume, "--activations disk": activations == "disk"})
+        output = check_output(save_dir, overwrite, self.inputs(config), resume) if save_dir is not None else None
+        if checkpoint is not None and output is None:
+            if resume or activations == "disk" or self._stream == "always":
+                raise BarberError("streaming writes as it goes: save_dir is missing")
+            checkpoint = None
         with all_ranks(choose_device(config.device), ranks) as together:
-            source, plan, windows = self.plan(config, calibration, together)
-            config = config.under(plan.pattern, plan.exact)
-            with staged(output) if output is not None and together.first else nullcontext() as partial:
-                shares = self._share_out(config, source, plan, windows, quiet)
-                masks, reports = self._prune(config, source, plan, windows, callbacks, quiet)
-                result = self._result(config, source, plan, windows, masks, reports, shares)
-                check_masks(self.model, result.masks, plan.pattern)
-                if partial is not None:
-                    self._save(partial, config, result)
+            if checkpoint is None or output is None:
+                source = ModelSource(self.model, choose_device(config.device))
+                run = self._run(config, source, calibration, together)
+                return self._prune_in_memory(run, output, callbacks, quiet)
+            disk = DiskSource(checkpoint, choose_device(config.device))
+            run = self._run(config, disk, calibration, together)
+            needs = fitting_needs(checkpoint, run, activations, output)
+            settings, layout = result_settings(run, self.inputs(config)), checkpoint.weights.layout
+            with open_progress(output, resume, settings, together, layout, checkpoint.written) as disk.progress:
+                run.plan.batch_size = needs.batch_size
+                run.plan.scratch = disk.progress.directory if needs.place == "disk" else None
+                self._prune_on_disk(run, checkpoint, disk, callbacks, quiet)
             together.wait()
-        return result
+        record, progress = read_record(shown(output)), disk.progress
+        self._location, self._dtype = ModelReference(str(output), output), "auto"
+        return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
 
-    def plan(
-        self,
-        config: BarberConfig,
-        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
-        ranks: Ranks = ALONE,
-    ) -> tuple[ModelSource, Plan, TokenWindows]:
-        """Everything checked that can be checked before work, on all ranks."""
-        self._cast(config.dtype)
-        source = self._source(choose_device(config.device))
-        plan = make_plan(config, source, ranks)
-        windows = windows_for(self.model, self.tokenizer, config, calibration)
-        check_ranks(ranks, config, windows)
-        return source, plan, windows
+    def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
+        """What a run from disk to disk would take, as a page; everything is checked, nothing is written.
 
-    def _source(self, device: torch.device) -> ModelSource:
-        return ModelSource(self.model, device)
-
-    def _save(self, directory: Path, config: BarberConfig, result: SparsifyResult) -> None:
-        shard = self.reference.shard_bytes if self.reference else None
-        record, report = result.sparsity_config, result.as_report()
-        settings = config.model_dump(mode="json")
-        save_checkpoint(
-            directory, self.model, self.tokenizer, settings, record, result.masks, report, shard_bytes=shard
-        )
-        if self.reference:
-            step = {"name": "prune", "producer": config.producer_name}
-            carry_structure(self.reference.directory, directory, step)
-
-    @staticmethod
-    def stream(model: str | Path) -> "StreamingSparsifier":
-        """The same from disk to disk, with no more than a decoder layer of the model in memory."""
-        from .streaming.sparsifier import StreamingSparsifier
-
-        return StreamingSparsifier.from_pretrained(model)
+        Raises:
+            BarberError: bad input, what the machine has not, or a model that cannot be streamed.
+        """
+        checkpoint = self._streamed({"--dry-run": True})
+        assert checkpoint is not None
+        with all_ranks(choose_device(config.device)) as together:
+            run = self._run(config, DiskSource(checkpoint, choose_device(config.device)), None, together)
+            return preview(checkpoint, run, activations, Path(save_dir).expanduser().resolve())
 
     def inputs(self, config: BarberConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        named = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
-        paths = [Path(str(name)) for name in (*named, *config.calibration.texts) if name is not None]
+        names = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
+        paths = [Path(str(name)) for name in (*names, *config.calibration.texts) if name is not None]
         return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
 
-    def _share_out(
+    def _streamed(self, requests: Mapping[str, bool]) -> DiskCheckpoint | None:
+        """The checkpoint to prune from disk to disk; None where the model is, or must be, in memory.
+
+        Raises:
+            BarberError: it is None, and one of `requests`, by flag, needs it.
+        """
+        if self._checkpoint is None:
+            name = self.reference.name if self.reference else type(self._model).__name__
+            for flag, needed in requests.items():
+                if needed:
+                    raise BarberError(f"{flag} needs streaming, which is not to be had for {name}: {self._obstacle}")
+        return self._checkpoint
+
+    def _run(
         self,
         config: BarberConfig,
         source: ModelSource,
-        plan: Plan,
-        windows: TokenWindows,
-        quiet: bool,
-        known: Shares | None = None,
-    ) -> Shares:
-        """The blocks' shares of the sparsity, those `known` if there are any; the plan has them from now on."""
-        sizes, target = prunable(source, config.ignore), plan.pattern.sparsity
-        if known is None:
-            weights = {block: sum(linears.values()) for block, linears in sizes.items()}
-            budget = Budget(target, weights, source, windows.tokens, plan, quiet or not plan.ranks.first)
-            with matrix_products(config.precision):
-                known = share_out(config.allocation, config.allocation_args, budget)
-            agreed = plan.ranks.broadcast(torch.tensor(list(known.sparsity.values()), dtype=torch.float64))
-            known.sparsity = dict(zip(known.sparsity, agreed.tolist(), strict=True))
-        plan.patterns = patterns_of(known.sparsity, sizes, target)
-        return known
+        calibration: Sequence[str] | Tensor | TokenWindows | None,
+        ranks: Ranks,
+    ) -> Run:
+        """Check everything that can be checked before work, on all ranks."""
+        cast_parameters(source.model, config.dtype)
+        plan = make_plan(config, source, ranks)
+        windows = windows_for(source.model, self.tokenizer, config, calibration)
+        check_ranks(ranks, config, windows)
+        name = self.reference.full_name if self.reference else getattr(source.model.config, "name_or_path", "") or None
+        return Run(config.under(plan.pattern, plan.exact), source, plan, windows, name)
 
-    def _prune(
-        self,
-        config: BarberConfig,
-        source: ModelSource,
-        plan: Plan,
-        windows: TokenWindows,
-        callbacks: Sequence[Callback],
-        quiet: bool,
-        earlier: Sequence[BlockReport] = (),
-    ) -> tuple[dict[str, PackedMask], list[BlockReport]]:
-        """The masks that this run made, and all reports behind the `earlier` ones of a run that it resumes."""
-        reports = list(earlier)
-        blocks, done = 2 * len(source), len(reports)
-        hidden = quiet or not plan.ranks.first or None
-        with tqdm(total=blocks, initial=done, unit="block", desc=config.producer_name, disable=hidden) as bar:
-
-            def finished(report: BlockReport) -> None:
-                reports.append(report)
-                bar.set_postfix_str(f"{report.block} E {report.error_before:.4g} -> {report.error_after:.4g}")
-                bar.update()
-                for callback in callbacks:
-                    callback(report)
-
-            with matrix_products(config.precision):
-                masks = prune(source, windows.tokens, plan, finished)
-        return masks, reports
-
-    def _result(
-        self,
-        config: BarberConfig,
-        source: ModelSource,
-        plan: Plan,
-        windows: TokenWindows,
-        masks: Mapping[str, PackedMask],
-        reports: list[BlockReport],
-        shares: Shares,
+    def _prune_in_memory(
+        self, run: Run, output: Path | None, callbacks: Sequence[Callback], quiet: bool
     ) -> SparsifyResult:
-        name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
-        return SparsifyResult(masks, describe(config, plan, source, windows, masks, name, shares), reports, shares)
+        """Change the model in place; the first rank writes it, if there is an output directory."""
+        writes = output is not None and run.plan.ranks.first
+        with staged(output) if output is not None and writes else nullcontext() as partial:
+            reports: list[BlockReport] = []
+            shares = share_sparsity(run, quiet)
+            masks = prune_layers(run, reports, callbacks, quiet)
+            result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
+            check_masks(self.model, masks, run.plan.pattern)
+            if partial is not None:
+                shard = self.reference.shard_bytes if self.reference else None
+                record, report, settings = (
+                    result.sparsity_config,
+                    result.as_report(),
+                    run.config.model_dump(mode="json"),
+                )
+                save_checkpoint(partial, self.model, self.tokenizer, settings, record, masks, report, shard)
+                self._carry_structure(partial, run.config)
+        run.plan.ranks.wait()
+        return result
+
+    def _prune_on_disk(
+        self, run: Run, checkpoint: DiskCheckpoint, source: DiskSource, callbacks: Sequence[Callback], quiet: bool
+    ) -> None:
+        """Prune layer by layer; then the first rank writes everything else and checks the whole checkpoint.
+
+        Raises:
+            BarberError: the files do not hold what was written.
+        """
+        progress = source.progress
+        assert progress is not None
+        shares = progress.shares = share_sparsity(run, quiet, progress.shares)
+        prune_layers(run, progress.reports, callbacks, quiet)
+        if not run.plan.ranks.first:
+            return
+        for name in source.names_outside_layers():
+            progress.output.write(name, checkpoint.weights.tensor(name))
+        progress.check()
+        masks, partial = progress.masks(), progress.directory.parent
+        record = describe(run, masks, shares)
+        report, settings = (
+            SparsifyResult(masks, record, progress.reports, shares).as_report(),
+            run.config.model_dump(mode="json"),
+        )
+        save_configs(partial, source.model, record, checkpoint.weights.layout, checkpoint.written)
+        save_record(partial, self.tokenizer, settings, record, masks, report)
+        self._carry_structure(partial, run.config)
+        for fault in verify_checkpoint(partial).faults:
+            raise BarberError(f"the masks do not hold: {fault}; nothing was written")
+        progress.discard()
+
+    def _carry_structure(self, directory: Path, config: BarberConfig) -> None:
+        if self.reference:
+            carry_structure(self.reference.directory, directory, {"name": "prune", "producer": config.producer_name})
+
+
+def share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:
+    """Share the sparsity out over the blocks, unless `shares` are known, and put it into the plan."""
+    config, plan = run.config, run.plan
+    sizes, target = prunable(run.source, config.ignore), plan.pattern.sparsity
+    if shares is None:
+        weights = {block: sum(linears.values()) for block, linears in sizes.items()}
+        budget = Budget(target, weights, run.source, run.windows.tokens, plan, quiet or not plan.ranks.first)
+        with matrix_products(config.precision):
+            shares = share_out(config.allocation, config.allocation_args, budget)
+        agreed = plan.ranks.broadcast(torch.tensor(list(shares.sparsity.values()), dtype=torch.float64))
+        shares.sparsity = dict(zip(shares.sparsity, agreed.tolist(), strict=True))
+    plan.patterns = patterns_of(shares.sparsity, sizes, target)
+    return shares
+
+
+def prune_layers(
+    run: Run, reports: list[BlockReport], callbacks: Sequence[Callback], quiet: bool
+) -> dict[str, PackedMask]:
+    """Prune the layers that are not done, behind a progress bar; each block's report is added to `reports`."""
+    blocks = 2 * len(run.source)
+    hidden = quiet or not run.plan.ranks.first or None
+    with tqdm(total=blocks, initial=len(reports), unit="block", desc=run.config.producer_name, disable=hidden) as bar:
+
+        def finish(report: BlockReport) -> None:
+            reports.append(report)
+            bar.set_postfix_str(f"{report.block} E {report.error_before:.4g} -> {report.error_after:.4g}")
+            bar.update()
+            for callback in callbacks:
+                callback(report)
+
+        with matrix_products(run.config.precision):
+            return prune(run.source, run.windows.tokens, run.plan, finish)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.names import ADAPTER_CONFIG_NAME
 from ..models.device import choose_device, working_dtype
 from ..models.loading import load_model, load_tokenizer, resolve_model
 from ..text.perplexity import perplexity
@@ -44,7 +45,7 @@ def evaluate_model(
 def _opened(name: str, dtype: str, device: torch.device) -> tuple[Any, Any, Any]:
     """Model, tokenizer and configuration."""
     dtype = working_dtype(dtype, device)
-    if (Path(name) / "adapter_config.json").is_file():
+    if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
         from optimum_barber.integrations.lora.checkpoint import load_adapter
 
         model = load_adapter(Path(name))

@@ -1,15 +1,32 @@
-"""Checking whatever a run left: a pruned, shrunk, merged or quantized checkpoint, or an adapter."""
+"""Check of whatever a run wrote: a pruned, shrunk, merged or quantized checkpoint, or an adapter."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import BarberError
-from ..checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from ..checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ..checkpoints.verify import Verification, verify_checkpoint
-from ..shrink.audit import audit_cut
+from ..shrink.audit import CutAudit, audit_cut
+
+
+@dataclass
+class ProductVerification(Verification):
+    """Outcome of a check of a shrunk checkpoint, which may have masks too.
+
+    Attributes:
+        cut: the audit of the removed heads and channels, whose faults are among `faults`.
+    """
+
+    cut: CutAudit | None = None
+
+    def __str__(self) -> str:
+        if self.cut is None:
+            return super().__str__()
+        return f"{self.cut}\n{super().__str__()}" if self.modules else str(self.cut)
 
 
 def verify_product(directory: str | Path, base: str | None = None, weights: bool = True) -> Verification:
-    """Check whatever a stage left: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
+    """Check whatever a stage wrote: a pruned, shrunk, merged or quantized checkpoint, or an adapter on its base.
 
     Args:
         directory: of the checkpoint or the adapter.
@@ -20,7 +37,7 @@ def verify_product(directory: str | Path, base: str | None = None, weights: bool
         BarberError: there is nothing of ours to check, or an adapter and its base do not belong together.
     """
     directory = Path(directory)
-    if (directory / "adapter_config.json").is_file():
+    if (directory / ADAPTER_CONFIG_NAME).is_file():
         from optimum_barber.integrations.lora.checkpoint import verify_adapter
 
         return verify_adapter(directory)
@@ -29,6 +46,6 @@ def verify_product(directory: str | Path, base: str | None = None, weights: bool
             raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
         return verify_checkpoint(directory)
     cut = audit_cut(directory, base, weights)
-    outcome = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
-    outcome.cut, outcome.faults = cut, [*cut.faults, *outcome.faults]
-    return outcome
+    masks = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
+    faults = [*cut.faults, *masks.faults]
+    return ProductVerification(masks.pattern, masks.modules, masks.pruned, masks.zeros, faults, cut)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..checkpoints.safetensors import SafetensorsWeights
 from ..checkpoints.structure import PrunedStructure, read_structure
-from ..checkpoints.weights import CheckpointWeights
-from ..models.loading import ModelReference, load_config, load_model, local_model, resolve_model
+from ..models.loading import ModelReference, empty_model, load_config, load_model, local_model, resolve_model
 from ..models.source import ModelSource
 from .cut import cut_state
 from .plan import replayed_budget
@@ -52,8 +52,8 @@ def audit_cut(directory: str | Path, base: str | None = None, weights: bool = Tr
     Raises:
         BarberError: there is no record, no checkpoint or no model `base`, or weights are not those of the cut any more.
     """
-    record, stored = read_structure(directory), CheckpointWeights.open(str(directory))
-    small = ModelSource(skeleton(resolve_model(str(directory))))
+    record, stored = read_structure(directory), SafetensorsWeights.open(directory)
+    small = ModelSource(empty_model(load_config(resolve_model(str(directory)), quantized=True)))
     units = units_of(small, record.unit)
     audit = CutAudit(len(record.layers) * len(linears_of_units(units)), kept_in_words(record))
     audit.faults = [*count_faults(record, small, units), *shape_faults(record, small.stack[0], units, stored)]
@@ -64,17 +64,6 @@ def audit_cut(directory: str | Path, base: str | None = None, weights: bool = Tr
         found = weight_faults(record, stored, dense)
         audit.faults += [f"{module}: {fault}" for module, fault in found.items() if module not in known]
     return audit
-
-
-def skeleton(reference: ModelReference) -> nn.Module:
-    """The model that a checkpoint's configuration says, without weights."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(reference, quantized=True)
-    with init_empty_weights():
-        made: nn.Module = AutoModelForCausalLM.from_config(config)
-    return made
 
 
 def base_of(record: PrunedStructure, base: str | None) -> tuple[ModelReference | None, str]:
@@ -119,7 +108,7 @@ def count_faults(record: PrunedStructure, small: ModelSource, units: LayerUnits)
 
 
 def shape_faults(
-    record: PrunedStructure, layer: nn.Module, units: LayerUnits, stored: CheckpointWeights
+    record: PrunedStructure, layer: nn.Module, units: LayerUnits, stored: SafetensorsWeights
 ) -> Iterable[str]:
     """Linears, and their biases, whose shape is not what the record says."""
     for path, structure in record.layers.items():
@@ -134,7 +123,7 @@ def shape_faults(
 
 
 def shape_fault(
-    path: str, linear: nn.Linear, name: str, unit: Units, count: int, stored: CheckpointWeights
+    path: str, linear: nn.Linear, name: str, unit: Units, count: int, stored: SafetensorsWeights
 ) -> str | None:
     """One Linear's fault, None where its shape is as recorded.
 
@@ -158,7 +147,7 @@ def shape_fault(
     return None
 
 
-def weight_faults(record: PrunedStructure, stored: CheckpointWeights, dense: ModelReference) -> dict[str, str]:
+def weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: ModelReference) -> dict[str, str]:
     """Modules of the checkpoint that are not, bit for bit, what the recorded cut makes of the dense model."""
     model: Any = load_model(dense, record.base_model["dtype"])
     source = ModelSource(model)
@@ -172,15 +161,15 @@ def weight_faults(record: PrunedStructure, stored: CheckpointWeights, dense: Mod
     return differences(expected, stored, added if record.settings.get("compensate") else set())
 
 
-def differences(expected: Mapping[str, Tensor], stored: CheckpointWeights, but: Collection[str]) -> dict[str, str]:
+def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, but: Collection[str]) -> dict[str, str]:
     """What is off, by module, but for some tensors; tied weights, which a checkpoint holds once, count once."""
-    held = {expected[key].data_ptr() for key in stored.files if key in expected}
+    held = {expected[key].data_ptr() for key in stored.entries if key in expected}
     faults = {
         key.rpartition(".")[0]: f"{key.rpartition('.')[2]} is missing"
         for key, tensor in expected.items()
-        if key not in stored.files and tensor.data_ptr() not in held
+        if key not in stored.entries and tensor.data_ptr() not in held
     }
-    for key in sorted(set(stored.files) - set(but)):
+    for key in sorted(set(stored.entries) - set(but)):
         module, _, kind = key.rpartition(".")
         if key not in expected:
             faults[module] = f"{kind} is none of the dense model's"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base.errors import BarberError
 from ..models.architectures import Structure
+from ..models.loading import empty_model
 from .units import CHANNELS, HEADS, LayerUnits
 
 Kept = Mapping[str, Mapping[str, list[int]]]
@@ -121,11 +122,7 @@ def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
 
     Biases that only `config` has are zero.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=like.config._attn_implementation)
+    model = empty_model(config, attn_implementation=like.config._attn_implementation)
     biases = {
         name: torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
         for name, parameter in model.named_parameters()

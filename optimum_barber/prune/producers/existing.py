@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...base.errors import BarberError
 from ...checkpoints.foreign import ForeignWeights
-from ...checkpoints.weights import CheckpointWeights
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...tensors.masks import keep_highest
 from ...tensors.patterns import SparsityPattern
 from .base import LinearInput, Produced, producer
@@ -22,7 +22,7 @@ CHANCE = 1e-3  # share of weights that may be zero without being pruned, as in d
 
 @cache
 def _opened(sparse_model: str) -> ForeignWeights:
-    return ForeignWeights(CheckpointWeights.open(sparse_model))
+    return ForeignWeights(SafetensorsWeights.open(sparse_model))
 
 
 def pattern_of_weights(

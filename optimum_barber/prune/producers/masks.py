@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...base.errors import BarberError
 from ...checkpoints.record import MaskFile
-from ...checkpoints.weights import CheckpointWeights
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...tensors.patterns import SparsityPattern
 from .base import LinearInput, Produced, producer
 
@@ -18,8 +18,8 @@ def _opened(masks: str) -> MaskFile:
 
 
 @cache
-def _checkpoint(weights: str) -> CheckpointWeights:
-    return CheckpointWeights.open(weights)
+def _checkpoint(weights: str) -> SafetensorsWeights:
+    return SafetensorsWeights.open(weights)
 
 
 def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weights: str = "") -> SparsityPattern:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...checkpoints.record import MaskFile, SparsityConfig, read_record
-from ...checkpoints.weights import CheckpointWeights
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...tensors.masks import PackedMask
 from .rounds import MEASURING
 
@@ -29,7 +29,7 @@ def pruned_record(sparse: str | Path) -> tuple[SparsityConfig, Mapping[str, Pack
 
 
 def linears_under(
-    model: nn.Module, record: SparsityConfig, weights: CheckpointWeights, masks: Mapping[str, PackedMask]
+    model: nn.Module, record: SparsityConfig, weights: SafetensorsWeights, masks: Mapping[str, PackedMask]
 ) -> dict[str, nn.Linear]:
     """The pruned Linears of the dense model, by name.
 
@@ -55,14 +55,14 @@ def linears_under(
     return found
 
 
-def check_others(model: nn.Module, weights: CheckpointWeights, pruned: Iterable[str]) -> None:
+def check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Iterable[str]) -> None:
     """Refuse a checkpoint that holds other values than the dense model where nothing is pruned.
 
     Raises:
         BarberError: it does; they would be lost.
     """
     state, seen = model.state_dict(), {f"{name}.weight" for name in pruned}
-    for key in weights.files.keys() & state.keys() - seen:
+    for key in weights.entries.keys() & state.keys() - seen:
         held = weights.tensor(key)
         if not torch.equal(held, state[key].cpu().to(held.dtype)):
             raise BarberError(

@@ -18,8 +18,8 @@ from ...base.rank_group import several_ranks
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
 from ...checkpoints.record import SparsityConfig
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
-from ...checkpoints.weights import CheckpointWeights
 from ...checkpoints.write import module_sparsity, save_checkpoint
 from ...models.device import choose_device
 from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
@@ -127,7 +127,7 @@ class BarberRefiner(PretrainedTool):
             raise BarberError("refine works in one process, without a process group of several")
         record, packed = pruned_record(sparse)
         model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
-        linears = linears_under(model, record, CheckpointWeights.open(str(sparse)), packed)
+        linears = linears_under(model, record, SafetensorsWeights.open(sparse), packed)
         windows = windows_for(model, self.tokenizer, config, calibration)
         check_windows(windows.tokens)
         if self.reference is not None:

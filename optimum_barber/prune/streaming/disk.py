@@ -1,8 +1,10 @@
-"""Decoder layers read from the disk one at a time, worked on, written to the output, and let go."""
+"""The store on disk: a decoder layer is read, worked on, committed to the output, and let go."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,113 +12,156 @@ from torch import Tensor, nn
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
-from ...checkpoints.stored import SafetensorsWeights, StoredWeights
+from ...checkpoints.names import GENERATION_CONFIG_NAME
+from ...checkpoints.safetensors import SafetensorsWeights
+from ...checkpoints.shards import Entry
+from ...checkpoints.stored import StoredWeights
 from ...models.activations import Activations
 from ...models.blocks import DecoderLayer
-from ...models.loading import ModelReference, brief, load_config
-from ...models.source import ModelSource, working_copy
+from ...models.loading import ModelReference, brief, empty_model, load_config
+from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
 
 
-def stored_weights(reference: ModelReference) -> StoredWeights:
-    """Open the files that a reference names; no weight is read.
+@dataclass
+class DiskCheckpoint:
+    """A checkpoint whose files are open and of which no weight has been read.
 
-    Raises:
-        BarberError: a file is missing, truncated or damaged.
+    Attributes:
+        reference: a GGUF file, or a local directory or hub snapshot of safetensors files.
+        weights: the opened files.
+        model: the causal LM without weights, in the dtype of the result.
+        obstacle: reason why its layers cannot be read one by one; None where they can.
     """
-    return GgufWeights.of(reference) if reference.gguf_file else SafetensorsWeights.of(reference)
+
+    reference: ModelReference
+    weights: StoredWeights
+    model: Any
+    obstacle: str | None
+
+    @classmethod
+    def open(cls, reference: ModelReference, dtype: str = "auto") -> "DiskCheckpoint":
+        """Open the files; `auto` keeps the checkpoint's dtype, float16 for GGUF.
+
+        Raises:
+            BarberError: a file is missing, truncated or damaged, or the configuration does not fit the weights.
+        """
+        weights: StoredWeights
+        weights = GgufWeights.of(reference) if reference.gguf_file else SafetensorsWeights.open(reference)
+        model = model_without_weights(reference, weights, dtype)
+        return cls(reference, weights, model, streaming_obstacle(model, weights))
+
+    @property
+    def written(self) -> dict[str, Entry]:
+        """Dtype and shape of every tensor of the output; tensors that the model does not know stay as they are."""
+        state = self.model.state_dict()
+        entries = dict(self.weights.entries)
+        for name in entries.keys() & state.keys():
+            entries[name] = Entry(state[name].dtype, tuple(state[name].shape))
+        return entries
 
 
-def skeleton(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> nn.Module:
-    """The causal LM of a checkpoint without its weights, in the dtype that loading it would give; names the weights.
+def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
+    """Build the causal LM in the dtype that loading it would give, and name the stored weights as it does.
 
     Raises:
         BarberError: its configuration does not fit its weights.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     config = load_config(reference)
     try:
-        chosen = getattr(torch, dtype) if dtype != "auto" else getattr(config, "dtype", None) or weights.dtype
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=chosen)
-        model.tie_weights()
-        if reference.gguf_file is None and (reference.directory / "generation_config.json").is_file():
+        if dtype == "auto":
+            chosen = getattr(config, "dtype", None) or weights.dtype
+        else:
+            chosen = getattr(torch, dtype)
+        model = empty_model(config, dtype=chosen)
+        if reference.gguf_file is None and (reference.directory / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(reference.directory)
-        weights.named_as(model)
+        weights.match_names(model)
     except Exception as error:  # whatever transformers raises on a bad configuration
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
-    return model.eval()
+    return model
 
 
-def why_whole(model: nn.Module, weights: StoredWeights) -> str | None:
-    """Why a checkpoint must be loaded whole to be pruned; None where its layers can be read one by one.
+def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
+    """The reason why a checkpoint must be loaded whole to be pruned; None where its layers can be read one by one.
 
     Raises:
         BarberError: a shape is not what the configuration says.
     """
     if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
         return f"{type(model).__name__} keeps some weights in float32"
-    if weights.whole:
-        return weights.whole
-    parameters, entries = dict(model.named_parameters()), weights.entries
-    state = model.state_dict()
-    tied = state.keys() - parameters.keys() - dict(model.named_buffers()).keys()
+    if weights.obstacle:
+        return weights.obstacle
+    state, entries = model.state_dict(), weights.entries
+    once = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()  # of tied weights the first
     for name, tensor in sorted(state.items()):
-        if name not in entries and name not in tied:
+        shape = tuple(tensor.shape)
+        if name not in entries and name in once:
             return f"its files have no {name}"
-        if name in entries and entries[name].shape != tuple(tensor.shape):
-            raise BarberError(
-                f"model {weights.name!r}: {name} has shape {entries[name].shape}, its config says {tuple(tensor.shape)}"
-            )
+        if name in entries and entries[name].shape != shape:
+            stored = entries[name].shape
+            raise BarberError(f"model {weights.name!r}: {name} has shape {stored}, its config says {shape}")
     return None
 
 
 class DiskSource(ModelSource):
-    """A checkpoint on disk: one decoder layer in memory at a time, its result written before the next is read.
+    """A checkpoint on disk of which one decoder layer is in memory at a time.
 
     Args:
-        model: the causal LM without its weights, from `skeleton`.
-        weights: its opened files.
+        checkpoint: the opened files and the model without weights.
         device: where a layer is worked on.
         dtype: working dtype of weights and activations.
+
+    Attributes:
+        disk: the opened files.
+        progress: what layers are committed to; None to read only.
     """
 
-    def __init__(
-        self, model: nn.Module, weights: StoredWeights, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__(model, device, dtype)
+    def __init__(self, checkpoint: DiskCheckpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(checkpoint.model, device, dtype)
         return_freed_buffers()
         self.home = torch.device("cpu")
-        self.disk = weights
+        self.disk = checkpoint.weights
         self.progress: Progress | None = None
+
+    @property
+    def done(self) -> int:
+        """How many layers are committed."""
+        return self.progress.layers if self.progress else 0
 
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
         """The hidden states that enter the first layer that is still to be done."""
-        with self._lent(self.model, self._around), self._lent(self.stack[0], self._within(0)):
+        with self._loaded(self.model, self._outer_names), self._loaded(self.stack[0], self._layer_names(0)):
             self._record_calls(windows[:1])
-        if self.progress is not None and self.progress.layers:
-            return (self._working(sample.clone()) for sample in self.progress.hidden())
+        if self.progress and self.done:
+            return map(self._working, self.progress.hidden())
         return self._embedded(windows)
 
-    def layers(self) -> Iterator[DecoderLayer]:
-        """Each layer that is still to be done; written and let go when the next is asked for."""
-        for index in range(self.progress.layers if self.progress else 0, len(self)):
-            module, name = self.stack[index], f"{self.path}.{index}"
-            trim()
-            with self._lent(module, self._within(index)):
-                self.disk.read_ahead(self._within(index + 1).values() if index + 1 < len(self) else ())
-                with working_copy(module, self.device, self.dtype):
-                    yield DecoderLayer.build(name, module, self._calls[index], self.architecture)
-                if self.progress is not None:
-                    self.progress.finish({full: module.state_dict()[n] for n, full in self._within(index).items()})
+    @contextmanager
+    def layer(self, index: int) -> Iterator[DecoderLayer]:
+        """Context manager: a layer read from the disk; its tensors are dropped at the end."""
+        trim()
+        with self._loaded(self.stack[index], self._layer_names(index)):
+            if index + 1 < len(self):
+                self.disk.read_ahead(self._layer_names(index + 1).values())
+            with super().layer(index) as layer:
+                yield layer
 
-    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """The masks, from the file that they are written to."""
-        return masks if self.progress is None else self.progress.keep(masks, hidden)
+    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Write the layer's weights, its masks and what enters the next one; all is on the disk on return.
+
+        Returns:
+            The masks, mapped from their file; none on ranks that do not write.
+        """
+        if self.progress is None:
+            return masks
+        state = self.stack[index].state_dict()
+        weights = {full: state[name] for name, full in self._layer_names(index).items()}
+        return self.progress.commit(masks, hidden, weights)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight from its file, in the file's dtype, tied ones once."""
@@ -124,34 +169,36 @@ class DiskSource(ModelSource):
             if name in self.disk.entries:
                 yield name, self.disk.tensor(name)
 
-    def others(self) -> list[str]:
-        """The tensors on the disk that no decoder layer holds, the model's own and those that it does not know."""
-        inner = {name for index in range(len(self)) for name in self._within(index).values()}
-        return [name for name in self.disk.entries if name not in inner]
+    def names_outside_layers(self) -> list[str]:
+        """The tensors on the disk that no decoder layer holds, among them those that the model does not know."""
+        inside: set[str] = set()
+        for index in range(len(self)):
+            inside.update(self._layer_names(index).values())
+        return [name for name in self.disk.entries if name not in inside]
 
     def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
-        with self._lent(self.model, self._around):
+        with self._loaded(self.model, self._outer_names):
             yield from super()._embedded(windows)
 
-    def _within(self, index: int) -> dict[str, str]:
-        """Names of a layer's tensors in the layer, with those in the checkpoint."""
+    def _layer_names(self, index: int) -> dict[str, str]:
+        """The full name of each tensor of a layer, by its name within the layer."""
         return {name: f"{self.path}.{index}.{name}" for name in self.stack[index].state_dict()}
 
     @cached_property
-    def _around(self) -> dict[str, str]:
-        """The tensors that the layers are called with: embedding and final norm."""
-        base = f"{self.model.base_model_prefix}."
-        names = [name for name in self.model.state_dict() if name.startswith(base)]
-        return {name: name for name in names if not name.startswith(f"{self.path}.")}
+    def _outer_names(self) -> dict[str, str]:
+        """The tensors of the base model outside its layers: embedding and final norm."""
+        prefix, inside = f"{self.model.base_model_prefix}.", f"{self.path}."
+        names = [name for name in self.model.state_dict() if name.startswith(prefix)]
+        return {name: name for name in names if not name.startswith(inside)}
 
     @contextmanager
-    def _lent(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
-        """Inside, these tensors of the module are mapped from the disk, in the dtype of the model."""
+    def _loaded(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
+        """Context manager: these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
-        opened = self.disk.reopened()  # so that changes go with the mapping
-        stored = {name: opened.tensor(full).to(empty[name].dtype) for name, full in names.items()}
+        files = self.disk.reopen()  # a mapping of its own, which takes all changes with it
+        stored = {name: files.tensor(full).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
-        del stored, opened
+        del stored, files
         try:
             yield
         finally:

@@ -2,39 +2,42 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...base.errors import BarberError
+from ...base.errors import BarberError, UnfinishedError
 from ...base.files import sync_directory, write_file
-from ...base.output import STATE_NAME
+from ...base.output import STATE_DIRECTORY, STATE_NAME, alone, full_disk, partial_of, shown, staged
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
-from ...checkpoints.shards import Entry, TensorFile, damaged, read_header
-from ...checkpoints.weights import CheckpointWeights
+from ...checkpoints.shards import Entry, OutputShards, TensorFile, damaged, read_header
+from ...checkpoints.stored import Layout
+from ...checkpoints.write import software
 from ...models.activations import Activations
 from ...tensors.budget import Shares
 from ...tensors.masks import PackedMask
+from ..pipeline import BlockReport
+from ..plan import Run
 
 
 class Progress:
     """What a run has done so far, in a directory beside the shards that it writes.
 
-    A layer counts as done when the state file says so, which is replaced in one step when everything else of
-    the layer is on the disk. What lies there beyond it is from a layer that was not finished, and is overwritten.
+    A layer counts as done when the state file says so. That file is replaced in one step, after everything else of the
+    layer is on the disk. Whatever lies there beyond it is of an unfinished layer and is overwritten.
 
     Args:
         directory: of the state.
         settings: everything that decides the result.
-        ranks: whose first one this is, and whose samples it keeps.
+        ranks: the first one writes; each reads its own samples.
 
     Attributes:
-        shards: the output's files, in which finished weights are written.
+        output: the output's files, on the first rank.
         layers: how many are done.
         reports: of the blocks so far.
         shares: of the blocks, once they are known.
@@ -44,33 +47,34 @@ class Progress:
         BarberError: the state that lies there is of other settings, or damaged.
     """
 
-    shards: "OutputShards"
+    output: OutputShards
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self.directory = directory
         self.ranks = ranks
-        self.settings = json.loads(json.dumps(settings, default=str))
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         self.layers = 0
-        self.reports: list[dict[str, Any]] = []
+        self.reports: list[BlockReport] = []
         self.shares: Shares | None = None
         self.checksums: dict[str, dict[str, int]] = {}
         if (directory / STATE_NAME).exists():
-            self._take_up(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
+            self._restore(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
 
-    def _take_up(self, state: Mapping[str, Any]) -> None:
-        differences = [
-            f"{key} was {state['settings'].get(key)}, is {self.settings.get(key)}"
-            for key in {**state["settings"], **self.settings}
-            if state["settings"].get(key) != self.settings.get(key)
-        ]
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        differences = []
+        for key in {**state["settings"], **self.settings}:
+            before, now = state["settings"].get(key), self.settings.get(key)
+            if before != now:
+                differences.append(f"{key} was {before}, is {now}")
         if differences:
             raise BarberError(f"resume is not possible with other settings: {'; '.join(differences)}")
-        self.layers, self.reports = state["layers"], state["reports"]
+        self.layers = state["layers"]
+        self.reports = [BlockReport(**report) for report in state["reports"]]
         self.shares = Shares(**state["shares"]) if state.get("shares") else None
         self.checksums = state.get("checksums", {})
         try:
-            for path in map(self._masks, range(self.layers)):
-                read_header(path)
+            for layer in range(self.layers):
+                read_header(self._masks_file(layer))
             if self.ranks.first:
                 self.check()
         except BarberError as error:
@@ -88,110 +92,143 @@ class Progress:
                 raise BarberError(f"{file} does not hold {name} as it was written")
 
     def hidden(self) -> Iterator[Tensor]:
-        """What enters the first layer that is still to be done, mapped from the disk, sample by sample of this rank."""
-        path = self._hidden(self.layers)
+        """What enters the first layer that is still to be done, sample by sample of this rank."""
+        from safetensors import safe_open
+
+        path = self._hidden_file(self.layers)
         names = sorted(read_header(path).entries)
-        weights = CheckpointWeights(dict.fromkeys(names, path), path.name)
-        return (weights.tensor(name) for name in names[self.ranks.share(len(names)).slice])
+        with safe_open(path, "pt") as file:
+            for name in names[self.ranks.share(len(names)).slice]:
+                yield file.get_tensor(name).clone()
 
     def masks(self) -> dict[str, PackedMask]:
         """The masks of all finished layers, mapped from the disk."""
-        return {name: mask for layer in range(self.layers) for name, mask in MaskFile(self._masks(layer)).items()}
+        masks: dict[str, PackedMask] = {}
+        for layer in range(self.layers):
+            masks.update(MaskFile(self._masks_file(layer)))
+        return masks
 
-    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Write the masks of the layer at hand, and what enters the next one."""
-        write_masks(self._masks(self.layers), masks, "")
-        entry = Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape))
-        entries = {f"{index:08d}": entry for index in range(hidden.total)}
-        path = self._hidden(self.layers + 1)
-        with closing(TensorFile(path, entries, {})) as file:
-            samples = zip(entries, self.ranks.collect(hidden.held, hidden.total), strict=True)
-            self.checksums[self._beside(path)] = {name: file.write(name, sample) for name, sample in samples}
-        return dict(MaskFile(self._masks(self.layers)))
+    def commit(
+        self, masks: dict[str, PackedMask], hidden: Activations, weights: Mapping[str, Tensor]
+    ) -> dict[str, PackedMask]:
+        """Write a layer durably and count it as done; ranks other than the first only send their samples.
 
-    def finish(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights of the layer at hand, and count it as done."""
+        Args:
+            masks: keep masks of the layer's Linears.
+            hidden: what enters the next layer.
+            weights: the layer's tensors by their names in the output.
+
+        Returns:
+            The masks, mapped from their file; none on ranks that do not write.
+        """
+        samples = self.ranks.collect(hidden.held, hidden.total)
+        if not self.ranks.first:
+            for _ in samples:
+                pass
+            self.layers += 1
+            return {}
+        write_masks(self._masks_file(self.layers), masks, "")
+        self._write_hidden(samples, Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape)), hidden.total)
         for name, weight in weights.items():
-            self.write(name, weight)
-        self.shards.sync()
+            self.output.write(name, weight)
+        self.output.sync()
         sync_directory(self.directory)
-        self.checksums.pop(self._beside(self._hidden(self.layers)), None)
-        shares = asdict(self.shares) if self.shares else None
+        self._count_layer()
+        return dict(MaskFile(self._masks_file(self.layers - 1)))
+
+    def _write_hidden(self, samples: Iterable[Tensor], entry: Entry, total: int) -> None:
+        path = self._hidden_file(self.layers + 1)
+        entries = {f"{index:08d}": entry for index in range(total)}
+        checksums = self.checksums[self._key(path)] = {}
+        with closing(TensorFile(path, entries, {})) as file:
+            for name, sample in zip(entries, samples, strict=True):
+                checksums[name] = file.write(name, sample)
+
+    def _count_layer(self) -> None:
+        """Replace the state file in one step; what entered the finished layer is no longer needed."""
+        finished = self._hidden_file(self.layers)
+        self.checksums.pop(self._key(finished), None)
         state = {
-            "settings": self.settings, "layers": self.layers + 1, "reports": self.reports, "shares": shares,
+            "settings": self.settings,
+            "layers": self.layers + 1,
+            "reports": [asdict(report) for report in self.reports],
+            "shares": asdict(self.shares) if self.shares else None,
             "checksums": self.checksums,
-        }  # fmt: skip
+        }
         write_file(self.directory / STATE_NAME, json.dumps(state), durable=True)
-        self._hidden(self.layers).unlink(missing_ok=True)
+        finished.unlink(missing_ok=True)
         self.layers += 1
 
-    def write(self, name: str, weight: Tensor) -> None:
-        """Write a weight of the output, and keep its checksum."""
-        file, checksum = self.shards.write(name, weight)
-        self.checksums.setdefault(file, {})[name] = checksum
-
     def discard(self) -> None:
-        """Throw the state away: the run is complete, or a resumed one would fare no better."""
+        """Delete the state: the run is complete, or a resumed one would fare no better."""
         (self.directory / STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _masks(self, layer: int) -> Path:
+    def _masks_file(self, layer: int) -> Path:
         return self.directory / f"masks-{layer:05d}.safetensors"
 
-    def _beside(self, path: Path) -> str:
-        return str(path.relative_to(self.directory.parent))
-
-    def _hidden(self, layer: int) -> Path:
+    def _hidden_file(self, layer: int) -> Path:
         return self.directory / f"hidden-{layer:05d}.safetensors"
 
-
-class Follower(Progress):
-    """The same on a rank that writes nothing: its samples go to the first, which keeps the masks too."""
-
-    def keep(self, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Send what enters the next layer."""
-        list(self.ranks.collect(hidden.held, hidden.total))
-        return {}
-
-    def finish(self, weights: Mapping[str, Tensor]) -> None:
-        """Count the layer at hand as done."""
-        self.layers += 1
+    def _key(self, path: Path) -> str:
+        return str(path.relative_to(self.directory.parent))
 
 
-class OutputShards:
-    """The output's safetensors files, with the names, tensors and order of the input's.
+@contextmanager
+def open_progress(
+    output: Path,
+    resume: bool,
+    settings: Mapping[str, Any],
+    ranks: Ranks,
+    layout: Layout,
+    entries: Mapping[str, Entry],
+) -> Iterator[Progress]:
+    """Open or resume a run's state. It is kept when the machine fails and deleted on bad input.
 
     Args:
-        directory: where they go.
-        files: file name of each tensor.
-        entries: dtype and shape of each tensor, as it will be written.
-        metadata: of each file.
+        output: directory that the result will be renamed to.
+        resume: whether to go on with a stopped run, if there is one.
+        settings: everything that decides the result.
+        ranks: the first one writes.
+        layout: files of the output.
+        entries: dtype and shape of each tensor of the output.
+
+    Raises:
+        BarberError: the state is of other settings, or damaged.
+        UnfinishedError: the disk is full.
     """
+    state = partial_of(output) / STATE_DIRECTORY
+    if not ranks.first:
+        ranks.wait()
+        yield Progress(shown(state), settings, ranks)
+        return
+    with staged(output, resume) as partial, alone(partial, STATE_DIRECTORY), full_disk(partial):
+        progress = Progress(state, settings, ranks)  # refuses other settings before any file is touched
+        try:
+            with OutputShards(partial, layout.files, entries, layout.metadata, progress.checksums) as progress.output:
+                ranks.wait()
+                yield progress
+        except UnfinishedError:
+            raise
+        except BarberError:  # no resumed run would fare better
+            progress.discard()
+            raise
 
-    def __init__(
-        self, directory: Path, files: Mapping[str, str], entries: Mapping[str, Entry], metadata: Mapping[str, Any]
-    ) -> None:
-        self.files = files
-        self._open = {
-            file: TensorFile(directory / file, {n: entries[n] for n in files if files[n] == file}, metadata[file])
-            for file in sorted(set(files.values()))
-        }
-        for folder in (directory, directory.parent):
-            sync_directory(folder)
 
-    def write(self, name: str, tensor: Tensor) -> tuple[str, int]:
-        """Write a tensor into its file; the file's name, and the CRC-32 of the tensor."""
-        file = self.files[name]
-        return file, self._open[file].write(name, tensor)
+def result_settings(run: Run, inputs: Iterable[Path]) -> dict[str, Any]:
+    """Everything that decides the result, by the name that a refusal will say."""
+    settings = run.config.model_dump(exclude={"batch_size", "rebuild", "calibration"})
+    settings |= run.config.rebuild.model_dump() | run.config.calibration.model_dump() | software()
+    settings["device"] = run.source.device.type
+    settings["calibration tokens"] = run.windows.fingerprint
+    for path in inputs:
+        settings[f"input {path}"] = _stamps(path)
+    return settings
 
-    def sync(self) -> None:
-        """Return when everything is on the disk."""
-        for file in self._open.values():
-            file.sync()
 
-    def __enter__(self) -> "OutputShards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.close()
+def _stamps(path: Path) -> list[Any]:
+    """Names, sizes and times of a file, or of the files of a directory: reading them would take minutes."""
+    files = [path]
+    if not path.is_file():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -11,7 +11,7 @@ from typing import Any
 from ...base.errors import FailedCheckError
 from ...base.files import write_json
 from ...base.output import alone, staged
-from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
 from ..verify import verify_product
 from . import fingerprint
@@ -24,7 +24,6 @@ from .tracking import Trackers
 from .validation import read_recipe
 
 SCRATCH = ".unfinished"
-ADAPTER_NAME = "sparsity_adapter.json"
 Teller = Callable[[str, dict[str, Any], bool], None]
 
 
@@ -170,7 +169,7 @@ def verified(model: Path, name: str) -> dict[str, Any]:
     Raises:
         FailedCheckError: a zero is lost, a mask is not the recorded one, or a cut model has not the recorded shapes.
     """
-    if not any((model / name).is_file() for name in (SPARSITY_NAME, ADAPTER_NAME, STRUCTURE_NAME)):
+    if not any((model / name).is_file() for name in (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME)):
         return {}
     outcome = verify_product(model, weights=False)
     if outcome.faults:

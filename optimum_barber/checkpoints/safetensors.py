@@ -1,0 +1,142 @@
+"""The one opener of safetensors checkpoints: every header is checked, tensors are read when asked for."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import BarberError
+from ..models.loading import ModelReference, brief, resolve_model
+from ..tensors.quantize import Quantized, unpack_codes
+from .names import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from .shards import Entry, Header, read_header
+from .stored import Layout, read_ahead
+
+
+@dataclass
+class SafetensorsWeights:
+    """The weights of a safetensors checkpoint, mapped from their files.
+
+    Attributes:
+        name: of the model, for messages.
+        directory: of the files.
+        headers: of each file, by its name.
+        layout: which file holds which tensor.
+    """
+
+    name: str
+    directory: Path
+    headers: Mapping[str, Header]
+    layout: Layout
+    obstacle: str | None = None
+    unpacks: bool = False
+
+    def __post_init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        for name, file in self.layout.files.items():
+            self.entries[name] = self.headers[file].entries[name]
+        self._mapped: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, model: str | Path | ModelReference) -> "SafetensorsWeights":
+        """Open a hub id, a directory or what these were resolved to; no weight is read.
+
+        As in transformers, `model.safetensors` counts before an index.
+
+        Raises:
+            BarberError: there are no such files, one is missing, truncated or damaged, or the index does not fit them.
+        """
+        reference = model if isinstance(model, ModelReference) else resolve_model(str(model))
+        name, directory = reference.name, reference.directory
+        index = None
+        shards = [WEIGHTS_NAME]
+        if not (directory / WEIGHTS_NAME).is_file():
+            index = _read_index(name, directory)
+            shards = sorted(set(index["weight_map"].values()))
+        try:
+            headers = {file: read_header(directory / file) for file in shards}
+        except BarberError as error:
+            raise BarberError(f"model {name!r}: {error}") from None
+        files = index["weight_map"] if index else dict.fromkeys(headers[WEIGHTS_NAME].entries, WEIGHTS_NAME)
+        for key, file in files.items():
+            if key not in headers[file].entries:
+                raise BarberError(f"model {name!r}: {file} lacks {key}, which the index says it holds")
+        metadata = {file: header.metadata for file, header in headers.items()}
+        return cls(name, directory, headers, Layout(files, metadata, index))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first floating-point tensor, or float32: what transformers takes where no config says it."""
+        for header in self.headers.values():
+            for entry in header.entries.values():
+                if entry.dtype.is_floating_point:
+                    return entry.dtype
+        return torch.float32
+
+    def match_names(self, model: nn.Module) -> None:
+        """Do nothing: the files have the model's names."""
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of that name, mapped from its file.
+
+        Raises:
+            BarberError: there is none, or its file cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if key not in self.entries:
+            raise BarberError(f"model {self.name!r} has no weight {key}")
+        file = self.layout.files[key]
+        try:
+            if file not in self._mapped:
+                self._mapped[file] = safe_open(self.directory / file, "pt")
+            tensor: Tensor = self._mapped[file].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise BarberError(f"model {self.name!r}: {file} cannot be read: {error}") from None
+        return tensor
+
+    def linear(self, module: str) -> Tensor:
+        """The weight of a Linear, (out, in), in the checkpoint's dtype; a packed one (compressed-tensors) dequantized.
+
+        Raises:
+            BarberError: the checkpoint has no such module, or it is packed in an unknown way.
+        """
+        key = f"{module}.weight"
+        if f"{key}_packed" not in self.entries:
+            return self.tensor(key)
+        packed, scale = self.tensor(f"{key}_packed"), self.tensor(f"{key}_scale")
+        shape = self.tensor(f"{key}_shape").tolist()
+        width = shape[-1]
+        fitting = [bits for bits in (4, 8) if packed.shape == (shape[0], -(-width * bits // 32))]
+        if len(fitting) != 1 or width % scale.shape[-1] or f"{key}_zero_point" in self.entries:
+            raise BarberError(f"model {self.name!r}: {module} is not packed as symmetric groups of 4 or 8 bits")
+        return Quantized(unpack_codes(packed, fitting[0], width), scale).dequantize()
+
+    def reopen(self) -> "SafetensorsWeights":
+        """Map the same files anew."""
+        return SafetensorsWeights(self.name, self.directory, self.headers, self.layout)
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Have the system read these tensors while others are worked on."""
+        for name in names:
+            file = self.layout.files[name]
+            read_ahead(self.directory / file, self.headers[file].starts[name], self.entries[name].bytes)
+
+
+def _read_index(name: str, directory: Path) -> dict[str, Any]:
+    path = directory / WEIGHTS_INDEX_NAME
+    if not path.is_file():
+        raise BarberError(f"model {name!r} has no safetensors files in {directory}")
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        outside = [file for file in index["weight_map"].values() if os.path.basename(file) != file]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BarberError(f"model {name!r}: {path.name} is no index: {brief(error)}") from None
+    if outside:
+        raise BarberError(f"model {name!r}: {path.name} names files outside of its directory")
+    return index
