@@ -11,30 +11,25 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.errors import BarberError
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
 from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import ONE_FILE
 from ..models.loading import PretrainedTool
-from ..runs.report.cuts import error_picture
-from ..runs.report.pictures import pyplot
 from ..text.windows import TokenWindows, windows_for
 from .compensate import mean_contributions
 from .cut import cut_model
 from .figures import describe_cut, pointer, report_of
-from .plan import Cut, plan_cut
+from .plan import Cut, plan_cut, reads_text
 from .scan import Kept, ScorePlan, choose_units
 from .settings import ShrinkConfig
 from .units import structure_of
 
-PICTURE_NAME = "errors.png"
-
 
 @dataclass
 class ShrinkResult:
-    """What `shrink` did.
+    """The result of `shrink`.
 
     Attributes:
         model: the smaller model.
@@ -47,20 +42,8 @@ class ShrinkResult:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def check_picture(windows: TokenWindows | None, scorer: str) -> None:
-    """Refuse a picture that could not be drawn, before any work.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        BarberError: no windows are read, on which errors could be measured.
-    """
-    pyplot()
-    if windows is None:
-        raise BarberError(f"picture shows errors on calibration text: scorer {scorer!r}, or the structure, reads none")
-
-
 def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
-    """How the units of a cut are ranked."""
+    """The ranking of a cut's units."""
     return ScorePlan(
         cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
     )
@@ -83,7 +66,6 @@ class BarberShrinker(PretrainedTool):
         overwrite: bool = False,
         latency: bool = True,
         quiet: bool = False,
-        picture: bool = False,
     ) -> ShrinkResult:
         """Make the smaller model and, with `save_dir`, write its checkpoint.
 
@@ -94,7 +76,6 @@ class BarberShrinker(PretrainedTool):
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             latency: measure prefill and decode before and after.
             quiet: no progress bar.
-            picture: draw the error of every block and decoder layer, in `errors.png`; needs the extra `report`.
 
         Raises:
             BarberError: bad input; nothing was written.
@@ -103,40 +84,39 @@ class BarberShrinker(PretrainedTool):
         if config.dtype != "auto":
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
-        windows = self._windows(config, cut, calibration)
-        if picture:
-            check_picture(windows, config.scorer)
+        windows = windows_for(self.model, self.tokenizer, config, calibration) if reads_text(config) else None
         with staged(output) if output is not None else nullcontext() as partial:
-            started = time.perf_counter()
-            kept = self._kept(config, cut, windows, quiet)
-            scored = time.perf_counter()
-            biases = {}
-            if config.compensate and windows is not None:
-                biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
-            small = cut_model(self.model, cut.config, kept, cut.units, biases)
-            seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
-            structure = describe_cut(config, cut, kept, windows, self.name)
-            small.config.structure_config = pointer(structure)
-            small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
+            result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
-                self._save(partial, small, structure, report)
-                if picture:
-                    error_picture(partial / PICTURE_NAME, {structure.scorer["name"]: report})
-        return ShrinkResult(small, structure, report)
+                self._save(partial, result)
+        return result
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        paths = [Path(name) for name in (*config.calibration.texts, config.structure) if name is not None]
-        return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
+        names = list(config.calibration.texts)
+        if config.structure is not None:
+            names.append(config.structure)
+        paths = [Path(name) for name in names if is_there(name)]
+        if self.reference:
+            paths.append(self.reference.path)
+        return paths
 
-    def _windows(
-        self, config: ShrinkConfig, cut: Cut, given: Sequence[str] | Tensor | TokenWindows | None
-    ) -> TokenWindows | None:
-        """Calibration windows; None where nobody looks at them."""
-        if not config.compensate and (cut.replayed is not None or not cut.scorer.needs_text):
-            return None
-        return windows_for(self.model, self.tokenizer, config, given)
+    def _cut(
+        self, config: ShrinkConfig, cut: Cut, windows: TokenWindows | None, latency: bool, quiet: bool
+    ) -> ShrinkResult:
+        started = time.perf_counter()
+        kept = self._kept(config, cut, windows, quiet)
+        scored = time.perf_counter()
+        biases = {}
+        if config.compensate and windows is not None:
+            biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
+        small = cut_model(self.model, cut.config, kept, cut.units, biases)
+        seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
+        structure = describe_cut(config, cut, kept, windows, self.name)
+        small.config.structure_config = pointer(structure)
+        small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
+        report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
+        return ShrinkResult(small, structure, report)
 
     def _kept(self, config: ShrinkConfig, cut: Cut, windows: TokenWindows | None, quiet: bool) -> Kept:
         if cut.replayed is not None:
@@ -147,13 +127,15 @@ class BarberShrinker(PretrainedTool):
 
     @property
     def name(self) -> str | None:
-        """What the model is called."""
-        return self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
+        """The name of the model; None for one made in memory."""
+        if self.reference:
+            return self.reference.full_name
+        return getattr(self.model.config, "name_or_path", "") or None
 
-    def _save(self, directory: Path, small: Any, structure: PrunedStructure, report: dict[str, Any]) -> None:
+    def _save(self, directory: Path, result: ShrinkResult) -> None:
         shard = self.reference.shard_bytes if self.reference else None
-        small.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
+        result.model.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
-        write_json(directory / STRUCTURE_NAME, structure.model_dump())
-        write_json(directory / REPORT_NAME, report)
+        write_json(directory / STRUCTURE_NAME, result.structure.model_dump())
+        write_json(directory / REPORT_NAME, result.report)
