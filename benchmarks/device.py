@@ -21,16 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optimum_barber import BarberConfig
+from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.models.architectures import architecture_of, decoder_stack
-from optimum_barber.models.loading import resolve_model
+from optimum_barber.models.loading import empty_model, resolve_model
 from optimum_barber.models.measure import latency, timed
 from optimum_barber.prune.cost.timing import stages
 from optimum_barber.prune.cost.work import Tokens, shapes_of, total
-from optimum_barber.prune.inspection import skeleton
 from optimum_barber.prune.pipeline import peak_memory, reset_peak_memory
 from optimum_barber.prune.producers import PRODUCERS
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 from optimum_barber.tensors.masks import keep_highest
 from optimum_barber.tensors.patterns import SparsityPattern
 
@@ -63,7 +61,7 @@ def main() -> int:
         for producer in args.producers:
             emit(pruned(args, config, model, Path(folder) / producer, producer))
         if cuda:
-            products(sorted({(m.out_features, m.in_features) for m in inner_linears(skeleton(config))}))
+            products(sorted({(m.out_features, m.in_features) for m in inner_linears(empty_model(config))}))
             whole(config, args.sequence_length)
     return 0
 
@@ -76,9 +74,10 @@ def pruned(args: argparse.Namespace, config: object, model: Path, output: Path, 
     settings = BarberConfig(producer=producer, sparsity=0.5, rebuild=args.rebuild)
     reset_peak_memory()
     started = time.perf_counter()
-    StreamingSparsifier(resolve_model(str(model))).sparsify(settings, windows, save_dir=output, quiet=True)
+    sparsifier = BarberSparsifier(None, None, resolve_model(str(model)), stream="always")
+    sparsifier.sparsify(settings, windows, save_dir=output, quiet=True)
     seconds, memory = time.perf_counter() - started, f"{peak_memory() / 2**30:.1f} GiB"
-    empty = skeleton(config)
+    empty = empty_model(config)
     architecture = architecture_of(empty)
     path, stack = decoder_stack(empty, architecture)
     tokens = Tokens(args.samples, args.sequence_length, args.hidden_size)

@@ -23,21 +23,20 @@ import torch
 from optimum_barber.base.fields import parts_of
 from optimum_barber.base.files import write_json
 from optimum_barber.checkpoints.shards import Entry, TensorFile
+from optimum_barber.models.loading import empty_model
 from optimum_barber.prune.cost.needs import ACTIVATION_COPIES, needs_of
-from optimum_barber.prune.inspection import skeleton
 from optimum_barber.prune.rebuild_settings import EXCHANGING
 
 MB = 10**6
 VOCABULARY = 32000
 RUN = """
 import sys, torch
-from optimum_barber import BarberConfig
+from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.models.loading import resolve_model
-from optimum_barber.prune.streaming.sparsifier import StreamingSparsifier
 model, output, rebuild, samples, length, place = sys.argv[1:]
 windows = torch.randint(0, 32000, (int(samples), int(length)), generator=torch.Generator().manual_seed(0))
 config = BarberConfig(sparsity=0.5, rebuild=rebuild)
-streaming = StreamingSparsifier(resolve_model(model))
+streaming = BarberSparsifier(None, None, resolve_model(model), stream="always")
 streaming.sparsify(config, windows, save_dir=output, quiet=True, activations=place)
 """
 
@@ -87,7 +86,7 @@ def llama(
 
 def shapes_of(config: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a model."""
-    return {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    return {name: tuple(p.shape) for name, p in empty_model(config).named_parameters()}
 
 
 def write_gguf(directory: Path, layers: int, hidden: int) -> Any:
@@ -154,7 +153,7 @@ def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     from optimum_barber.models.architectures import architecture_of, decoder_stack
 
     config = (write_gguf if args.gguf else write_model)(work / "model", layers, args.hidden_size)
-    model = skeleton(config)
+    model = empty_model(config)
     parameters = sum(p.numel() for p in model.parameters())
     architecture = architecture_of(model)
     stack = decoder_stack(model, architecture)[1]

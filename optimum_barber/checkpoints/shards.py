@@ -164,6 +164,9 @@ class OutputShards:
         metadata: of each file.
         checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
 
+    Attributes:
+        bytes: of all tensors.
+
     Raises:
         OSError: the disk has no room.
     """
@@ -178,6 +181,7 @@ class OutputShards:
     ) -> None:
         self.files = files
         self.checksums = checksums
+        self.bytes = sum(entries[name].bytes for name in files)
         self._open: dict[str, TensorFile] = {}
         for file in sorted(set(files.values())):
             held = {name: entries[name] for name in files if files[name] == file}

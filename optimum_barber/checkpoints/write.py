@@ -12,7 +12,6 @@ from ..tensors.masks import PackedMask, holds_pattern
 from ..tensors.patterns import SparsityPattern
 from .names import CONFIG_NAME, MASKS_NAME, REPORT_NAME, SPARSITY_NAME, WEIGHTS_INDEX_NAME
 from .record import ModuleSparsity, SparsityConfig, write_masks
-from .shards import Entry
 from .stored import Layout
 
 ONE_FILE = 2**50  # bytes; no shard is ever as large
@@ -39,25 +38,13 @@ def check_masks(model: Any, masks: Mapping[str, PackedMask], pattern: SparsityPa
             raise BarberError(f"the masks do not hold in {name}: nothing was written")
 
 
-def save_checkpoint(
-    directory: Path,
-    model: Any,
-    tokenizer: Any,
-    settings: Mapping[str, Any] | None,
-    record: SparsityConfig,
-    masks: Mapping[str, PackedMask],
-    report: Mapping[str, Any],
-    shard_bytes: int | None,
-) -> None:
-    """Write everything into `directory`; shards are at most `shard_bytes` large, None for one file."""
+def save_weights(directory: Path, model: Any, record: SparsityConfig, shard_bytes: int | None) -> None:
+    """Write a model and its configuration; shards are at most `shard_bytes` large, None for one file."""
     model.config.sparsity_config = pointer(record)
     model.save_pretrained(directory, max_shard_size=shard_bytes or ONE_FILE)
-    save_record(directory, tokenizer, settings, record, masks, report)
 
 
-def save_configs(
-    directory: Path, model: Any, record: SparsityConfig, layout: Layout, entries: Mapping[str, Entry]
-) -> None:
+def save_configs(directory: Path, model: Any, record: SparsityConfig, layout: Layout, size: int) -> None:
     """Write the configuration files of a model whose weights have been written already, and their index.
 
     Args:
@@ -65,7 +52,7 @@ def save_configs(
         model: the causal LM, which needs no weights.
         record: of the masks.
         layout: files of the weights.
-        entries: dtype and shape of each weight as it was written.
+        size: of all weights in bytes.
     """
     model.config.sparsity_config = pointer(record)
     model.config.dtype = record.base_model["dtype"]
@@ -74,7 +61,6 @@ def save_configs(
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
     if layout.index is not None:
-        size = sum(entry.bytes for entry in entries.values())
         metadata = {**layout.index.get("metadata", {}), "total_size": size}
         write_json(directory / WEIGHTS_INDEX_NAME, {**layout.index, "metadata": metadata})
 

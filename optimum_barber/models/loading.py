@@ -228,9 +228,6 @@ class PretrainedTool:
         reference = resolve_model(str(model))
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
-    def _cast(self, dtype: str) -> None:
-        cast_parameters(self.model, dtype)
-
 
 def cast_parameters(model: nn.Module, dtype: str) -> None:
     """Cast the parameters; buffers, such as rotary frequencies, keep their precision. `auto` changes nothing."""

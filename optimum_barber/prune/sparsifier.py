@@ -18,7 +18,7 @@ from ..base.ranks import Ranks
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
-from ..checkpoints.write import check_masks, save_checkpoint, save_configs, save_record
+from ..checkpoints.write import check_masks, save_configs, save_record, save_weights
 from ..models.device import choose_device, matrix_products
 from ..models.linears import prunable
 from ..models.loading import ModelReference, cast_parameters, load_model, load_tokenizer, resolve_model
@@ -33,7 +33,7 @@ from .plan import Run, check_ranks, make_plan
 from .settings import BarberConfig
 from .streaming.disk import DiskCheckpoint, DiskSource
 from .streaming.fit import fitting_needs, preview
-from .streaming.progress import open_progress, result_settings
+from .streaming.progress import Progress, open_progress, result_settings
 
 Callback = Callable[[BlockReport], None]
 STREAM = ("auto", "always", "never")
@@ -135,25 +135,29 @@ class BarberSparsifier:
         """
         checkpoint = self._streamed({"--resume": resume, "--activations disk": activations == "disk"})
         output = check_output(save_dir, overwrite, self.inputs(config), resume) if save_dir is not None else None
-        if checkpoint is not None and output is None:
+        if output is None and checkpoint is not None:
             if resume or activations == "disk" or self._stream == "always":
                 raise BarberError("streaming writes as it goes: save_dir is missing")
             checkpoint = None
-        with all_ranks(choose_device(config.device), ranks) as together:
+        device = choose_device(config.device)
+        with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
-                source = ModelSource(self.model, choose_device(config.device))
-                run = self._run(config, source, calibration, together)
+                run = self._run(config, ModelSource(self.model, device), calibration, together)
                 return self._prune_in_memory(run, output, callbacks, quiet)
-            disk = DiskSource(checkpoint, choose_device(config.device))
+            disk = DiskSource(checkpoint, device)
             run = self._run(config, disk, calibration, together)
             needs = fitting_needs(checkpoint, run, activations, output)
             settings, layout = result_settings(run, self.inputs(config)), checkpoint.weights.layout
-            with open_progress(output, resume, settings, together, layout, checkpoint.written) as disk.progress:
+            with open_progress(output, resume, settings, together, layout, checkpoint.written) as progress:
                 run.plan.batch_size = needs.batch_size
-                run.plan.scratch = disk.progress.directory if needs.place == "disk" else None
-                self._prune_on_disk(run, checkpoint, disk, callbacks, quiet)
+                run.plan.scratch = progress.directory if needs.place == "disk" else None
+                disk.progress = progress
+                progress.shares = share_sparsity(run, quiet, progress.shares)
+                prune_layers(run, progress.reports, callbacks, quiet)
+                if together.first:
+                    self._finish_on_disk(run, disk, progress, progress.shares)
             together.wait()
-        record, progress = read_record(shown(output)), disk.progress
+        record = read_record(shown(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
         return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
 
@@ -171,9 +175,12 @@ class BarberSparsifier:
 
     def inputs(self, config: BarberConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        names = [config.producer_args.get(key) for key in ("sparse_model", "masks")]
-        paths = [Path(str(name)) for name in (*names, *config.calibration.texts) if name is not None]
-        return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
+        arguments = config.producer_args
+        names = [str(arguments[key]) for key in ("sparse_model", "masks") if arguments.get(key) is not None]
+        paths = [path for path in map(Path, [*names, *config.calibration.texts]) if is_there(path)]
+        if self.reference:
+            paths.append(self.reference.path)
+        return paths
 
     def _streamed(self, requests: Mapping[str, bool]) -> DiskCheckpoint | None:
         """The checkpoint to prune from disk to disk; None where the model is, or must be, in memory.
@@ -207,58 +214,42 @@ class BarberSparsifier:
         self, run: Run, output: Path | None, callbacks: Sequence[Callback], quiet: bool
     ) -> SparsifyResult:
         """Change the model in place; the first rank writes it, if there is an output directory."""
-        writes = output is not None and run.plan.ranks.first
-        with staged(output) if output is not None and writes else nullcontext() as partial:
-            reports: list[BlockReport] = []
+        reports: list[BlockReport] = []
+        with staged(output) if output is not None and run.plan.ranks.first else nullcontext() as partial:
             shares = share_sparsity(run, quiet)
             masks = prune_layers(run, reports, callbacks, quiet)
-            result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
             check_masks(self.model, masks, run.plan.pattern)
+            result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
             if partial is not None:
                 shard = self.reference.shard_bytes if self.reference else None
-                record, report, settings = (
-                    result.sparsity_config,
-                    result.as_report(),
-                    run.config.model_dump(mode="json"),
-                )
-                save_checkpoint(partial, self.model, self.tokenizer, settings, record, masks, report, shard)
-                self._carry_structure(partial, run.config)
+                save_weights(partial, self.model, result.sparsity_config, shard)
+                self._save_rest(partial, run, result)
         run.plan.ranks.wait()
         return result
 
-    def _prune_on_disk(
-        self, run: Run, checkpoint: DiskCheckpoint, source: DiskSource, callbacks: Sequence[Callback], quiet: bool
-    ) -> None:
-        """Prune layer by layer; then the first rank writes everything else and checks the whole checkpoint.
+    def _finish_on_disk(self, run: Run, source: DiskSource, progress: Progress, shares: Shares) -> None:
+        """Write everything that is no decoder layer, and check the whole checkpoint before the state is deleted.
 
         Raises:
             BarberError: the files do not hold what was written.
         """
-        progress = source.progress
-        assert progress is not None
-        shares = progress.shares = share_sparsity(run, quiet, progress.shares)
-        prune_layers(run, progress.reports, callbacks, quiet)
-        if not run.plan.ranks.first:
-            return
         for name in source.names_outside_layers():
-            progress.output.write(name, checkpoint.weights.tensor(name))
+            progress.output.write(name, source.disk.tensor(name))
         progress.check()
         masks, partial = progress.masks(), progress.directory.parent
-        record = describe(run, masks, shares)
-        report, settings = (
-            SparsifyResult(masks, record, progress.reports, shares).as_report(),
-            run.config.model_dump(mode="json"),
-        )
-        save_configs(partial, source.model, record, checkpoint.weights.layout, checkpoint.written)
-        save_record(partial, self.tokenizer, settings, record, masks, report)
-        self._carry_structure(partial, run.config)
+        result = SparsifyResult(masks, describe(run, masks, shares), progress.reports, shares)
+        save_configs(partial, source.model, result.sparsity_config, source.disk.layout, progress.output.bytes)
+        self._save_rest(partial, run, result)
         for fault in verify_checkpoint(partial).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
         progress.discard()
 
-    def _carry_structure(self, directory: Path, config: BarberConfig) -> None:
+    def _save_rest(self, directory: Path, run: Run, result: SparsifyResult) -> None:
+        settings = run.config.model_dump(mode="json")
+        save_record(directory, self.tokenizer, settings, result.sparsity_config, result.masks, result.as_report())
         if self.reference:
-            carry_structure(self.reference.directory, directory, {"name": "prune", "producer": config.producer_name})
+            step = {"name": "prune", "producer": run.config.producer_name}
+            carry_structure(self.reference.directory, directory, step)
 
 
 def share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:

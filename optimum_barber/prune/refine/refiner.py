@@ -20,9 +20,9 @@ from ...checkpoints.pruned import carry_structure
 from ...checkpoints.record import SparsityConfig
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
-from ...checkpoints.write import module_sparsity, save_checkpoint
+from ...checkpoints.write import module_sparsity, save_record, save_weights
 from ...models.device import choose_device
-from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
+from ...models.loading import PretrainedTool, cast_parameters, load_model, load_tokenizer, resolve_model
 from ...tensors.masks import PackedMask
 from ...text.windows import TokenWindows, windows_for
 from ..block_cache import Masks
@@ -148,10 +148,11 @@ class BarberRefiner(PretrainedTool):
             BarberError: what was written does not hold the masks.
         """
         record, shard = result.sparsity_config, self.reference.shard_bytes if self.reference else None
-        self._cast(record.base_model["dtype"])
+        cast_parameters(self.model, record.base_model["dtype"])
         earlier = read_json(sparse / REPORT_NAME) if (sparse / REPORT_NAME).is_file() else {}
         report = {**earlier, "refine": result.as_report()}
-        save_checkpoint(directory, self.model, self.tokenizer, None, record, result.masks, report, shard_bytes=shard)
+        save_weights(directory, self.model, record, shard)
+        save_record(directory, self.tokenizer, None, record, result.masks, report)
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])
