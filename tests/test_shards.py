@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.safetensors import SafetensorsWeights
@@ -119,6 +121,25 @@ def test_a_wrong_index_is_named(tmp_path, change, message):
     path.write_text(json.dumps(index))
     with pytest.raises(BarberError, match=message):
         SafetensorsWeights.open(tmp_path / "m")
+
+
+def test_a_single_file_counts_before_an_index_as_in_transformers(tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    tiny_model(seed=2).save_pretrained(tmp_path / "one")
+    shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors.index.json").is_file()
+    weights = SafetensorsWeights.open(tmp_path / "m")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert weights.layout.index is None
+    for name, tensor in tiny_model(seed=2).named_parameters():
+        assert torch.equal(weights.tensor(name), tensor)
+        assert torch.equal(loaded.get_parameter(name), tensor)
+
+
+def test_a_folder_without_safetensors_files_is_named(tmp_path):
+    tiny_model().config.save_pretrained(tmp_path)
+    with pytest.raises(BarberError, match="has no safetensors files in"):
+        SafetensorsWeights.open(tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

@@ -129,6 +129,54 @@ def test_only_one_layer_ever_has_weights(tmp_path):
     assert all(p.is_meta for p in source.model.parameters())
 
 
+@pytest.fixture
+def model_loads(monkeypatch):
+    """The directories that whole models were loaded from."""
+    from optimum_barber.prune import sparsifier
+
+    loads, load = [], sparsifier.load_model
+    monkeypatch.setattr(sparsifier, "load_model", lambda r, dtype: loads.append(r.directory) or load(r, dtype))
+    return loads
+
+
+def test_python_streams_where_the_result_is_written_and_loads_where_it_is_not(tmp_path, model_dir, model_loads):
+    sparsifier = BarberSparsifier.from_pretrained(model_dir)
+    streamed_result = sparsifier.sparsify(QUICK, tiny_windows(6), tmp_path / "out", quiet=True)
+    assert model_loads == []
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in sparsifier.model.state_dict().items())
+    assert model_loads == [tmp_path / "out"]
+    loaded = BarberSparsifier.from_pretrained(model_dir)
+    result = loaded.sparsify(QUICK, tiny_windows(6), quiet=True)
+    assert model_loads[1:] == [model_dir]
+    assert {n: m.sha256 for n, m in result.masks.items()} == {n: m.sha256 for n, m in streamed_result.masks.items()}
+    assert all(torch.equal(tensor, written[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_model_that_was_loaded_is_pruned_in_memory(tmp_path, model_dir, model_loads):
+    sparsifier = BarberSparsifier.from_pretrained(model_dir)
+    model = sparsifier.model
+    sparsifier.sparsify(QUICK, tiny_windows(6), tmp_path / "out", quiet=True)
+    assert model_loads == [model_dir] and sparsifier.model is model
+    written = tensors(tmp_path / "out")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in written.items())
+
+
+def test_what_needs_streaming_is_refused_with_the_reason(tmp_path, model_dir):
+    in_memory = BarberSparsifier(tiny_model())
+    never = BarberSparsifier.from_pretrained(model_dir, stream="never")
+    for sparsifier, reason in ((in_memory, "LlamaForCausalLM: it is in memory$"), (never, "model.*: --stream never$")):
+        for flag, named in (("--resume", {"resume": True}), ("--activations disk", {"activations": "disk"})):
+            with pytest.raises(BarberError, match=f"^{flag} needs streaming, which is not to be had for .*{reason}"):
+                sparsifier.sparsify(QUICK, tiny_windows(), tmp_path / "out", quiet=True, **named)
+        with pytest.raises(BarberError, match=f"^--dry-run needs streaming, which is not to be had for .*{reason}"):
+            sparsifier.preview(QUICK, tmp_path / "out")
+    with pytest.raises(BarberError, match="streaming writes as it goes: save_dir is missing"):
+        BarberSparsifier.from_pretrained(model_dir, stream="always").sparsify(QUICK, tiny_windows())
+    with pytest.raises(BarberError, match="stream 'sometimes' is not legal: auto, always, never"):
+        BarberSparsifier.from_pretrained(model_dir, stream="sometimes")
+
+
 class Stop(BaseException):
     """As a kill would: nobody catches it."""
 

@@ -36,7 +36,7 @@ class PrunedModel:
     @classmethod
     def load(cls, name: str | Path, dtype: str = "auto") -> "PrunedModel":
         """Open a directory that `prune` or a later step wrote, or any dense model."""
-        reference = resolve_model(str(name))
+        reference = resolve_model(name)
         record, masks = open_masks(reference.directory)
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference, record, masks)
 

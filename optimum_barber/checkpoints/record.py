@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,7 @@ from .shards import write_tensors
 
 MASKS_FORMAT = "optimum_barber.masks"
 FORMAT_VERSION = 1
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class ModuleSparsity(BaseModel):
@@ -82,14 +83,23 @@ def read_record(directory: str | Path) -> SparsityConfig:
     path = Path(directory) / SPARSITY_NAME
     if not path.is_file():
         raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
+    return read_versioned(path, SparsityConfig, "sparsity config")
+
+
+def read_versioned(path: Path, record: type[Record], kind: str) -> Record:
+    """Read a JSON record, whose format has a version.
+
+    Raises:
+        BarberError: it is of a newer format, or no such record.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("format_version", 1)
+        version = content.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise BarberError(f"{path} has format version {version}; known is {FORMAT_VERSION}")
-        return SparsityConfig.model_validate(content)
+        return record.model_validate(content)
     except (json.JSONDecodeError, AttributeError, ValidationError) as error:
-        raise BarberError(f"{path} is no sparsity config: {str(error).splitlines()[0]}") from None
+        raise BarberError(f"{path} is no {kind}: {str(error).splitlines()[0]}") from None
 
 
 def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> None:

@@ -40,7 +40,7 @@ class Runtime:
     """A runtime and its verdicts by kind.
 
     Attributes:
-        tested: whether this project runs it; else the verdicts are from its source and its maintainers' words.
+        tested: whether this project runs it; else the verdicts come from its source and its maintainers.
         verdicts: by kind, out of `KINDS`.
     """
 
@@ -133,30 +133,35 @@ def kind_of(directory: str | Path) -> str:
 
 
 def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
-    weights = [group.get("weights") or {} for group in config.get("config_groups", {}).values()]
-    known = all(w.get("type", "int") == "int" and w.get("num_bits") in (4, 8) for w in weights)
-    if config.get("quant_method") != "compressed-tensors" or not weights or not known:
-        method, form = config.get("quant_method"), config.get("format")
+    method, form = config.get("quant_method"), config.get("format")
+    kinds = set()
+    for group in config.get("config_groups", {}).values():
+        weights = group.get("weights") or {}
+        kinds.add((weights.get("type", "int"), weights.get("num_bits")))
+    if method != "compressed-tensors" or not kinds or not kinds <= {("int", 4), ("int", 8)}:
         raise BarberError(f"{directory} is quantized by {method} ({form}): known is compressed-tensors, int4 or int8")
     return "quantized"
 
 
 def rows(kind: str) -> list[tuple[str, ...]]:
     """Runtime, loads, faster, tested here and why, for one kind."""
-    return [
-        (name, verdict.loads, verdict.faster, "yes" if runtime.tested else "no", verdict.why)
-        for name, runtime in RUNTIMES.items()
-        for verdict in [runtime.verdicts[kind]]
-    ]
+    lines = []
+    for name, runtime in RUNTIMES.items():
+        verdict = runtime.verdicts[kind]
+        lines.append((name, verdict.loads, verdict.faster, "yes" if runtime.tested else "no", verdict.why))
+    return lines
 
 
 def report(directory: str | Path) -> str:
     """What a checkpoint is, and a line a runtime."""
     kind = kind_of(directory)
     table = [("runtime", "loads", "faster", "tested here", "why"), *rows(kind)]
-    widths = [max(len(row[column]) for row in table) for column in range(4)]
-    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in table]
-    return "\n".join([f"{KINDS[kind]}, as of {CHECKED}", *lines]) + "\n"
+    *columns, _ = zip(*table, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    text = f"{KINDS[kind]}, as of {CHECKED}\n"
+    for row in table:
+        text += "  ".join([*map(str.ljust, row, widths), row[-1]]) + "\n"
+    return text
 
 
 def markdown() -> str:
@@ -165,5 +170,6 @@ def markdown() -> str:
     for kind, description in KINDS.items():
         parts += [f"## {description[0].upper()}{description[1:]}", ""]
         parts += ["| runtime | loads | faster | tested here | why |", "| --- | --- | --- | --- | --- |"]
-        parts += [f"| {' | '.join(row)} |" for row in rows(kind)] + [""]
+        parts += [f"| {' | '.join(row)} |" for row in rows(kind)]
+        parts.append("")
     return "\n".join(parts)

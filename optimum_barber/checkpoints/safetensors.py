@@ -51,7 +51,7 @@ class SafetensorsWeights:
         Raises:
             BarberError: there are no such files, one is missing, truncated or damaged, or the index does not fit them.
         """
-        reference = model if isinstance(model, ModelReference) else resolve_model(str(model))
+        reference = resolve_model(model)
         name, directory = reference.name, reference.directory
         index = None
         shards = [WEIGHTS_NAME]

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..base.errors import BarberError
 from .names import STRUCTURE_NAME
+from .record import read_versioned
 
 
 class KeptUnits(BaseModel):
@@ -57,9 +58,10 @@ class PrunedStructure(BaseModel):
     @property
     def kept(self) -> dict[str, dict[str, list[int]]]:
         """Units that stayed, by decoder layer and kind."""
-        return {
-            name: {"heads": layer.heads.kept, "channels": layer.channels.kept} for name, layer in self.layers.items()
-        }
+        kept = {}
+        for name, layer in self.layers.items():
+            kept[name] = {"heads": layer.heads.kept, "channels": layer.channels.kept}
+        return kept
 
     @property
     def fingerprint(self) -> str:
@@ -76,11 +78,4 @@ def read_structure(path: str | Path) -> PrunedStructure:
     path = Path(path) / STRUCTURE_NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise BarberError(f"structure {path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("format_version", 1)
-        if version != 1:
-            raise BarberError(f"structure {path} has format version {version}; known is 1")
-        return PrunedStructure.model_validate(content)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
-        raise BarberError(f"structure {path} is no pruned structure: {str(error).splitlines()[0]}") from None
+    return read_versioned(path, PrunedStructure, "pruned structure")

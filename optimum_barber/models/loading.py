@@ -49,12 +49,15 @@ class ModelReference:
         return max(sizes) if len(sizes) > 1 else None
 
 
-def resolve_model(name: str) -> ModelReference:
-    """Find the model's files, from the hub where `name` is neither a path nor an installed package.
+def resolve_model(model: str | Path | ModelReference) -> ModelReference:
+    """Find a model's files, from the hub where its name is neither a path nor `installed:PACKAGE`.
 
     Raises:
         BarberError: there is no such model.
     """
+    if isinstance(model, ModelReference):
+        return model
+    name = str(model)
     if name.startswith("installed:"):
         return _in_directory(name, _package_directory(name.removeprefix("installed:")))
     path = Path(name).expanduser()
@@ -81,10 +84,9 @@ def _package_directory(package: str) -> Path:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         spec = None
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    if not locations:
+    if spec is None or not spec.submodule_search_locations:
         raise BarberError(f"model 'installed:{package}' does not exist: no package {package!r} is installed")
-    return Path(locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
 def _from_hub(name: str) -> Path:
@@ -99,7 +101,7 @@ def _from_hub(name: str) -> Path:
 
 
 def local_model(name: str) -> ModelReference | None:
-    """A model whose files are on this machine; None where they would have to be fetched, or are gone."""
+    """A model whose files are on this machine; None where they would have to be fetched, or are missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -209,7 +211,7 @@ def load_tokenizer(reference: ModelReference) -> Any:
 
 
 class PretrainedTool:
-    """What works on a causal LM, loaded or in memory.
+    """Base of the classes that work on a whole causal LM in memory.
 
     Args:
         model: a transformers causal LM.
@@ -238,7 +240,7 @@ def cast_parameters(model: nn.Module, dtype: str) -> None:
 
 
 def brief(error: Exception) -> str:
-    """Kind and first lines of somebody else's error, on one line."""
+    """Kind and beginning of another library's error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -256,11 +258,11 @@ def needs_gguf() -> None:
 
 
 def _dequantized(config: Any) -> dict[str, Any]:
-    """What has transformers dequantize a compressed-tensors checkpoint while it loads."""
-    how = getattr(config, "quantization_config", None) or {}
-    if how.get("quant_method") != "compressed-tensors":
+    """The options with which transformers dequantizes a compressed-tensors checkpoint while it loads."""
+    settings = getattr(config, "quantization_config", None) or {}
+    if settings.get("quant_method") != "compressed-tensors":
         return {}
-    config.quantization_config = {**how, "dequantize": True}
+    config.quantization_config = {**settings, "dequantize": True}
     return {"config": config}
 
 

@@ -85,7 +85,7 @@ class BarberSparsifier:
         Raises:
             BarberError: there is no such model, it is damaged, or it cannot be streamed and must be.
         """
-        reference = model if isinstance(model, ModelReference) else resolve_model(str(model))
+        reference = resolve_model(model)
         sparsifier = cls(None, None, reference, dtype, stream)
         sparsifier.tokenizer = load_tokenizer(reference)
         return sparsifier

@@ -57,7 +57,7 @@ def audit_cut(directory: str | Path, base: str | None = None, weights: bool = Tr
         BarberError: there is no record, no checkpoint or no model `base`, or weights are not those of the cut any more.
     """
     record, stored = read_structure(directory), SafetensorsWeights.open(directory)
-    small = ModelSource(empty_model(load_config(resolve_model(str(directory)), quantized=True)))
+    small = ModelSource(empty_model(load_config(resolve_model(directory), quantized=True)))
     units = units_of(small, record.unit)
     audit = CutAudit(len(record.layers) * len(linears_of_units(units)), kept_in_words(record))
     audit.faults = [*count_faults(record, small, units), *shape_faults(record, small.stack[0], units, stored)]
