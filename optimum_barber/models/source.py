@@ -19,7 +19,10 @@ class LayerSource(Protocol):
 
     @property
     def done(self) -> int:
-        """How many layers are committed already, by a run that was stopped."""
+        """How many layers a stopped run has committed already."""
+
+    def __len__(self) -> int:
+        """How many decoder layers there are."""
 
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
         """The hidden states that enter layer `done`, one (1, length, hidden) tensor a window."""
@@ -27,23 +30,11 @@ class LayerSource(Protocol):
     def layer(self, index: int) -> AbstractContextManager[DecoderLayer]:
         """Context manager: a decoder layer, its weights in the working dtype."""
 
+    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
+        """Inside `layer(index)`, keep its weights, its masks and what enters the next layer; the masks as they lie."""
+
     def layers(self) -> Iterator[DecoderLayer]:
         """All decoder layers in order, to be read."""
-
-    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Keep what was done to the layer at hand; to be called inside `layer(index)`.
-
-        Args:
-            index: of the layer.
-            masks: keep masks of its Linears.
-            hidden: what enters the next layer.
-
-        Returns:
-            The same masks, where they lie now.
-        """
-
-    def __len__(self) -> int:
-        """How many decoder layers there are."""
 
 
 class ModelSource:

@@ -1,6 +1,6 @@
 """The public verb: a causal LM in, a pruned checkpoint with masks, config and report out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ class BarberSparsifier:
             checkpoint = DiskCheckpoint.open(reference, dtype)
             self._obstacle = checkpoint.obstacle
             self._checkpoint = checkpoint if checkpoint.obstacle is None else None
-        self._streamed({"--stream always": stream == "always"})
+        if stream == "always":
+            self._check_streaming("--stream always")
 
     @classmethod
     def from_pretrained(cls, model: str | Path | ModelReference, dtype: str = "auto", stream: str = "auto") -> Self:
@@ -120,8 +121,7 @@ class BarberSparsifier:
             config: everything that decides the masks.
             calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
             save_dir: where the checkpoint goes; made in `save_dir.partial` and renamed at the end.
-            overwrite: whether `save_dir` may hold something already, which stays until the end, or a stopped run be
-                thrown away.
+            overwrite: replace what `save_dir` holds, at the very end; a stopped run for it is thrown away.
             callbacks: called with each block's report, on every rank.
             quiet: no progress bar.
             ranks: `ranks.ALONE` to work alone though a process group is initialised.
@@ -129,16 +129,12 @@ class BarberSparsifier:
             activations: where calibration activations lie: memory, disk (from disk to disk only), or auto.
 
         Raises:
-            BarberError: bad input, or what the machine has not; nothing was written. No weight in memory has changed
-                either, unless it is a producer that fails half-way.
+            BarberError: bad input, or what the machine has not; nothing was written, and no weight in memory has
+                changed unless a producer failed half-way.
             UnfinishedError: the disk or the device's memory is full, or another rank has ended; what is done is kept.
         """
-        checkpoint = self._streamed({"--resume": resume, "--activations disk": activations == "disk"})
+        checkpoint = self._streamed(save_dir, resume, activations)
         output = check_output(save_dir, overwrite, self.inputs(config), resume) if save_dir is not None else None
-        if output is None and checkpoint is not None:
-            if resume or activations == "disk" or self._stream == "always":
-                raise BarberError("streaming writes as it goes: save_dir is missing")
-            checkpoint = None
         device = choose_device(config.device)
         with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
@@ -147,15 +143,11 @@ class BarberSparsifier:
             disk = DiskSource(checkpoint, device)
             run = self._run(config, disk, calibration, together)
             needs = fitting_needs(checkpoint, run, activations, output)
-            settings, layout = result_settings(run, self.inputs(config)), checkpoint.weights.layout
-            with open_progress(output, resume, settings, together, layout, checkpoint.written) as progress:
+            settings = result_settings(run, self.inputs(config))
+            with open_progress(output, resume, settings, together, disk.disk.layout, checkpoint.written) as progress:
                 run.plan.batch_size = needs.batch_size
                 run.plan.scratch = progress.directory if needs.place == "disk" else None
-                disk.progress = progress
-                progress.shares = share_sparsity(run, quiet, progress.shares)
-                prune_layers(run, progress.reports, callbacks, quiet)
-                if together.first:
-                    self._finish_on_disk(run, disk, progress, progress.shares)
+                self._prune_on_disk(run, disk, progress, callbacks, quiet)
             together.wait()
         record = read_record(shown(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
@@ -167,7 +159,8 @@ class BarberSparsifier:
         Raises:
             BarberError: bad input, what the machine has not, or a model that cannot be streamed.
         """
-        checkpoint = self._streamed({"--dry-run": True})
+        self._check_streaming("--dry-run")
+        checkpoint = self._checkpoint
         assert checkpoint is not None
         with all_ranks(choose_device(config.device)) as together:
             run = self._run(config, DiskSource(checkpoint, choose_device(config.device)), None, together)
@@ -182,18 +175,25 @@ class BarberSparsifier:
             paths.append(self.reference.path)
         return paths
 
-    def _streamed(self, requests: Mapping[str, bool]) -> DiskCheckpoint | None:
-        """The checkpoint to prune from disk to disk; None where the model is, or must be, in memory.
+    def _streamed(self, save_dir: str | Path | None, resume: bool, activations: str) -> DiskCheckpoint | None:
+        """The checkpoint to prune from disk to disk; None where the model is pruned in memory.
 
         Raises:
-            BarberError: it is None, and one of `requests`, by flag, needs it.
+            BarberError: it is None, or nothing is to be written, and something was asked for that needs streaming.
         """
+        requests = {"--stream always": self._stream == "always"}
+        requests |= {"--resume": resume, "--activations disk": activations == "disk"}
+        for flag, requested in requests.items():
+            if requested:
+                self._check_streaming(flag)
+                if save_dir is None:
+                    raise BarberError("streaming writes as it goes: save_dir is missing")
+        return self._checkpoint if save_dir is not None else None
+
+    def _check_streaming(self, flag: str) -> None:
         if self._checkpoint is None:
             name = self.reference.name if self.reference else type(self._model).__name__
-            for flag, needed in requests.items():
-                if needed:
-                    raise BarberError(f"{flag} needs streaming, which is not to be had for {name}: {self._obstacle}")
-        return self._checkpoint
+            raise BarberError(f"{flag} needs streaming, which is not to be had for {name}: {self._obstacle}")
 
     def _run(
         self,
@@ -227,12 +227,19 @@ class BarberSparsifier:
         run.plan.ranks.wait()
         return result
 
-    def _finish_on_disk(self, run: Run, source: DiskSource, progress: Progress, shares: Shares) -> None:
-        """Write everything that is no decoder layer, and check the whole checkpoint before the state is deleted.
+    def _prune_on_disk(
+        self, run: Run, source: DiskSource, progress: Progress, callbacks: Sequence[Callback], quiet: bool
+    ) -> None:
+        """Commit layer by layer; then the first rank writes everything else and checks the whole checkpoint.
 
         Raises:
             BarberError: the files do not hold what was written.
         """
+        source.progress = progress
+        shares = progress.shares = share_sparsity(run, quiet, progress.shares)
+        prune_layers(run, progress.reports, callbacks, quiet)
+        if not run.plan.ranks.first:
+            return
         for name in source.names_outside_layers():
             progress.output.write(name, source.disk.tensor(name))
         progress.check()

@@ -111,15 +111,10 @@ class Progress:
     def commit(
         self, masks: dict[str, PackedMask], hidden: Activations, weights: Mapping[str, Tensor]
     ) -> dict[str, PackedMask]:
-        """Write a layer durably and count it as done; ranks other than the first only send their samples.
-
-        Args:
-            masks: keep masks of the layer's Linears.
-            hidden: what enters the next layer.
-            weights: the layer's tensors by their names in the output.
+        """Write a layer's masks, its output and its weights durably, and count it as done.
 
         Returns:
-            The masks, mapped from their file; none on ranks that do not write.
+            The masks, mapped from their file; none on the ranks after the first, which only send their samples.
         """
         samples = self.ranks.collect(hidden.held, hidden.total)
         if not self.ranks.first:
@@ -184,14 +179,6 @@ def open_progress(
     entries: Mapping[str, Entry],
 ) -> Iterator[Progress]:
     """Open or resume a run's state. It is kept when the machine fails and deleted on bad input.
-
-    Args:
-        output: directory that the result will be renamed to.
-        resume: whether to go on with a stopped run, if there is one.
-        settings: everything that decides the result.
-        ranks: the first one writes.
-        layout: files of the output.
-        entries: dtype and shape of each tensor of the output.
 
     Raises:
         BarberError: the state is of other settings, or damaged.
