@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from optimum_barber.prune.pipeline import prune
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.block_cache import SharedPass
+from optimum_barber.prune.pipeline import Plan, prune
+from optimum_barber.prune.producers import PRODUCERS
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS, Outcome, chain_of, starts_with
 from optimum_barber.prune.trial import Trial
+from optimum_barber.tensors.patterns import SparsityPattern
 
-from .conftest import tiny_windows
-from .test_timing import ONE, made_of
+from .conftest import tiny_model, tiny_windows
 from .test_trial import trial  # noqa: F401
 
 CONFIG = RebuildConfig(method="swaps+gauss-newton")
@@ -25,10 +28,9 @@ def copied(masks):
     return {name: keep.clone() for name, keep in masks.items()}
 
 
-def link_before(name, config=CONFIG):
-    """A link that changes nothing and is followed by the named rebuilder."""
-    link = chain_of(RebuildConfig(method=f"swaps+{name}"))[0]
-    return type(link)(lambda block, config: Outcome(block.masks), config, link.following)
+def wish(name):
+    """The pass that the named rebuilder starts with."""
+    return SharedPass(REBUILDERS[name].measure, CONFIG)
 
 
 def recording(name):
@@ -46,7 +48,7 @@ def recording(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_statistics_of_a_shared_pass_are_handed_out_once_and_for_these_masks_only(trial, name):  # noqa: F811
     note, received = recording(name)
-    link_before(name)(trial)
+    trial.shared_pass = wish(name)
     trial.share_last_pass(trial.masks)
     shared, before = trial.cache.shared[2], passes(trial)
     note(trial, CONFIG)
@@ -63,7 +65,7 @@ def test_the_statistics_of_a_shared_pass_are_handed_out_once_and_for_these_masks
 
 def test_statistics_of_masks_that_were_written_to_are_not_used(trial):  # noqa: F811
     note, received = recording("swaps")
-    link_before("swaps")(trial)
+    trial.shared_pass = wish("swaps")
     trial.share_last_pass(trial.masks)
     shared = trial.cache.shared[2]
     trial.masks["down"][:, 0] = False
@@ -71,26 +73,36 @@ def test_statistics_of_masks_that_were_written_to_are_not_used(trial):  # noqa: 
     assert received[0] is not shared
 
 
+@pytest.mark.parametrize(("accept", "shared"), [("if-better", ["swaps", "gauss-newton"]), ("always", [])])
+def test_the_chain_tells_the_trial_what_the_next_rebuilder_starts_with(trial, accept, shared):  # noqa: F811
+    config = RebuildConfig(method="barber+swaps+gauss-newton+barber", swaps=1, newton_rounds=1, accept=accept)
+    wishes = []
+    for rebuild in chain_of(config):
+        trial.masks = rebuild(trial).masks
+        wishes.append(trial.shared_pass)
+    assert [each for each in wishes if each] == [SharedPass(REBUILDERS[name].measure, config) for name in shared]
+    assert wishes[2:] == [None, None]
+
+
 def test_no_pass_is_shared_for_measured_masks_or_where_the_next_rebuilder_has_none(trial):  # noqa: F811
-    for link in (link_before("barber"), link_before("swaps", RebuildConfig(method="swaps", accept="always"))):
-        link(trial)
-        trial.share_last_pass(trial.masks)
-        assert trial.cache.shared is None and passes(trial) == 0
-    link_before("swaps")(trial)
+    trial.share_last_pass(trial.masks)
+    assert trial.cache.shared is None and passes(trial) == 0
+    trial.shared_pass = wish("swaps")
     trial.error(trial.masks)
     trial.share_last_pass(trial.masks)
-    assert trial.cache.shared is None
+    assert trial.cache.shared is None and passes(trial) == 1
 
 
 @pytest.mark.parametrize("method", ["barber+swaps", "barber+gauss-newton", "swaps+gauss-newton"])
 def test_masks_that_the_next_rebuilder_measures_are_not_measured_twice(monkeypatch, method):
     reports, masks = {}, {}
     for sharing in (True, False):
-        source, _, plan = made_of("llama", rebuild={**ONE, "method": method, "accept": "if-better"})
+        config = RebuildConfig(method=method, rebuild_ratio=0.5, rounds=1)
+        plan = Plan(PRODUCERS["wanda"], SparsityPattern(0.5), rebuilders=chain_of(config), relative_error=True)
         reports[sharing] = []
         if not sharing:
             monkeypatch.setattr(Trial, "share_last_pass", lambda trial, masks: None)
-        masks[sharing] = prune(source, tiny_windows(), plan, reports[sharing].append)
+        masks[sharing] = prune(ModelSource(tiny_model()), tiny_windows(), plan, reports[sharing].append)
     assert {n: m.sha256 for n, m in masks[True].items()} == {n: m.sha256 for n, m in masks[False].items()}
     for one, two in zip(*reports.values(), strict=True):
         assert (one.error_after, one.rounds) == (two.error_after, two.rounds)
@@ -100,7 +112,7 @@ def test_masks_that_the_next_rebuilder_measures_are_not_measured_twice(monkeypat
 
 def test_rejected_masks_leave_nothing_to_the_next_rebuilder(trial):  # noqa: F811
     note, received = recording("swaps")
-    link_before("swaps")(trial)
+    trial.shared_pass = wish("swaps")
     trial.share_last_pass({name: torch.zeros_like(keep) for name, keep in trial.masks.items()})
     note(trial, CONFIG)
     fresh = REBUILDERS["swaps"].measure(trial, trial.masks, CONFIG)
@@ -109,7 +121,7 @@ def test_rejected_masks_leave_nothing_to_the_next_rebuilder(trial):  # noqa: F81
 
 def test_a_pass_by_other_settings_is_not_used(trial):  # noqa: F811
     note, received = recording("swaps")
-    link_before("swaps")(trial)
+    trial.shared_pass = wish("swaps")
     trial.share_last_pass(trial.masks)
     other = CONFIG.model_copy(update={"shrinkage": 0.0})
     note(trial, other)

@@ -36,13 +36,7 @@ def _writes(keep: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of a pass over all samples.
-
-    Attributes:
-        masks: under which the block ran.
-        errors: E of every sample of all ranks, in their order.
-        outputs: of the block, one tensor a sample of this rank.
-    """
+    """A pass over all samples: E of every sample of all ranks, in their order, and this rank's outputs."""
 
     masks: MaskVersion
     errors: list[float]
@@ -51,13 +45,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ClosingInputs:
-    """Inputs of the closing Linear: where nothing but its mask changes, it alone has to run again.
-
-    Attributes:
-        linear: name of the Linear whose output is the block's.
-        masks: of the whole block, under which it had these inputs.
-        samples: one tensor a sample, in their order.
-    """
+    """Inputs of the closing Linear, one tensor a sample: where only its mask changes, it alone runs again."""
 
     linear: str
     masks: MaskVersion
@@ -74,11 +62,9 @@ class KnownGram:
 
 @dataclass(frozen=True)
 class SharedPass:
-    """The pass that a rebuilder starts with; the rebuilder before it makes it while measuring its last masks.
+    """The pass that a rebuilder starts with, from trial, masks and settings to its initial statistics.
 
-    Attributes:
-        measure: from the trial, masks and settings to the initial statistics; measures E(M) on the way.
-        config: settings of the rebuilder.
+    It measures E(masks) on the way, so the rebuilder before makes it at its last masks.
     """
 
     measure: Callable[[Any, Masks, RebuildConfig], Any]

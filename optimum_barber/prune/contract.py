@@ -28,11 +28,16 @@ def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], e
     answer = producer.function(linear, **arguments)
     if linear.weight._version != version:
         raise BarberError(f"{author}: it changed the weight of {linear.name} in place; work on a copy")
-    made = answer if isinstance(answer, Produced) else Produced(answer)
-    keep = _check_mask(f"{author}: its mask for {linear.name}", made.keep, linear.weight, linear.pattern, exact)
-    if made.weight is None:
+    if not isinstance(answer, Produced):
+        answer = Produced(answer)
+    whose = f"{author}: its mask for {linear.name}"
+    _check_mask(whose, answer.keep, linear.weight.shape, linear.pattern)
+    if exact:
+        _check_count(whose, answer.keep, linear.pattern)
+    keep = answer.keep.to(linear.weight.device)
+    if answer.weight is None:
         return Produced(keep)
-    return Produced(keep, _check_weight(f"{author}: its weight for {linear.name}", made.weight, keep, linear.weight))
+    return Produced(keep, _check_weight(f"{author}: its weight for {linear.name}", answer.weight, keep, linear.weight))
 
 
 def check_rebuilt(
@@ -52,28 +57,29 @@ def check_rebuilt(
     if list(after) != list(before):
         raise BarberError(f"rebuilder's masks for {name} are of {list(after)}, expected {list(before)}")
     for linear, keep in after.items():
-        expected = before[linear].shape
-        if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != expected:
-            raise BarberError(
-                f"rebuilder's mask for {linear} is {_described(keep)}, expected torch.bool {tuple(expected)}"
-            )
-        if not holds_pattern(keep, pattern):
-            raise BarberError(f"rebuilder's mask for {linear} does not hold the pattern {pattern}")
-    kept, was = (sum(int(keep.count_nonzero()) for keep in masks.values()) for masks in (after, before))
-    if kept != was:
-        raise BarberError(f"rebuilder's masks for {name} keep {kept} weights, expected {was} as before")
+        _check_mask(f"rebuilder's mask for {linear}", keep, before[linear].shape, pattern)
+    kept, expected = kept_weights(after), kept_weights(before)
+    if kept != expected:
+        raise BarberError(f"rebuilder's masks for {name} keep {kept} weights, expected {expected} as before")
 
 
-def _check_mask(whose: str, keep: Any, weight: Tensor, pattern: SparsityPattern, exact: bool) -> Tensor:
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
-        raise BarberError(f"{whose} is {_described(keep)}, expected torch.bool {tuple(weight.shape)}")
+def kept_weights(masks: Mapping[str, Tensor]) -> int:
+    """The number of weights that the masks of a block keep."""
+    return sum(int(keep.count_nonzero()) for keep in masks.values())
+
+
+def _check_mask(whose: str, keep: Any, shape: torch.Size, pattern: SparsityPattern) -> None:
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != shape:
+        raise BarberError(f"{whose} is {_described(keep)}, expected torch.bool {tuple(shape)}")
     if not holds_pattern(keep, pattern):
         raise BarberError(f"{whose} does not hold the pattern {pattern}")
+
+
+def _check_count(whose: str, keep: Tensor, pattern: SparsityPattern) -> None:
     pruned, most = int((~keep).sum()), pattern.pruned(keep.numel())
     # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
-    if exact and not most - max(keep.shape) < pruned <= most:
+    if not most - max(keep.shape) < pruned <= most:
         raise BarberError(f"{whose} prunes {pruned} of {keep.numel()} weights, expected {most}")
-    return keep.to(weight.device)
 
 
 def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tensor:
@@ -86,11 +92,11 @@ def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tenso
 
 
 def _author(producer: Producer) -> str:
-    """Module and name of the function, such as "barber_ria.ria"."""
     function = producer.function
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def _described(answer: Any) -> str:
-    """Dtype and shape of a tensor, the class of anything else."""
-    return f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+    if isinstance(answer, Tensor):
+        return f"{answer.dtype} {tuple(answer.shape)}"
+    return type(answer).__name__

@@ -1,7 +1,7 @@
 """The one loop over decoder layers and blocks: observe, produce, rebuild, commit, advance."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,6 +23,7 @@ from .block_cache import Masks
 from .contract import ask, check_rebuilt
 from .producers import LinearInput, Producer
 from .rebuilders import Rebuilder
+from .rebuilders.base import swap_count
 from .reconstructions import Reconstruction
 from .trial import Trial
 
@@ -174,7 +175,10 @@ def settle(
 
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
     """Inputs and dense outputs of a block on the sparse stream, with the statistics that the producer needs."""
-    linears = {n: m for n, m in block.linears.items() if not any(fnmatchcase(n, glob) for glob in plan.ignore)}
+    linears = {}
+    for name, linear in block.linears.items():
+        if not any(fnmatchcase(name, glob) for glob in plan.ignore):
+            linears[name] = linear
     trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name), plan.ranks)
     if plan.relative_error:
         trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
@@ -188,9 +192,14 @@ def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[A
     activations no longer decide it. The layer itself adds the outputs to the stream, those of later blocks as zeros;
     where it norms them first (Gemma 2), the error is still of what goes into that norm.
     """
-    rest = len(layer.blocks) - len(outputs)
-    streams = (layer.output(h, [*o, *[torch.zeros_like(h)] * rest]) for h, *o in zip(hidden, *outputs, strict=True))
-    return hidden.like(1 / s.square().mean(-1, keepdim=True).clamp(min=1e-12) for s in streams)
+
+    def weights() -> Iterator[Tensor]:
+        for h, *before in zip(hidden, *outputs, strict=True):
+            later = [torch.zeros_like(h)] * (len(layer.blocks) - len(outputs))
+            stream = layer.output(h, [*before, *later])
+            yield 1 / stream.square().mean(-1, keepdim=True).clamp(min=1e-12)
+
+    return hidden.like(weights())
 
 
 def watch(
@@ -223,14 +232,16 @@ def watch(
 
 
 def produce(trial: Trial, plan: Plan) -> Masks:
-    """The producer's masks, checked; weights that it changed go into `trial.updated`."""
+    """The producer's masks, checked; weights that it changes become those of the trial."""
     masks: Masks = {}
+    updated = {}
     for name in trial.linears:
         linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed)
         made = ask(plan.producer, linear, plan.arguments, plan.exact)
         masks[name] = made.keep
         if made.weight is not None:
-            trial.updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
+            updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
+    trial.use_values(updated)
     return masks
 
 
@@ -247,13 +258,13 @@ def rebuild(name: str, trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[di
 
 def report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], started: float) -> BlockReport:
     """The figures of one finished block, before it is committed."""
-    unchanged = [(trial.masks[name] == first[name]).all(1) for name in first]
+    unchanged = [(trial.masks[name] == keep).all(1) for name, keep in first.items()]
     return BlockReport(
         block=block.name,
         **figures,
         error_after=trial.error(trial.masks),
         pairs=sum(int(r.get("pairs", 0)) for r in figures["rounds"]),
-        swaps=sum(int((trial.masks[name] & ~first[name]).sum()) for name in first),
+        swaps=swap_count(first, trial.masks),
         rows=sum(len(rows) for rows in unchanged),
         rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
         forward_passes=trial.forward_passes,

@@ -7,6 +7,7 @@ the block's, so residual and input determine the error. For the others it is the
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,7 @@ def closing_linear(trial: Trial) -> str | None:
     return next(iter(trial.cache.closing), None)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Input and output of one call of a Linear."""
 
     input: Tensor
@@ -117,20 +117,13 @@ class InputSums:
     """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's.
 
     Inputs that no mask of the block reaches are the same in every pass: their Gram matrices are summed in the first
-    and kept in the block's cache.
-
-    Args:
-        trial: the block.
-        names: of the Linears.
-        shrinkage: of the Gram matrices, in [0, 1].
-        grams: shrunk Gram matrices by Linear that need not be summed.
+    and kept in the block's cache. Shrunk ones that are given are not summed.
     """
 
     def __init__(
         self, trial: Trial, names: Sequence[str], shrinkage: float, grams: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.names, self.ranks, self.shrinkage = names, trial.ranks, shrinkage
-        self.given = dict(grams or {})
+        self.names, self.ranks, self.shrinkage, self.given = names, trial.ranks, shrinkage, dict(grams or {})
         self.known = trial.cache.grams.setdefault(shrinkage, {})
         self.same_input: dict[str, str] = {}  # by Linear, the first one with its input
         self.first_inputs: dict[str, Tensor] = {}  # by Linear but the closing one, of inputs that are not known

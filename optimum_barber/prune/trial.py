@@ -25,14 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What the block gives for one sample.
-
-    Attributes:
-        error: E of the sample, a scalar; in a gradient pass with its graph.
-        output: of the block, (1, tokens, channels).
-        target: of the same shape.
-        token_weights: omega, (1, tokens, 1); None for 1.
-    """
+    """What the block gives for one sample: its error, a scalar, and its output, (1, tokens, channels)."""
 
     error: Tensor
     output: Tensor
@@ -51,11 +44,11 @@ class Trial:
 
     E(M) = mean(omega (Block(W * M, X) - Y)^2) over samples, tokens and channels; Y = Block(W, X) is the dense
     output on the sparse stream X, omega a weight for every token, by default 1. Every sample is computed on
-    its own and sums run in the order of the samples. An error is measured once for the same mask tensors, as long as
-    nothing is written to them.
+    its own and sums run in the order of the samples. E is measured once for the same mask tensors, until one of them
+    or a weight is written to.
 
-    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all ranks. The first
-    rank's masks are measured on every rank, so all decide alike.
+    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all ranks; the masks
+    that are measured are the first rank's, so all decide alike.
 
     Attributes:
         forward: the block, from one sample's input to its output.
@@ -71,8 +64,8 @@ class Trial:
         ranks: that share the samples; all of them call the same methods in the same order.
         forward_passes: forward passes over all samples, in units of the whole set, be it of the closing Linear alone.
         gradient_passes: forward and backward passes over all samples.
-        shared_pass: what the next rebuilder of the chain wants measured at the last masks of the one at work.
-        leaves_closing: whether the next rebuilder goes on with exchanges, first of all in the closing Linear.
+        shared_pass: the pass that the next rebuilder of the chain starts with.
+        leaves_closing: whether the closing Linear's exchanges are left to the next rebuilder.
         cache: what was measured and may be used again.
     """
 
@@ -180,12 +173,9 @@ class Trial:
         self, targets: Activations | None = None, stride: int = 1, inputs: Iterable[Tensor] | None = None
     ) -> Iterator[Sample]:
         """Input (X by default), target (Y by default) and token weights of every stride-th sample."""
-        inputs = self.inputs.every(stride) if inputs is None else inputs
-        targets = (self.targets if targets is None else targets).every(stride)
-        weights: Iterable[Tensor | None] = [None] * len(targets)
-        if self.token_weights is not None:
-            weights = self.token_weights.every(stride)
-        return zip(inputs, targets, weights, strict=True)
+        some = self.inputs.every(stride)
+        weights = [None] * len(some) if self.token_weights is None else self.token_weights.every(stride)
+        return zip(inputs or some, (targets or self.targets).every(stride), weights, strict=True)
 
     def use_values(self, values: dict[str, Tensor]) -> None:
         """Set `updated`, by Linear; what was measured with other values is dropped."""
@@ -195,10 +185,7 @@ class Trial:
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
         standing, before = self.updated, self.error(self.masks)
-        candidate = dict(standing)
-        for name, value in values.items():
-            candidate[name] = self.ranks.broadcast(value)
-        self.use_values(candidate)
+        self.use_values({**standing, **{name: self.ranks.broadcast(value) for name, value in values.items()}})
         after = self.error(self.masks)
         if after < before:
             return True
@@ -227,8 +214,7 @@ class Trial:
         closing = self.cache.take_closing_inputs(masks)
         if closing is None:
             return self.watch(masks)
-        samples = self.samples(inputs=closing.samples)
-        return self._forward_pass(masks, self.linears[closing.linear], samples)
+        return self._forward_pass(masks, self.linears[closing.linear], self.samples(inputs=closing.samples))
 
     @torch.no_grad()
     def _forward_pass(
@@ -281,12 +267,14 @@ class Trial:
         dense = {name: linear.weight.data for name, linear in self.linears.items()}
         masked = {name: self.weight(name, masks[name]) for name in self.linears}
         try:
-            for name, linear in self.linears.items():
-                linear.weight.data = masked[name]
+            self._set_weights(masked)
             yield
         finally:
-            for name, linear in self.linears.items():
-                linear.weight.data = dense[name]
+            self._set_weights(dense)
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, linear in self.linears.items():
+            linear.weight.data = weights[name]
 
     def _take_first_ranks(self, masks: Masks) -> None:
         """Replace, in the dictionary, masks that differ from the first rank's."""

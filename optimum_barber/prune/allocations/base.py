@@ -69,7 +69,6 @@ class Budget:
 
     def masks(self, trial: Trial, sparsity: float) -> Masks:
         """The producer's masks of a block at a sparsity; weights that it changes are those of `trial` from now on."""
-        trial.updated = {}
         return produce(trial, replace(self.plan, pattern=SparsityPattern(sparsity, whole=True)))
 
     def check_spread(self, allocation: str, spread: float) -> None:

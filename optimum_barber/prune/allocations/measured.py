@@ -6,6 +6,7 @@ from typing import Any
 
 from ...base.errors import BarberError
 from ...tensors.budget import ErrorCurve, Shares, least_error
+from ..contract import kept_weights
 from ..trial import Trial
 from .base import Budget, allocation
 
@@ -39,8 +40,9 @@ def measured(budget: Budget, *, spread: float = 0.1, samples: int = 8) -> Shares
     curves: list[ErrorCurve] = []
     for _, block, trial in budget.trials(budget.plan.producer.needs, samples, relative=True):
         points = [measure(budget, block, trial, sparsity) for sparsity in (lowest, budget.target, highest)]
-        curves.append(ErrorCurve.through(*map(list, zip(*points, strict=True))))
-        found[block] = {"errors": [list(point) for point in points], **asdict(curves[-1])}
+        curve = ErrorCurve.through(*map(list, zip(*points, strict=True)))
+        curves.append(curve)
+        found[block] = {"errors": [list(point) for point in points], **asdict(curve)}
     weights = [budget.weights[block] for block in found]
     shares = least_error(curves, weights, budget.target, lowest, highest)
     return Shares(dict(zip(found, shares, strict=True)), found)
@@ -52,5 +54,5 @@ def measure(budget: Budget, block: str, trial: Trial, sparsity: float) -> tuple[
     error = trial.error(masks)
     if not math.isfinite(error):
         raise BarberError(f"allocation 'measured': the error of {block} is {error} at sparsity {sparsity:g}")
-    pruned = sum(int((~keep).count_nonzero()) for keep in masks.values())
-    return pruned / sum(keep.numel() for keep in masks.values()), error
+    weights = sum(keep.numel() for keep in masks.values())
+    return (weights - kept_weights(masks)) / weights, error

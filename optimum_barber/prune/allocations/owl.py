@@ -1,6 +1,7 @@
 """OWL, outlier weighed layerwise sparsity (arXiv 2310.05175): layers with more outliers are pruned less."""
 
 from itertools import groupby
+from operator import itemgetter
 
 from torch import Tensor
 
@@ -23,23 +24,27 @@ def owl(budget: Budget, *, outlier: float = 5.0, spread: float = 0.08) -> Shares
     budget.check_spread("owl", spread)
     if not outlier > 0:
         raise BarberError(f"outlier {outlier:g} of allocation 'owl' is not legal: a number above 0")
-    shares: dict[str, float] = {}
-    members: dict[str, list[str]] = {}
-    for layer, trials in groupby(budget.trials(["input_norm"]), key=lambda found: found[0]):
+    outliers: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    layer_of: dict[str, str] = {}
+    for layer, trials in groupby(budget.trials(["input_norm"]), key=itemgetter(0)):
         scores: list[Tensor] = []
         for _, block, trial in trials:
-            members.setdefault(layer, []).append(block)
+            layer_of[block] = layer
+            weights[layer] = weights.get(layer, 0) + budget.weights[block]
             scores += wanda_scores(trial)
-        shares[layer] = outlier_share(scores, outlier)
-    weights = {layer: sum(budget.weights[block] for block in blocks) for layer, blocks in members.items()}
-    sparsity = spread_out(shares, weights, budget.target, spread)
-    return Shares({b: sparsity[layer] for layer, blocks in members.items() for b in blocks}, {"outliers": shares})
+        outliers[layer] = outlier_share(scores, outlier)
+    sparsity = spread_out(outliers, weights, budget.target, spread)
+    return Shares({block: sparsity[layer] for block, layer in layer_of.items()}, {"outliers": outliers})
 
 
 def wanda_scores(trial: Trial) -> list[Tensor]:
     """|W_ij| ||X_j|| of each Linear, (out, in)."""
-    norms = {name: seen.input_norm for name, seen in trial.statistics.items()}
-    return [trial.weight(name).abs() * norm for name, norm in norms.items() if norm is not None]
+    scores = []
+    for name, statistics in trial.statistics.items():
+        if statistics.input_norm is not None:
+            scores.append(trial.weight(name).abs() * statistics.input_norm)
+    return scores
 
 
 def outlier_share(scores: list[Tensor], outlier: float) -> float:
@@ -52,6 +57,8 @@ def outlier_share(scores: list[Tensor], outlier: float) -> float:
 def spread_out(outliers: dict[str, float], weights: dict[str, int], target: float, spread: float) -> dict[str, float]:
     """The sparsity of each layer: 2 `spread` from the layer with the fewest outliers to that with the most."""
     low, high = min(outliers.values()), max(outliers.values())
-    place = {layer: (share - low) / (high - low) if high > low else 0.0 for layer, share in outliers.items()}
+    place = dict.fromkeys(outliers, 0.0)
+    if high > low:
+        place = {layer: (share - low) / (high - low) for layer, share in outliers.items()}
     mean = sum(place[layer] * count for layer, count in weights.items()) / sum(weights.values())
-    return {layer: target - 2 * spread * (there - mean) for layer, there in place.items()}
+    return {layer: target - 2 * spread * (place[layer] - mean) for layer in outliers}

@@ -13,7 +13,7 @@ from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
 from .base import REBUILDERS, Outcome
-from .ratio import LARGEST_RATIO, Proposal, propose
+from .ratio import LARGEST_RATIO, propose
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
     accepted = candidate = trial.masks
     for _ in range(config.rounds):
         gradients = trial.gradients(candidate, config.expansion, config.reduction)
-        if not _accepts(trial, config, candidate, accepted, rounds):
+        if rounds and not _accepts(trial, config, candidate, accepted, rounds):
             return Outcome(accepted, rounds)
         accepted = candidate
-        proposal = _round(trial, config, accepted, gradients, rounds)
-        if proposal is None:
+        proposed = _propose(trial, config, accepted, gradients, rounds)
+        if proposed is None:
             return Outcome(accepted, rounds)
-        candidate = proposal.masks
+        candidate = proposed
     trial.share_last_pass(candidate)
     return Outcome(candidate if _accepts(trial, config, candidate, accepted, rounds) else accepted, rounds)
 
@@ -43,37 +43,29 @@ def barber(trial: Trial, config: RebuildConfig) -> Outcome:
 def _accepts(
     trial: Trial, config: RebuildConfig, candidate: Masks, accepted: Masks, rounds: list[dict[str, Any]]
 ) -> bool:
-    """Whether the candidate replaces the masks before it (Algorithm 1, lines 12-13)."""
-    if candidate is accepted:
-        return True
+    """Whether the candidate of the last round replaces the masks before it (Algorithm 1, lines 12-13)."""
     better = config.accept == "always" or trial.error(candidate) < trial.error(accepted)
     rounds[-1]["accepted"] = better
     return better
 
 
-def _round(
-    trial: Trial,
-    config: RebuildConfig,
-    masks: Masks,
-    gradients: dict[str, Tensor],
-    rounds: list[dict[str, Any]],
-) -> Proposal | None:
-    """One round's proposal, recorded; None where nothing is worth a swap."""
+def _propose(
+    trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor], rounds: list[dict[str, Any]]
+) -> Masks | None:
+    """One round's candidate, recorded; None where nothing is worth a swap."""
     if not finite(list(gradients.values())):
         logger.warning("barber: a gradient is not finite; the masks stay as they are")
         return None
-    before = rounds[-1]["ratio"] if rounds else None
     ranking = rank(trial, config, masks, gradients)
-    proposal = propose(trial, config, ranking, masks, before)
-    if proposal is not None:
-        rounds.append(
-            {
-                "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
-                "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
-                "values": pair_distribution(ranking.values(), proposal.swaps),
-            }
-        )  # fmt: skip
-    return proposal
+    proposal = propose(trial, config, ranking, masks, rounds[-1]["ratio"] if rounds else None)
+    if proposal is None:
+        return None
+    rounds.append({
+        "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
+        "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
+        "values": pair_distribution(ranking.values(), proposal.swaps),
+    })  # fmt: skip
+    return proposal.masks
 
 
 def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor]) -> Ranking:

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import update_wrapper
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from ...base.registry import Registry
 from ..block_cache import Masks, SharedPass
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
-
-Statistics = TypeVar("Statistics")
 
 
 @dataclass
@@ -28,24 +26,20 @@ class Outcome:
 
 RebuildFunction = Callable[[Trial, RebuildConfig], Outcome]
 Rebuilder = Callable[[Trial], Outcome]
+Measure = Callable[[Trial, Masks, RebuildConfig], Any]
 REBUILDERS: Registry[RebuildFunction] = Registry("rebuilder", "optimum_barber.rebuilders")
 
 
-class StatisticsRebuilder(Generic[Statistics]):
+class StatisticsRebuilder:
     """A rebuilder that starts with a pass of its own; in a chain, the rebuilder before it may make that pass.
 
     Attributes:
         function: takes the trial, the settings and the initial statistics at the trial's masks.
         measure: the pass: takes the trial, masks and the settings, gives the statistics; measures E(masks) on the way.
-        takes_closing: whether it goes on with exchanges in rows, first of all in the closing Linear.
+        takes_closing: whether it goes on with exchanges in rows, those of the closing Linear among them.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Trial, RebuildConfig, Statistics], Outcome],
-        measure: Callable[[Trial, Masks, RebuildConfig], Statistics],
-        takes_closing: bool,
-    ) -> None:
+    def __init__(self, function: Callable[..., Outcome], measure: Measure, takes_closing: bool = False) -> None:
         update_wrapper(self, function)
         self.function, self.measure, self.takes_closing = function, measure, takes_closing
 
@@ -57,40 +51,29 @@ class StatisticsRebuilder(Generic[Statistics]):
         return self.function(trial, config, statistics)
 
 
-def starts_with(
-    measure: Callable[[Trial, Masks, RebuildConfig], Statistics], takes_closing: bool = False
-) -> Callable[[Callable[[Trial, RebuildConfig, Statistics], Outcome]], StatisticsRebuilder[Statistics]]:
+def starts_with(measure: Measure, takes_closing: bool = False) -> Callable[[Callable[..., Outcome]], RebuildFunction]:
     """Declare the pass that a rebuilder starts with; the decorated function takes its result as third argument."""
-
-    def decorate(function: Callable[[Trial, RebuildConfig, Statistics], Outcome]) -> StatisticsRebuilder[Statistics]:
-        return StatisticsRebuilder(function, measure, takes_closing)
-
-    return decorate
-
-
-@dataclass(frozen=True)
-class Link:
-    """One rebuilder of a chain with its settings: tells the trial what the next one starts with, and runs."""
-
-    function: RebuildFunction
-    config: RebuildConfig
-    following: RebuildFunction | None
-
-    def __call__(self, trial: Trial) -> Outcome:
-        """Give the trial's block better masks."""
-        trial.shared_pass, trial.leaves_closing = None, False
-        if isinstance(self.following, StatisticsRebuilder):
-            trial.leaves_closing = self.following.takes_closing
-            if self.config.accept != "always":
-                trial.shared_pass = SharedPass(self.following.measure, self.config)
-        return self.function(trial, self.config)
+    return lambda function: StatisticsRebuilder(function, measure, takes_closing)
 
 
 def chain_of(config: RebuildConfig) -> list[Rebuilder]:
     """The rebuilders that a configuration names, in order, ready to take a trial."""
     functions = [REBUILDERS[name] for name in config.chain]
-    following = [*functions[1:], None]
-    return [Link(one, config, another) for one, another in zip(functions, following, strict=False)]
+    return [_bound(*pair, config) for pair in zip(functions, [*functions[1:], None], strict=False)]
+
+
+def _bound(function: RebuildFunction, following: RebuildFunction | None, config: RebuildConfig) -> Rebuilder:
+    """The rebuilder with its settings, which first tells the trial what the next one starts with."""
+
+    def bound(trial: Trial) -> Outcome:
+        trial.shared_pass, trial.leaves_closing = None, False
+        if isinstance(following, StatisticsRebuilder):
+            trial.leaves_closing = following.takes_closing
+            if config.accept != "always":  # nobody asks for the error of the last masks
+                trial.shared_pass = SharedPass(following.measure, config)
+        return function(trial, config)
+
+    return bound
 
 
 def swap_count(before: Masks, after: Masks) -> int:

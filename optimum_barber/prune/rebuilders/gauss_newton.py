@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -64,21 +64,15 @@ def gauss_newton(trial: Trial, config: RebuildConfig, expansion: Expansion) -> O
 
 @dataclass
 class Step:
-    """A step of some length.
-
-    Attributes:
-        masks: after it; the very dictionary before it where no length helps.
-        length: of the step, or that of the first try.
-        errors: of all lengths that were tried; of length 0, without any exchange.
-    """
+    """Masks after a step (the very dictionary before it where no length helps), its length, errors by length tried."""
 
     masks: Masks
     length: float
-    errors: dict[float, float] = field(default_factory=dict)
+    errors: dict[float, float]
 
     @property
     def tried(self) -> list[list[float]]:
-        """Lengths and errors, by length."""
+        """Lengths and errors, by length; length 0 stands for the masks before the step."""
         return [[length, self.errors[length]] for length in sorted(self.errors)]
 
 

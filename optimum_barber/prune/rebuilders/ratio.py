@@ -89,22 +89,34 @@ def climb(
     Returns:
         The best ratio and its error, None where none beats `standing`.
     """
-    best, errors = start, {start: measure(start)}
+    errors = {start: measure(start)}
+    best = start
     for factor in factors:
-        ratio = start * factor
-        while least <= ratio <= LARGEST_RATIO:
-            lowest = errors[best]
-            if parabolic and lowest < standing and _predicted(errors, ratio, standing) >= lowest:
-                break
-            error = errors[ratio] = measure(ratio)
-            if error < lowest:
-                best = ratio
-            elif lowest < standing or _is_vain(factor, error, standing):
-                break
-            ratio *= factor
+        _walk(measure, errors, start, factor, standing, parabolic, least)
+        best = min(errors, key=errors.__getitem__)
         if best != start and errors[best] < standing:
             break
     return best, errors[best] if errors[best] < standing else None
+
+
+def _walk(
+    measure: Callable[[float], float],
+    errors: dict[float, float],
+    start: float,
+    factor: float,
+    standing: float,
+    parabolic: bool,
+    least: float,
+) -> None:
+    ratio = start * factor
+    while least <= ratio <= LARGEST_RATIO:
+        lowest = min(errors.values())
+        if parabolic and lowest < standing and _predicted(errors, ratio, standing) >= lowest:
+            return
+        error = errors[ratio] = measure(ratio)
+        if not error < lowest and (lowest < standing or _is_vain(factor, error, standing)):
+            return
+        ratio *= factor
 
 
 def _is_vain(factor: float, error: float, standing: float) -> bool:

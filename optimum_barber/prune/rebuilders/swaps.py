@@ -40,8 +40,9 @@ def swaps(trial: Trial, config: RebuildConfig, models: dict[str, Quadratic]) -> 
     models.clear()  # frees the Gram matrices
     rounds = [{"swaps": swap_count(*steps), "linears": inner}]
     for names in closing:
-        models = quadratics(trial, steps[-1], names, config.shrinkage, keep_closing_inputs=True)
+        models |= quadratics(trial, steps[-1], names, config.shrinkage, keep_closing_inputs=True)
         steps.append(with_exchanges(trial, steps[-1], models, config.swaps))
+        models.clear()
         rounds.append({"swaps": swap_count(*steps[-2:]), "linears": names})
     return best_outcome(trial, config, steps, rounds)
 

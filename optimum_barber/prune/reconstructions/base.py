@@ -8,9 +8,8 @@ from ..settings import ReconstructConfig
 from ..trial import Trial
 
 Reconstruction = Callable[[Trial], dict[str, Any]]
-RECONSTRUCTIONS: Registry[Callable[[Trial, ReconstructConfig], dict[str, Any]]] = Registry(
-    "reconstruction", "optimum_barber.reconstructions"
-)
+Function = Callable[[Trial, ReconstructConfig], dict[str, Any]]
+RECONSTRUCTIONS: Registry[Function] = Registry("reconstruction", "optimum_barber.reconstructions")
 
 
 def reconstructions_of(config: ReconstructConfig) -> list[Reconstruction]:
@@ -18,5 +17,5 @@ def reconstructions_of(config: ReconstructConfig) -> list[Reconstruction]:
     return [_bound(RECONSTRUCTIONS[name], config) for name in config.chain]
 
 
-def _bound(function: Callable[[Trial, ReconstructConfig], dict[str, Any]], config: ReconstructConfig) -> Reconstruction:
+def _bound(function: Function, config: ReconstructConfig) -> Reconstruction:
     return lambda trial: function(trial, config)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(dense || sparse) of the next token, in nats a token: a judge of hidden states, (1, tokens, hidden).
+    """KL(dense || sparse) of the next token, in nats a token: an objective of hidden states, (1, tokens, hidden).
 
-    To a small change of the logits z, twice the divergence from what the model gives answers with dz^T F dz, F the
-    Fisher matrix of its distribution p, which is E u u^T for u = d log p(y) / dz and tokens y drawn from p.
+    For a small change dz of the logits, twice the divergence from the model's own distribution p is dz^T F dz, F the
+    Fisher matrix of p, which is E u u^T for u = d log p(y) / dz and tokens y drawn from p.
 
     Attributes:
         logits: of hidden states, over the vocabulary.
@@ -22,10 +22,10 @@ class Divergence:
 
     def error(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean over tokens, a scalar; the target's distribution is held constant."""
-        found = self.logits(output).log_softmax(-1)
+        sparse = self.logits(output).log_softmax(-1)
         with torch.no_grad():
-            expected = self.logits(target).log_softmax(-1)
-        tokens = (expected.exp() * (expected - found)).sum(-1, keepdim=True)
+            dense = self.logits(target).log_softmax(-1)
+        tokens = (dense.exp() * (dense - sparse)).sum(-1, keepdim=True)
         return (tokens if weights is None else tokens * weights).mean()
 
     def units(self, output: Tensor) -> float:
@@ -38,9 +38,11 @@ class Divergence:
             hidden = output.detach().requires_grad_()
             likely = self.logits(hidden).log_softmax(-1)
             drawn = drawn_from(likely.detach(), seed)
-            found = likely.gather(-1, drawn)
-            (slope,) = torch.autograd.grad((found if weights is None else found * weights.sqrt()).sum(), hidden)
-        return slope
+            scores = likely.gather(-1, drawn)
+            if weights is not None:
+                scores = scores * weights.sqrt()
+            (gradient,) = torch.autograd.grad(scores.sum(), hidden)
+        return gradient
 
 
 def drawn_from(likely: Tensor, seed: int) -> Tensor:

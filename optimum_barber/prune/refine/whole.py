@@ -31,17 +31,17 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     forward, logits = partial(before_head, model), logits_of(model)
     inputs = Activations(windows.to(next(model.parameters()).device).split(1))
     first = next(iter(inputs))
-    given = model(input_ids=first, use_cache=False).logits
-    if not given.isfinite().all():
+    expected = model(input_ids=first, use_cache=False).logits
+    if not expected.isfinite().all():
         raise BarberError("base gives NaN or Inf: its weights hold some")
-    if not torch.allclose(given, logits(forward(first)), rtol=1e-3, atol=1e-3):
+    if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
     return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits))
 
 
 def before_head(model: Any, window: Tensor) -> Tensor:
-    """What the head is given, (1, length, hidden); it does not run."""
+    """The input of the head, (1, length, hidden), without running the head."""
     return call_reaching(model.get_output_embeddings(), lambda: model(input_ids=window, use_cache=False)).hidden
 
 
@@ -50,8 +50,8 @@ def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
     head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
 
     def logits(hidden: Tensor) -> Tensor:
-        found: Tensor = head(hidden)
-        return found if cap is None else cap * torch.tanh(found / cap)
+        scores: Tensor = head(hidden)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
 
     return logits
 
@@ -59,5 +59,6 @@ def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
 def part_of(trial: Trial, samples: Iterable[int]) -> Trial:
     """The same on some of the samples."""
     chosen = list(samples)
-    inputs, targets = (kept.like(kept.held[index] for index in chosen) for kept in (trial.inputs, trial.targets))
+    inputs = trial.inputs.like(trial.inputs.held[index] for index in chosen)
+    targets = trial.targets.like(trial.targets.held[index] for index in chosen)
     return Trial(trial.forward, trial.linears, inputs, targets, trial.pattern, objective=trial.objective)
