@@ -6,7 +6,7 @@ import sys
 HELP = "Write one self-contained HTML page, and pictures, of any finished run."
 EPILOG = """\
 OUT is what prune or shrink wrote, the output of a recipe (run) or of compare, or one cell of compare (a file).
-The page needs no network and no script. Pictures need the extra `report`.
+The page needs no network and no script. Charts and pictures need the extra `report`; without it the page has tables.
 
 examples:
   optimum-barber report OUT                               # OUT/report.html
@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
     files = write_report(args.run_output, args.output, args.eval, args.overwrite)
     if not args.quiet:
-        said = f" and {len(files) - 1} pictures" if len(files) > 1 else ""
-        sys.stdout.write(f"report: {files[0]}{said}\n")
+        pictures = f" and {len(files) - 1} pictures" if len(files) > 1 else ""
+        sys.stdout.write(f"report: {files[0]}{pictures}\n")
     return 0

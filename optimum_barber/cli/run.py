@@ -92,10 +92,10 @@ def _plain(value: Any) -> str:
 def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     """One line a stage, as soon as it is done."""
     from ..runs.recipe.stages.evaluate import flat
-    from ..runs.report.page import plainly
+    from ..runs.report.page import as_text
 
     said = [
-        f"{key} {plainly(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key
+        f"{key} {as_text(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key
     ]
     note, seconds = " (as before)" if reused else "", f"{figures.get('seconds', 0):.1f} s"
     sys.stdout.write(f"{directory}{note}: {', '.join([*said, seconds])}\n")

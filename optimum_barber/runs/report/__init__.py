@@ -1,4 +1,4 @@
-"""Reports: one page out of any finished run, as HTML, Markdown and pictures."""
+"""Reports: one page for any finished run, as HTML, Markdown and pictures."""
 
-from .pictures import picture as picture
+from .block_charts import picture as picture
 from .write import write_report as write_report

@@ -1,78 +1,99 @@
 """The page of a comparison: one table of all cells, and what changes along each axis."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...base.files import read_json
+from ...checkpoints.record import fingerprint_of
 from .block_charts import layer_of
-from .page import Bars, Lines, Page, Section, Series, Table, Value
+from .page import MOST_SERIES, Bars, Lines, Page, Section, Series, Table, Value
 from .settings import settings_table
-from .style import LIGHT
 
 COMPARE_NAME = "compare.json"
 CORE = ("producer", "rebuild", "pattern", "sparsity")
 TOTALS = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap")
 MEBIBYTE = 2**20
+NOT_MEASURED = "Not measured: no run has ended well."
 Cell = Mapping[str, Any]
+Rows = list[list[Value]]
 
 
-def comparison_page(directory: Path) -> Page:
-    """The page of a comparison's directory; cells that are not there yet, or of other settings, are left out."""
+def comparison_page(directory: Path, evaluation: Sequence[object] = ()) -> Page:
+    """The page of a comparison's directory; cells that are not there yet, or of other settings, are left out.
+
+    Args:
+        directory: the output of `compare`.
+        evaluation: not read; a comparison measures every cell itself.
+    """
     content = read_json(directory / COMPARE_NAME)
-    paths = {name: directory / "cells" / f"{name}.json" for name in content["cells"]}
-    held = {name: read_json(path) for name, path in paths.items() if path.is_file()}
-    cells = [c for name, c in held.items() if "error" in c or c["fingerprint"] == content["fingerprints"][name]]
+    cells = []
+    for name in content["cells"]:
+        path = directory / "cells" / f"{name}.json"
+        if path.is_file():
+            cell = read_json(path)
+            if "error" in cell or cell["fingerprint"] == content["fingerprints"][name]:
+                cells.append(cell)
     return page_of_cells(content, cells, read_json(directory / "dense.json"))
 
 
 def page_of_cells(content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapping[str, Any]) -> Page:
-    """The page out of its parts.
+    """The page from its parts.
 
     Args:
         content: of `compare.json`.
         cells: their records, in order.
         dense: record of the dense model.
     """
-    done, first, count = [cell for cell in cells if "error" not in cell], dense["perplexity"], len(content["cells"])
-    missing = f" {count - len(cells)} are still missing." if len(cells) < count else ""
-    said = (
-        f"{content['model']}: {len(cells)} of {count} runs on {calibrations(done)}, perplexity on {first['text']} "
-        f"({first['windows']} windows of {first['sequence_length']} tokens), dense {first['perplexity']:.4g}.{missing}"
-    )
+    finished = [cell for cell in cells if "error" not in cell]
+    reference = dense["perplexity"]["perplexity"]
     sections = [
         Section("All runs", [all_runs(cells, dense)]),
-        Section("Perplexity", [*perplexity_bars(cells, first["perplexity"]), *along_axes(done, first["perplexity"])]),
-        Section("Tasks", tasks(done, dense)),
-        Section("Error by layer", layer_errors(done)),
-        Section("Time and memory", cost(done)),
+        Section("Perplexity", [*perplexity_bars(cells, reference), *along_axes(finished)]),
+        Section("Tasks", tasks(finished, dense)),
+        Section("Error by layer", layer_errors(finished)),
+        Section("Time and memory", cost(finished)),
         Section("Settings and fingerprints", settings(content, cells)),
     ]
-    return Page(f"{Path(content['model']).name}: comparison", said, sections)
+    return Page(f"{Path(content['model']).name}: comparison", summary(content, cells, dense["perplexity"]), sections)
 
 
-def calibrations(cells: Sequence[Cell]) -> str:
-    """How many calibration sets there are: one, unless an axis decides them."""
-    count = len({calibration_fingerprint(cell) for cell in cells})
-    return "one calibration set" if count <= 1 else f"{count} calibration sets"
+def summary(content: Mapping[str, Any], cells: Sequence[Cell], measured: Mapping[str, Any]) -> str:
+    """How many runs there are, and how perplexity was measured."""
+    count = len(content["cells"])
+    calibrations = {calibration_fingerprint(cell) for cell in cells if "error" not in cell}
+    sets = "one calibration set" if len(calibrations) <= 1 else f"{len(calibrations)} calibration sets"
+    text = (
+        f"{content['model']}: {len(cells)} of {count} runs on {sets}, perplexity on {measured['text']} "
+        f"({measured['windows']} windows of {measured['sequence_length']} tokens), dense {measured['perplexity']:.4g}."
+    )
+    if len(cells) < count:
+        text += f" {count - len(cells)} are still missing."
+    return text
 
 
 def axes_of(cells: Sequence[Cell]) -> list[str]:
     """The axes along which the cells differ, the producer and the rebuild in any case."""
-    names = list(dict.fromkeys(name for cell in cells for name in cell["labels"]))
-    return [
-        name for name in names
-        if name in ("producer", "rebuild") or len({str(cell["labels"].get(name)) for cell in cells}) > 1
-    ]  # fmt: skip
+    values: dict[str, set[str]] = {}
+    for name in _label_names(cells):
+        values[name] = {str(cell["labels"].get(name)) for cell in cells}
+    return [name for name in values if name in ("producer", "rebuild") or len(values[name]) > 1]
+
+
+def _label_names(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells for name in cell["labels"]))
 
 
 def label(cell: Cell, leave: Sequence[str] = ()) -> str:
-    """What tells a cell from others on the page."""
+    """A name that tells a cell from others on the page, the axes `leave` aside."""
     labels = cell["labels"]
-    rest = [f"{k} {v}" for k, v in labels.items() if k not in (*CORE, *leave) and v is not None]
-    rebuild = "" if labels["rebuild"] == "none" or "rebuild" in leave else f" + {labels['rebuild']}"
-    return ", ".join([f"{labels['producer']}{rebuild}", *rest])
+    name = labels["producer"]
+    if labels["rebuild"] != "none" and "rebuild" not in leave:
+        name += f" + {labels['rebuild']}"
+    for axis, value in labels.items():
+        if value is not None and axis not in CORE and axis not in leave:
+            name += f", {axis} {value}"
+    return name
 
 
 def density(cell: Cell) -> str:
@@ -81,77 +102,110 @@ def density(cell: Cell) -> str:
     return f"{100 * labels['sparsity']:g} %" if labels["pattern"] == "unstructured" else str(labels["pattern"])
 
 
-def groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+def full_label(cell: Cell) -> str:
+    """Label and density."""
+    return f"{label(cell)}, {density(cell)}"
+
+
+def by_density(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """The cells by density."""
-    found: dict[str, list[Cell]] = {}
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(density(cell), []).append(cell)
-    return found
+        groups.setdefault(density(cell), []).append(cell)
+    return groups
 
 
 def all_runs(cells: Sequence[Cell], dense: Mapping[str, Any]) -> Table:
-    """One row a cell, the dense model first."""
+    """One row for each cell, the dense model first."""
     axes = axes_of(cells)
     measures = list(dict.fromkeys(name for cell in (dense, *cells) for name in accuracies(cell)))
     columns = [
-        *axes, "perplexity", *measures, "error", "error before", "error after", "swaps", "seconds", "peak MiB",
-        "note",
+        *axes, "perplexity", *measures, "error", "error before", "error after", "swaps", "seconds", "peak MiB", "note",
     ]  # fmt: skip
-    rows: list[list[Value]] = [
-        ["dense", *[None] * (len(axes) - 1), dense["perplexity"]["perplexity"],
-         *map(accuracies(dense).get, measures), *[None] * 7]
-    ]  # fmt: skip
+    first = ["dense", *[None] * (len(axes) - 1), *scores(dense, measures)]
+    rows: Rows = [first + [None] * (len(columns) - len(first))]
     for cell in cells:
-        report, failed = cell.get("report", {}), cell.get("error")
+        report = cell.get("report", {})
+        memory = None if "error" in cell else cell["peak_memory"] / MEBIBYTE
         rows.append([
-            *map(cell["labels"].get, axes), None if failed else cell["perplexity"]["perplexity"],
-            *map(accuracies(cell).get, measures), error_of(cell), report.get("error_before"), report.get("error_after"),
-            report.get("swaps"), cell.get("seconds"), None if failed else cell["peak_memory"] / MEBIBYTE, failed,
+            *map(cell["labels"].get, axes), *scores(cell, measures), error_of(cell), report.get("error_before"),
+            report.get("error_after"), report.get("swaps"), cell.get("seconds"), memory, cell.get("error"),
         ])  # fmt: skip
     return Table("All runs", columns, rows)
 
 
+def scores(record: Cell, measures: Sequence[str]) -> list[Any]:
+    """Perplexity and accuracies; None where a cell failed."""
+    perplexity = None if record.get("error") else record["perplexity"]["perplexity"]
+    return [perplexity, *map(accuracies(record).get, measures)]
+
+
 def accuracies(record: Cell) -> dict[str, float]:
     """The accuracy of each task, and their mean where there are several."""
-    found = {task: metrics["acc"] for task, metrics in record.get("tasks", {}).items() if "acc" in metrics}
-    return found | ({"mean accuracy": sum(found.values()) / len(found)} if len(found) > 1 else {})
+    by_task: dict[str, float] = {}
+    for task, metrics in record.get("tasks", {}).items():
+        if "acc" in metrics:
+            by_task[task] = metrics["acc"]
+    if len(by_task) > 1:
+        by_task["mean accuracy"] = sum(by_task.values()) / len(by_task)
+    return by_task
 
 
 def perplexity_bars(cells: Sequence[Cell], dense: float) -> list[Bars]:
-    """Bars by density."""
-    found = []
-    for name, group in groups(cells).items():
-        values = {label(cell): None if "error" in cell else cell["perplexity"]["perplexity"] for cell in group}
-        found.append(Bars(f"Perplexity at {name}", "Lower is better.", "perplexity", values, ("dense", dense), True))
-    return found
+    """One chart for each density."""
+    charts = []
+    for name, group in by_density(cells).items():
+        values = {}
+        for cell in group:
+            values[label(cell)] = None if "error" in cell else cell["perplexity"]["perplexity"]
+        charts.append(Bars(f"Perplexity at {name}", "Lower is better.", "perplexity", values, ("dense", dense), True))
+    return charts
 
 
-def along_axes(cells: Sequence[Cell], dense: float) -> list[Any]:
+def along_axes(cells: Sequence[Cell]) -> list[Any]:
     """Perplexity over every axis of numbers that takes several values."""
-    names = dict.fromkeys(name for cell in cells for name in cell["labels"])
-    return [item for name in names for item in along(cells, name)]
+    items: list[Any] = []
+    for axis in _label_names(cells):
+        curves = curves_along(cells, axis)
+        if curves:
+            items += axis_items(curves, axis)
+    return items
 
 
-def along(cells: Sequence[Cell], axis: str) -> list[Any]:
-    """Perplexity over one axis, a line for each combination of the others; nothing where the axis is no number."""
-    lines: dict[str, list[tuple[float, float]]] = {}
+def curves_along(cells: Sequence[Cell], axis: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (place on the axis, perplexity) of at least two cells that differ along it alone, by their label.
+
+    Empty where the axis is none of numbers; a pattern has no place on the axis `sparsity`.
+    """
+    densities = len(by_density(cells))
+    curves: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
-        value = number(cell["labels"].get(axis))
-        if value is not None and (axis != "sparsity" or cell["labels"]["pattern"] == "unstructured"):
-            place = "" if axis == "sparsity" or len(groups(cells)) == 1 else f", {density(cell)}"
-            lines.setdefault(label(cell, [axis]) + place, []).append((value, cell["perplexity"]["perplexity"]))
-    lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
-    if not lines:
-        return []
-    series = [Series(name, [x for x, _ in points], [y for _, y in points]) for name, points in lines.items()]
+        place = number(cell["labels"].get(axis))
+        if place is None or (axis == "sparsity" and cell["labels"]["pattern"] != "unstructured"):
+            continue
+        name = label(cell, [axis])
+        if axis != "sparsity" and densities > 1:
+            name += f", {density(cell)}"
+        curves.setdefault(name, []).append((place, cell["perplexity"]["perplexity"]))
+    return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+
+
+def axis_items(curves: Mapping[str, Sequence[tuple[float, float]]], axis: str) -> list[Any]:
+    """The chart of the first curves, and a line that counts those left out."""
+    series = []
+    for name, points in curves.items():
+        x, y = zip(*points, strict=True)
+        series.append(Series(name, x, y))
     places = [x for line in series for x in line.x]
     wide = min(places) > 0 and max(places) / min(places) >= 8
-    said = {"rebuild_ratio": "ratio α"}.get(axis, axis.replace("_", " "))
-    title = f"Perplexity over {said}"
-    kept = series[: len(LIGHT)]
-    chart = Lines(title, "", said + (", log scale" if wide else ""), "perplexity, log scale", kept, wide, True)
-    rest = f"Not drawn in “{title}”: {len(series) - len(kept)} more lines; the table has them."
-    return [chart, *([rest] if len(kept) < len(series) else [])]
+    axis_name = "ratio α" if axis == "rebuild_ratio" else axis.replace("_", " ")
+    title = f"Perplexity over {axis_name}"
+    if wide:
+        axis_name += ", log scale"
+    items: list[Any] = [Lines(title, "", axis_name, "perplexity, log scale", series[:MOST_SERIES], wide, True)]
+    if len(series) > MOST_SERIES:
+        items.append(f"Not drawn in “{title}”: {len(series) - MOST_SERIES} more lines; the table has them.")
+    return items
 
 
 def number(value: Any) -> float | None:
@@ -164,83 +218,102 @@ def number(value: Any) -> float | None:
 
 def tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[Any]:
     """Every metric of every task, with its standard error."""
-    rows: list[list[Value]] = []
-    for name, record in [("dense", dense), *((f"{label(cell)}, {density(cell)}", cell) for cell in cells)]:
-        for task, metrics in record.get("tasks", {}).items():
-            for metric, value in metrics.items():
-                if not metric.endswith("_stderr") and metric != "rows":
-                    rows.append([name, task, metric, value, metrics.get(f"{metric}_stderr"), metrics.get("rows")])
+    rows = task_rows("dense", dense)
+    for cell in cells:
+        rows += task_rows(full_label(cell), cell)
     if not rows:
         return ["Not measured: the comparison has no tasks."]
     return [Table("Tasks", ["run", "task", "metric", "value", "standard error", "rows"], rows)]
 
 
+def task_rows(name: str, record: Cell) -> Rows:
+    """One run's rows of the table of tasks."""
+    rows: Rows = []
+    for task, metrics in record.get("tasks", {}).items():
+        for metric, value in metrics.items():
+            if not metric.endswith("_stderr") and metric != "rows":
+                rows.append([name, task, metric, value, metrics.get(f"{metric}_stderr"), metrics.get("rows")])
+    return rows
+
+
 def layer_errors(cells: Sequence[Cell]) -> list[Any]:
-    """Error after the run by layer, both blocks added, of the first cells of each density."""
-    found: list[Any] = []
+    """Error after the run by layer: one chart for each kind of error and density."""
+    charts = []
     kinds = dict.fromkeys(map(error_of, cells))
-    parted = [(kind, *item) for kind in kinds for item in groups([c for c in cells if error_of(c) == kind]).items()]
-    for kind, name, group in parted:
-        series = []
-        for cell in group[: len(LIGHT)]:
-            sums: dict[float, float] = {}
-            for block in cell["report"]["blocks"]:
-                sums[layer_of(block)] = sums.get(layer_of(block), 0.0) + block["error_after"]
-            series.append(Series(label(cell), list(sums), list(sums.values())))
-        note = "Attention and MLP added." + (f" The first {len(LIGHT)} runs." if len(group) > len(LIGHT) else "")
-        title = f"Block error at {name}" + (f", {kind}" if len(kinds) > 1 else "")
-        found.append(Lines(title, note, "decoder layer", "block error E, log scale", series,
-                           log_y=True))  # fmt: skip
-    return found or ["Not measured: no run has ended well."]
+    for kind in kinds:
+        alike = [cell for cell in cells if error_of(cell) == kind]
+        for name, group in by_density(alike).items():
+            title = f"Block error at {name}"
+            if len(kinds) > 1:
+                title += f", {kind}"
+            charts.append(layer_chart(title, group))
+    return charts or [NOT_MEASURED]
+
+
+def layer_chart(title: str, cells: Sequence[Cell]) -> Lines:
+    """Error by layer of the first cells, attention and MLP added."""
+    series = []
+    for cell in cells[:MOST_SERIES]:
+        sums: dict[float, float] = {}
+        for block in cell["report"]["blocks"]:
+            sums[layer_of(block)] = sums.get(layer_of(block), 0.0) + block["error_after"]
+        series.append(Series(label(cell), list(sums), list(sums.values())))
+    note = "Attention and MLP added."
+    if len(cells) > MOST_SERIES:
+        note += f" The first {MOST_SERIES} runs."
+    return Lines(title, note, "decoder layer", "block error E, log scale", series, log_y=True)
 
 
 def error_of(cell: Cell) -> str:
-    """What the block error of a cell is: errors of different kinds cannot be compared."""
+    """The kind of a cell's block error; errors of different kinds cannot be compared."""
     return str(cell["config"]["rebuild"].get("error", "absolute"))
 
 
 def cost(cells: Sequence[Cell]) -> list[Any]:
     """Seconds and memory of every run."""
-    names = [f"{label(cell)}, {density(cell)}" for cell in cells]
     if not cells:
-        return ["Not measured: no run has ended well."]
-    peaks = [cell["peak_memory"] / MEBIBYTE for cell in cells]
+        return [NOT_MEASURED]
+    seconds, peaks = {}, {}
+    for cell in cells:
+        seconds[full_label(cell)] = cell["seconds"]
+        peaks[full_label(cell)] = cell["peak_memory"] / MEBIBYTE
     return [
-        Bars("Seconds", "Of pruning alone.", "seconds", dict(zip(names, [c["seconds"] for c in cells], strict=True))),
-        Bars("Peak memory", "Of the whole process, or of the GPU.", "MiB", dict(zip(names, peaks, strict=True))),
+        Bars("Seconds", "Of pruning alone.", "seconds", seconds),
+        Bars("Peak memory", "Of the whole process, or of the GPU.", "MiB", peaks),
     ]
 
 
 def settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
     """Settings of the comparison, and every cell's own with its fingerprints."""
     keys = ("format_version", "status", "model", "software")
-    rows: list[list[Value]] = [
-        [cell["name"], cell.get("fingerprint"), mask_fingerprint(cell), calibration_fingerprint(cell)] for cell in cells
-    ]
+    rows: Rows = []
+    own = []
+    for cell in cells:
+        rows.append([cell["name"], cell.get("fingerprint"), mask_fingerprint(cell), calibration_fingerprint(cell)])
+        own.append(settings_table(f"Settings of {cell['name']}", cell["config"], folded=True))
     return [
         settings_table("Comparison", {**{key: content[key] for key in keys}, **content["settings"]}),
         settings_table("What all runs have in common", content["base"]),
         Table("Fingerprints", ["run", "of settings and files", "of the masks", "of the calibration tokens"], rows),
-        *(replace(settings_table(f"Settings of {cell['name']}", cell["config"]), folded=True) for cell in cells),
-    ]  # fmt: skip
+        *own,
+    ]
 
 
 def mask_fingerprint(cell: Cell) -> str | None:
-    """Of all masks of a cell."""
-    from ...checkpoints.record import fingerprint_of
-
+    """The fingerprint of all masks of a cell; None where it has none."""
     modules = cell.get("record", {}).get("modules")
-    return fingerprint_of({name: module["sha256"] for name, module in modules.items()}) if modules else None
+    if not modules:
+        return None
+    return fingerprint_of({name: module["sha256"] for name, module in modules.items()})
 
 
 def calibration_fingerprint(cell: Cell) -> str | None:
-    """Of the calibration tokens."""
-    found: str | None = cell.get("record", {}).get("calibration", {}).get("fingerprint")
-    return found
+    """The fingerprint of the calibration tokens."""
+    return cell.get("record", {}).get("calibration", {}).get("fingerprint")
 
 
 def flat_rows(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[dict[str, object]]:
-    """One row a cell for CSV, the dense model first."""
+    """One row for each cell for CSV, the dense model first."""
     rows: list[dict[str, object]] = [{"name": "dense", **figures(dense)}]
     for cell in cells:
         row: dict[str, object] = {"name": cell["name"], **cell["labels"]}
@@ -257,7 +330,7 @@ def flat_rows(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[dict[str,
 
 def figures(record: Cell) -> dict[str, object]:
     """Perplexity and all metrics of all tasks."""
-    found: dict[str, object] = {"perplexity": record["perplexity"]["perplexity"]}
+    flat: dict[str, object] = {"perplexity": record["perplexity"]["perplexity"]}
     for task, metrics in record.get("tasks", {}).items():
-        found |= {f"{task}.{metric}": value for metric, value in metrics.items()}
-    return found
+        flat |= {f"{task}.{metric}": value for metric, value in metrics.items()}
+    return flat

@@ -1,108 +1,105 @@
-"""A page as one HTML file: no script, no request; style, charts and numbers are all within."""
+"""A page as one HTML file: no script, no request; style, charts and numbers are all inside."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from itertools import groupby
-from typing import Any
+from string import Template
 
 from ...base.version import __version__
-from .page import Chart, Page, Section, Table, Value, plainly
-from .style import DARK, LIGHT
-from .svg import svg
+from .charts import can_draw, svg
+from .page import Chart, Page, Section, Table, Value, as_text
 
-WIDE = 40  # letters, from which a cell may break its line anywhere
+WIDE = 40  # letters from which a cell may break its line anywhere
+NO_CHARTS = "Not drawn: charts need pip install 'optimum-barber[report]'; their numbers are here as tables."
 
 
 def html(page: Page) -> str:
-    """The whole document."""
-    sections = "\n".join(_section(section, 2, f"s{number}") for number, section in enumerate(page.sections, 1))
-    links = "".join(f'<li><a href="#s{n}">{escape(s.title)}</a></li>' for n, s in enumerate(page.sections, 1))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="optimum-barber {__version__}">
-<title>{escape(page.title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{stylesheet()}</style>
-</head>
-<body>
-<header>
-<h1>{escape(page.title)}</h1>
-<p>{escape(page.summary)}</p>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main>
-{sections}
-</main>
-<footer><p>optimum-barber {__version__}</p></footer>
-</body>
-</html>
-"""
+    """The whole document; without matplotlib its charts are tables only."""
+    links = []
+    sections = []
+    for number, section in enumerate(page.sections, 1):
+        links.append(f'<li><a href="#s{number}">{escape(section.title)}</a></li>')
+        sections.append(_section(section, 2, f"s{number}"))
+    lacks_charts = page.charts() and not can_draw()
+    return Template(_resource("page.html")).substitute(
+        version=__version__,
+        title=escape(page.title),
+        style=_resource("style.css"),
+        summary=escape(page.summary),
+        remark=_paragraph(NO_CHARTS) + "\n" if lacks_charts else "",
+        links="".join(links),
+        sections="\n".join(sections),
+    )
 
 
-def stylesheet() -> str:
-    """The style with the colours of the series filled in."""
-    style = files(__package__).joinpath("style.css").read_text("utf-8")
-    series = [f".s{i} {{ stroke: var(--s{i}); }} .f{i} {{ fill: var(--s{i}); }}" for i in range(len(LIGHT))]
-    for word, colours in (("LIGHT", LIGHT), ("DARK", DARK)):
-        style = style.replace(word, " ".join(f"--s{index}: {colour};" for index, colour in enumerate(colours)))
-    return style.replace("SERIES", "\n".join(series))
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _section(section: Section, level: int, name: str) -> str:
+    """A section and those inside it; charts that follow one another share a grid."""
     parts = [f'<section id="{name}">', f"<h{level}>{escape(section.title)}</h{level}>"]
-    number = 0
-    for kind, items in groupby(section.items, key=_kind):
-        if kind is Chart:
-            parts.append('<div class="charts">' + "".join(map(figure, items)) + "</div>")
-        elif kind is Section:
-            for inner in items:
-                number += 1
-                parts.append(_section(inner, level + 1, f"{name}-{number}"))
+    figures: list[str] = []
+    for number, item in enumerate(section.items, 1):
+        place = f"{name}-{number}"
+        if isinstance(item, Chart):
+            figures.append(_figure(item, place))
+            continue
+        parts += _grid(figures)
+        figures = []
+        if isinstance(item, Section):
+            parts.append(_section(item, level + 1, place))
+        elif isinstance(item, Table):
+            parts.append(_table(item))
         else:
-            parts += [table(item) if isinstance(item, Table) else paragraph(item) for item in items]
-    return "\n".join([*parts, "</section>"])
+            parts.append(_paragraph(item))
+    return "\n".join([*parts, *_grid(figures), "</section>"])
 
 
-def _kind(item: Any) -> type:
-    return Chart if isinstance(item, Chart) else Section if isinstance(item, Section) else str
+def _grid(figures: Sequence[str]) -> list[str]:
+    return [f'<div class="charts">{"".join(figures)}</div>'] if figures else []
 
 
-def paragraph(text: str) -> str:
+def _paragraph(text: str) -> str:
     """A paragraph; one that begins with "Not" says what a run lacks."""
-    return f'<p class="absent">{escape(text)}</p>' if text.startswith("Not ") else f"<p>{escape(text)}</p>"
+    kind = ' class="absent"' if text.startswith("Not ") else ""
+    return f"<p{kind}>{escape(text)}</p>"
 
 
-def figure(chart: Chart) -> str:
+def _figure(chart: Chart, name: str) -> str:
     """A chart with its caption and its numbers."""
     note = f"<span>{escape(chart.note)}</span>" if chart.note else ""
+    drawing = svg(chart, name) if can_draw() else ""
     caption = f"<figcaption>{escape(chart.title)}{note}</figcaption>"
-    return f"<figure>{caption}{svg(chart)}{table(chart.table())}</figure>"
+    return f"<figure>{caption}{drawing}{_table(chart.table())}</figure>"
 
 
-def table(content: Table) -> str:
+def _table(content: Table) -> str:
     """A table that scrolls in its own box; a folded one opens on request."""
     title = escape(content.title)
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in content.columns)
-    body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in content.rows)
-    drawn = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.title, quote=True)}">'
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in content.columns)
+    body = "\n".join(map(_row, content.rows))
+    table = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
         f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
-    return f"<details><summary>Numbers: {title}</summary>{drawn}</details>" if content.folded else drawn
+    return f"<details><summary>Numbers: {title}</summary>{table}</details>" if content.folded else table
 
 
-def _cells(row: Iterable[Value]) -> Iterable[str]:
-    """The cells of a row, numbers with their exact value beside what is shown."""
-    for index, value in enumerate(row):
-        said = escape(plainly(value))
-        held = f'<data value="{value!r}">{said}</data>' if isinstance(value, int | float) else said
-        if index == 0:
-            yield f'<th scope="row">{held}</th>'
-        else:
-            kind = ' class="number"' if held != said else ' class="wide"' if len(said) > WIDE else ""
-            yield f"<td{kind}>{held}</td>"
+def _row(row: Sequence[Value]) -> str:
+    cells = [f'<th scope="row">{_cell(row[0])}</th>']
+    for value in row[1:]:
+        cells.append(f"<td{_kind(value)}>{_cell(value)}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(value: Value) -> str:
+    """What a cell shows, numbers with their exact value beside it."""
+    text = escape(as_text(value))
+    return f'<data value="{value!r}">{text}</data>' if isinstance(value, int | float) else text
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, int | float):
+        return ' class="number"'
+    return ' class="wide"' if len(escape(as_text(value))) > WIDE else ""

@@ -1,8 +1,8 @@
 """A page as Markdown: its texts and tables, without the charts and their numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from .page import Page, Section, Table, plainly
+from .page import Page, Section, Table, Value, as_text
 
 
 def markdown(page: Page) -> str:
@@ -11,22 +11,28 @@ def markdown(page: Page) -> str:
 
 
 def _sections(sections: Sequence[Section], level: int) -> list[str]:
-    found: list[str] = []
+    lines: list[str] = []
     for section in sections:
-        inner: list[str] = []
+        content: list[str] = []
         for item in section.items:
             if isinstance(item, Section):
-                inner += _sections([item], level + 1)
+                content += _sections([item], level + 1)
             elif isinstance(item, Table) and not item.folded:
-                inner += [rows(item), ""]
+                content += [rows(item), ""]
             elif isinstance(item, str):
-                inner += [item, ""]
-        found += ["#" * level + " " + section.title, "", *inner] if inner else []
-    return found
+                content += [item, ""]
+        if content:
+            lines += ["#" * level + " " + section.title, "", *content]
+    return lines
 
 
 def rows(table: Table) -> str:
     """A Markdown table."""
-    head = [" | ".join(map(str, table.columns)), " | ".join("---" for _ in table.columns)]
-    body = [" | ".join(plainly(value).replace("|", "\\|").replace("\n", " ") for value in row) for row in table.rows]
-    return "\n".join(f"| {line} |" for line in [*head, *body])
+    lines = [_line(table.columns), _line(["---"] * len(table.columns))]
+    lines += map(_line, table.rows)
+    return "\n".join(lines)
+
+
+def _line(values: Iterable[Value]) -> str:
+    cells = [as_text(value).replace("|", "\\|").replace("\n", " ") for value in values]
+    return f"| {' | '.join(cells)} |"

@@ -1,6 +1,5 @@
-"""From a finished run to files: one HTML page, and one picture a chart."""
+"""From a finished run to files: one HTML page and, in a directory, one picture for each chart."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +8,21 @@ from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
 from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
 from ..recipe.directory import RUN_NAME
+from .charts import check_drawing, write_pictures
 from .checkpoint_page import Rows, cell_page, checkpoint_page, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page
 from .html import html
 from .page import Page
-from .pictures import write_pictures
 from .recipe_page import run_page
 
 INDEX_NAME = "index.html"
 REPORT_PAGE = "report.html"
+KINDS: dict[str, Callable[[Path, Rows], Page]] = {  # by the file that tells a run's kind
+    COMPARE_NAME: comparison_page,
+    RUN_NAME: run_page,
+    SPARSITY_NAME: checkpoint_page,
+    STRUCTURE_NAME: shrunk_page,
+}
 
 
 def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
@@ -31,23 +36,13 @@ def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
         BarberError: it is none of these, or its files are broken.
     """
     path = Path(run)
-    kinds: dict[str, Callable[[], Page]] = {
-        COMPARE_NAME: lambda: comparison_page(path),
-        RUN_NAME: lambda: run_page(path),
-        SPARSITY_NAME: lambda: checkpoint_page(path, evaluation),
-        STRUCTURE_NAME: lambda: shrunk_page(path, evaluation),
-    }
     if path.is_file() and path.suffix == ".json":
         return cell_page(path)
-    for name, make in kinds.items():
-        if (path / name).is_file():
-            return _whole(path, make)
-    raise BarberError(f"{run} is no finished run: it holds none of {', '.join(kinds)}")
-
-
-def _whole(path: Path, make: Callable[[], Page]) -> Page:
+    kinds = [kind for kind in KINDS if (path / kind).is_file()]
+    if not kinds:
+        raise BarberError(f"{run} is no finished run: it holds none of {', '.join(KINDS)}")
     try:
-        return make()
+        return KINDS[kinds[0]](path, evaluation)
     except (KeyError, TypeError, AttributeError) as error:
         raise BarberError(f"{path} holds a record that is not whole: {type(error).__name__} {error}") from None
 
@@ -59,8 +54,8 @@ def write_report(
 
     Args:
         run: see `page_of`.
-        output: a file ending in .html for the page alone; a directory for the page as `index.html` with one PNG a
-            chart; None for `report.html` within the run, which is replaced.
+        output: a file ending in .html for the page alone; a directory for the page as `index.html` with one PNG for
+            each chart, which needs the extra `report`; None for `report.html` in the run, which is replaced.
         evaluation: a file that `eval --json` wrote.
         overwrite: whether `output` may be there already.
 
@@ -68,29 +63,25 @@ def write_report(
         The files, the page first.
 
     Raises:
-        BarberError: no finished run, or the output may not be written; nothing was.
+        BarberError: no finished run, the output may not be written, or pictures cannot be drawn; nothing was written.
     """
-    measured = read_json(Path(evaluation)) if evaluation is not None else []
-    if not isinstance(measured, list):
+    rows = read_json(Path(evaluation)) if evaluation is not None else []
+    if not isinstance(rows, list):
         raise BarberError(f"eval {evaluation} is no list of results, as eval --json writes it")
-    target = Path(output) if output is not None else _beside(Path(run))
+    target = Path(output) if output is not None else _default_output(Path(run))
     if target.suffix.lower() in (".html", ".htm"):
-        page = page_of(run, measured)
+        page = page_of(run, rows)
         write_file(check_file(target, overwrite or output is None), html(page))
         return [target]
+    check_drawing(f"pictures in {target} (the page alone: -o FILE.html)")
     target = check_output(target, overwrite, [Path(run)] if Path(run).exists() else [])
-    page = page_of(run, measured)
+    page = page_of(run, rows)
     with staged(target) as partial:
         (partial / INDEX_NAME).write_text(html(page), encoding="utf-8")
-        pictures = write_pictures(partial, page.charts()) if has_pictures() else []
+        pictures = write_pictures(partial, page.charts())
     return [target / INDEX_NAME, *(target / picture.name for picture in pictures)]
 
 
-def has_pictures() -> bool:
-    """Whether matplotlib is installed; the page does not need it."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def _beside(run: Path) -> Path:
-    """Where a report goes that was given no place: into the run, or beside a cell's file."""
+def _default_output(run: Path) -> Path:
+    """The place of a report that was given none: in the run, or beside a cell's file."""
     return run.with_suffix(".html") if run.is_file() else run / REPORT_PAGE
