@@ -28,6 +28,7 @@ examples:
   optimum-barber shrink MODEL --head-unit query --remove 0.2 --scorer-arg norm_gain=true --calibration c4 -o OUT
   optimum-barber shrink MODEL --structure OTHER_OUT/pruned_structure.json -o OUT
 """
+PICTURE_NAME = "errors.png"
 HAND_MADE = {"scorer_args", "calibration"}
 SHARES = ("remove", "remove_heads", "remove_channels")
 
@@ -71,20 +72,42 @@ def run(args: argparse.Namespace) -> int:
     config = config_from(args)
     from ..base.output import check_output
     from ..models.loading import load_model, load_tokenizer, resolve_model
+    from ..runs.report.cuts import error_picture
     from ..shrink.shrinker import BarberShrinker
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
-    check_output(args.output, args.overwrite, [reference.path])
+    output = check_output(args.output, args.overwrite, [reference.path])
+    if args.picture:
+        check_picture(config)
     shrinker = BarberShrinker(load_model(reference, config.dtype), load_tokenizer(reference), reference)
     result = shrinker.shrink(
-        config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet,
-        picture=args.picture,
-    )  # fmt: skip
+        config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet
+    )
+    if args.picture:
+        error_picture(output / PICTURE_NAME, {result.structure.scorer["name"]: result.report})
     if not args.quiet:
         sys.stdout.write(summary(result.report, args.output, result.structure.base_model, result.structure.model_type))
     return 0
+
+
+def check_picture(config: ShrinkConfig) -> None:
+    """Refuse a picture that could not be drawn, before any work.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        BarberError: no calibration text is read, on which errors could be measured.
+    """
+    from ..base.errors import BarberError
+    from ..runs.report.charts import check_drawing
+    from ..shrink.plan import reads_text
+
+    check_drawing("a picture")
+    if not reads_text(config):
+        raise BarberError(
+            f"picture shows errors on calibration text: scorer {config.scorer!r}, or the structure, reads none"
+        )
 
 
 def summary(report: dict[str, Any], output: str, base: dict[str, Any], model_type: str) -> str:

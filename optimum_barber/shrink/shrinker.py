@@ -18,8 +18,6 @@ from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import ONE_FILE
 from ..models.loading import PretrainedTool
-from ..runs.report.cuts import error_picture
-from ..runs.report.pictures import pyplot
 from ..text.windows import TokenWindows, windows_for
 from .compensate import mean_contributions
 from .cut import cut_model
@@ -29,7 +27,6 @@ from .scan import Kept, ScorePlan, choose_units
 from .settings import ShrinkConfig
 from .units import structure_of
 
-PICTURE_NAME = "errors.png"
 
 
 @dataclass
@@ -45,18 +42,6 @@ class ShrinkResult:
     model: Any
     structure: PrunedStructure
     report: dict[str, Any] = field(default_factory=dict)
-
-
-def check_picture(windows: TokenWindows | None, scorer: str) -> None:
-    """Refuse a picture that could not be drawn, before any work.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        BarberError: no windows are read, on which errors could be measured.
-    """
-    pyplot()
-    if windows is None:
-        raise BarberError(f"picture shows errors on calibration text: scorer {scorer!r}, or the structure, reads none")
 
 
 def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
@@ -83,7 +68,6 @@ class BarberShrinker(PretrainedTool):
         overwrite: bool = False,
         latency: bool = True,
         quiet: bool = False,
-        picture: bool = False,
     ) -> ShrinkResult:
         """Make the smaller model and, with `save_dir`, write its checkpoint.
 
@@ -94,7 +78,6 @@ class BarberShrinker(PretrainedTool):
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             latency: measure prefill and decode before and after.
             quiet: no progress bar.
-            picture: draw the error of every block and decoder layer, in `errors.png`; needs the extra `report`.
 
         Raises:
             BarberError: bad input; nothing was written.
@@ -104,8 +87,6 @@ class BarberShrinker(PretrainedTool):
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
         windows = self._windows(config, cut, calibration)
-        if picture:
-            check_picture(windows, config.scorer)
         with staged(output) if output is not None else nullcontext() as partial:
             started = time.perf_counter()
             kept = self._kept(config, cut, windows, quiet)
@@ -121,8 +102,6 @@ class BarberShrinker(PretrainedTool):
             report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
             if partial is not None:
                 self._save(partial, small, structure, report)
-                if picture:
-                    error_picture(partial / PICTURE_NAME, {structure.scorer["name"]: report})
         return ShrinkResult(small, structure, report)
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
