@@ -20,14 +20,14 @@ from .units import LayerUnits, Units, linear_of, units_of
 
 @dataclass
 class CutAudit:
-    """What an audit of a cut found.
+    """The result of an audit of a cut.
 
     Attributes:
         modules: Linears whose shapes were checked.
         kept: what stays in every decoder layer, in words.
         base: the dense model whose rows and columns the checkpoint was compared with; None where it was not.
         reason: why it was not.
-        faults: one line for every module that is off.
+        faults: one line for every module that differs.
     """
 
     modules: int
@@ -37,8 +37,12 @@ class CutAudit:
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        found = f"every kept weight is that of {self.base}" if self.base else f"only shapes were checked: {self.reason}"
-        return f"{self.modules} modules cut to {self.kept}: {'FAILED' if self.faults else f'as recorded; {found}'}"
+        result = f"as recorded; only shapes were checked: {self.reason}"
+        if self.base:
+            result = f"as recorded; every kept weight is that of {self.base}"
+        if self.faults:
+            result = "FAILED"
+        return f"{self.modules} modules cut to {self.kept}: {result}"
 
 
 def audit_cut(directory: str | Path, base: str | None = None, weights: bool = True) -> CutAudit:
@@ -61,8 +65,9 @@ def audit_cut(directory: str | Path, base: str | None = None, weights: bool = Tr
     if dense is not None:
         audit.base = dense.name
         known = {fault.partition(":")[0] for fault in audit.faults}
-        found = weight_faults(record, stored, dense)
-        audit.faults += [f"{module}: {fault}" for module, fault in found.items() if module not in known]
+        for module, fault in weight_faults(record, stored, dense).items():
+            if module not in known:
+                audit.faults.append(f"{module}: {fault}")
     return audit
 
 
@@ -78,39 +83,44 @@ def base_of(record: PrunedStructure, base: str | None) -> tuple[ModelReference |
     if base is not None:
         return resolve_model(base), ""
     name = record.base_model["name"]
-    found = None if changed or name is None else local_model(name)
-    if found is not None:
-        return found, ""
-    return None, changed or f"base model {name or 'without a name'} is not at hand; --base names it"
+    if changed:
+        return None, changed
+    reference = local_model(name) if name is not None else None
+    if reference is None:
+        return None, f"base model {name or 'without a name'} is not at hand; --base names it"
+    return reference, ""
 
 
 def kept_in_words(record: PrunedStructure) -> str:
-    """What stays in the first decoder layer; the others have the same."""
+    """The counts that stay in the first decoder layer; the others have the same."""
     layer = next(iter(record.layers.values()))
     names = {"heads": f"{record.head_unit}s", "channels": "FFN channels"}
-    return ", ".join(f"{len(found.kept)} of {found.of} {names[kind]}" for kind, found in layer)
+    return ", ".join(f"{len(units.kept)} of {units.of} {names[kind]}" for kind, units in layer)
 
 
 def linears_of_units(units: LayerUnits) -> dict[str, Units]:
     """The Linears of a decoder layer that a cut changes, and the units that they hold."""
-    return {part.linear: unit for unit in units.values() for part in unit.slices}
+    linears = {}
+    for unit in units.values():
+        linears |= {part.linear: unit for part in unit.slices}
+    return linears
 
 
 def count_faults(record: PrunedStructure, small: ModelSource, units: LayerUnits) -> Iterable[str]:
-    """Where config.json says other numbers than the record."""
+    """One line for each number in config.json that is not the record's."""
     if len(small) != len(record.layers):
         yield f"config.json: {len(small)} decoder layers, recorded are {len(record.layers)}"
     for kind, unit in units.items():
         counts = {len(dict(layer)[kind].kept) for layer in record.layers.values()}
         if counts != {unit.count}:
-            said = " and ".join(map(str, sorted(counts)))
-            yield f"config.json: {unit.count} {unit.name}s a layer, recorded are {said}"
+            recorded = " and ".join(map(str, sorted(counts)))
+            yield f"config.json: {unit.count} {unit.name}s a layer, recorded are {recorded}"
 
 
 def shape_faults(
     record: PrunedStructure, layer: nn.Module, units: LayerUnits, stored: SafetensorsWeights
 ) -> Iterable[str]:
-    """Linears, and their biases, whose shape is not what the record says."""
+    """One line for each Linear whose weight or bias has another shape than recorded."""
     for path, structure in record.layers.items():
         for name, unit in linears_of_units(units).items():
             count = len(dict(structure)[unit.kind].kept)
@@ -129,26 +139,27 @@ def shape_fault(
 
     Args:
         path: its full name.
-        linear: what config.json makes of it.
+        linear: as config.json describes it.
         name: in the decoder layer.
         unit: the units that it holds.
         count: how many of them the record keeps.
         stored: the checkpoint.
     """
-    widths = [sum(p.width for p in unit.slices if (p.linear, p.axis) == (name, axis)) for axis in (0, 1)]
-    more = count - unit.count
-    rows, columns = (size + more * width for size, width in zip(linear.weight.shape, widths, strict=True))
-    found = [("weight", stored.linear(path), [rows, columns])]
+    shape = list(linear.weight.shape)
+    for part in unit.slices:
+        if part.linear == name:
+            shape[part.axis] += (count - unit.count) * part.width
+    tensors = {"weight": (stored.linear(path), shape)}
     if linear.bias is not None:
-        found.append(("bias", stored.tensor(f"{path}.bias"), [rows]))
-    for kind, tensor, shape in found:
-        if list(tensor.shape) != shape:
-            return f"{kind} of shape {tuple(tensor.shape)}, recorded are {count} {unit.name}s, so {tuple(shape)}"
+        tensors["bias"] = (stored.tensor(f"{path}.bias"), shape[:1])
+    for kind, (tensor, expected) in tensors.items():
+        if list(tensor.shape) != expected:
+            return f"{kind} of shape {tuple(tensor.shape)}, recorded are {count} {unit.name}s, so {tuple(expected)}"
     return None
 
 
 def weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: ModelReference) -> dict[str, str]:
-    """Modules of the checkpoint that are not, bit for bit, what the recorded cut makes of the dense model."""
+    """Faults by module of weights that are not, bit for bit, the recorded cut of the dense model's."""
     model: Any = load_model(dense, record.base_model["dtype"])
     source = ModelSource(model)
     try:
@@ -157,19 +168,21 @@ def weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: Mo
     except BarberError as error:
         return {dense.name: str(error)}
     expected = cut_state(model.state_dict(), record.kept, units)
-    added = {f"{layer}.{name}.bias" for layer in record.layers for name in linears_of_units(units)}
-    return differences(expected, stored, added if record.settings.get("compensate") else set())
+    biases: set[str] = set()
+    if record.settings.get("compensate"):
+        biases = {f"{layer}.{name}.bias" for layer in record.layers for name in linears_of_units(units)}
+    return differences(expected, stored, biases)
 
 
-def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, but: Collection[str]) -> dict[str, str]:
-    """What is off, by module, but for some tensors; tied weights, which a checkpoint holds once, count once."""
-    held = {expected[key].data_ptr() for key in stored.entries if key in expected}
-    faults = {
-        key.rpartition(".")[0]: f"{key.rpartition('.')[2]} is missing"
-        for key, tensor in expected.items()
-        if key not in stored.entries and tensor.data_ptr() not in held
-    }
-    for key in sorted(set(stored.entries) - set(but)):
+def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, ignored: Collection[str]) -> dict[str, str]:
+    """Faults by module, `ignored` tensors aside; tied weights, which a checkpoint holds once, count once."""
+    faults = {}
+    present = {expected[key].data_ptr() for key in stored.entries if key in expected}
+    for key, tensor in expected.items():
+        module, _, kind = key.rpartition(".")
+        if key not in stored.entries and tensor.data_ptr() not in present:
+            faults[module] = f"{kind} is missing"
+    for key in sorted(set(stored.entries) - set(ignored)):
         module, _, kind = key.rpartition(".")
         if key not in expected:
             faults[module] = f"{kind} is none of the dense model's"
@@ -179,5 +192,5 @@ def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, but:
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are equal bit for bit."""
+    """True if two tensors are equal bit for bit."""
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)

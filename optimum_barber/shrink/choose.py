@@ -26,7 +26,7 @@ class Budget:
 
 
 def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears: Iterable[nn.Linear]) -> Budget:
-    """How many units of each kind stay, so that the share asked for is met as closely as the units allow.
+    """The numbers of units that stay, so that the removed share is as close to the wanted one as units allow.
 
     Heads go to the nearest whole number (of two that are equally near, the one that removes less), FFN channels make
     up the total.
@@ -40,22 +40,23 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     Raises:
         BarberError: a share that would remove all heads or all channels of a layer.
     """
-    total = sum(p.numel() for linear in linears for p in linear.parameters(False))
-    each = {kind: unit.parameters(layer) for kind, unit in units.items()}
+    total = 0
+    for linear in linears:
+        total += sum(parameter.numel() for parameter in linear.parameters(False))
+    head_size, channel_size = units[HEADS].parameters(layer), units[CHANNELS].parameters(layer)
     heads = head_count(config, units[HEADS])
     before = units[CHANNELS].count
     if config.remove is None:
-        gone = exact(config.remove_channels or 0.0) * before
+        channels = exact(config.remove_channels or 0.0) * before
     else:
-        gone = (exact(config.remove) * total - heads * each[HEADS]) / each[CHANNELS]
-    width = width_of(before - gone, before, config)
-    kept = {HEADS: units[HEADS].count - heads, CHANNELS: width}
-    removed = sum((units[kind].count - kept[kind]) * each[kind] for kind in kept)
+        channels = (exact(config.remove) * total - heads * head_size) / channel_size
+    width = width_of(before - channels, before, config)
+    removed = heads * head_size + (before - width) * channel_size
     if not removed:
         raise BarberError(
-            f"remove {_asked(config):g} removes nothing: one channel is {each[CHANNELS] / total:.2g} of it"
+            f"remove {_wanted(config):g} removes nothing: one channel is {channel_size / total:.2g} of it"
         )
-    return Budget(kept, removed / total)
+    return Budget({HEADS: units[HEADS].count - heads, CHANNELS: width}, removed / total)
 
 
 def exact(share: float) -> Fraction:
@@ -69,7 +70,7 @@ def nearest(value: Fraction) -> int:
 
 
 def head_count(config: ShrinkConfig, units: Units) -> int:
-    """How many head units go: whole ones, the same number from each group.
+    """The number of head units that go: whole ones, the same number from each group.
 
     Raises:
         BarberError: all would go.
@@ -78,10 +79,10 @@ def head_count(config: ShrinkConfig, units: Units) -> int:
     each = units.count // units.groups
     count = nearest(exact(share or 0.0) * each)
     if count >= each:
-        what = f"{units.name}s{' of every group' if units.alone else ''}"
+        owner = "every group of a layer" if units.alone else "a layer"
+        hint = ", such as by --remove-heads" if config.remove_heads is None else ""
         raise BarberError(
-            f"remove {share:g} would take all {each} {what} of a layer: at most {each - 1} can go"
-            + (", such as by --remove-heads" if config.remove_heads is None else "")
+            f"remove {share:g} would take all {each} {units.name}s of {owner}: at most {each - 1} can go{hint}"
         )
     return count * units.groups
 
@@ -100,7 +101,7 @@ def width_of(wanted: Fraction, before: int, config: ShrinkConfig) -> int:
     if wanted >= before:
         return before
     if wanted < Fraction(1, 2):
-        raise BarberError(f"remove {_asked(config):g} would take all {before} FFN channels of a layer")
+        raise BarberError(f"remove {_wanted(config):g} would take all {before} FFN channels of a layer")
     return min(max(math.floor(wanted / step + Fraction(1, 2)), 1), before // step) * step
 
 
@@ -108,9 +109,12 @@ def highest(scores: Tensor, units: Units, count: int) -> list[int]:
     """The `count` units of highest score, the same number from each group; the lower index first among equals."""
     groups = scores.double().cpu().unflatten(0, (units.groups, -1))
     order = groups.argsort(dim=1, descending=True, stable=True)[:, : count // units.groups]
-    starts = [index * (units.count // units.groups) for index in range(units.groups)]
-    return sorted(start + int(unit) for start, row in zip(starts, order.tolist(), strict=True) for unit in row)
+    kept: list[int] = []
+    for index, row in enumerate(order.tolist()):
+        start = index * (units.count // units.groups)
+        kept += [start + unit for unit in row]
+    return sorted(kept)
 
 
-def _asked(config: ShrinkConfig) -> float:
+def _wanted(config: ShrinkConfig) -> float:
     return config.remove if config.remove is not None else config.remove_channels or 0.0

@@ -12,8 +12,8 @@ from ..models.activations import Activations
 from ..models.architectures import Structure
 from ..models.source import ModelSource
 from ..prune.pipeline import advance, watch
-from .cut_errors import ANY
-from .units import HEADS, KIND_OF_BLOCK, LayerUnits, linear_of
+from .stream import ANY
+from .units import HEADS, LayerUnits, kind_of, linear_of
 
 
 def with_biases(config: Any, structure: Structure, layer: nn.Module, units: LayerUnits, kept: Mapping[str, int]) -> Any:
@@ -60,23 +60,24 @@ def mean_contributions(
     Returns:
         (out,) float64 on the CPU, by the full name of each Linear that reads units of which some go.
     """
-    found: dict[str, Tensor] = {}
+    contributions: dict[str, Tensor] = {}
     hidden = Activations(source.begin(windows))
     for layer in source.layers():
         outputs: list[Activations] = []
         for block in layer.blocks:
-            unit = units[KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]]
+            unit = units[kind_of(block)]
             name = f"{layer.name}.{unit.reader}"
-            reader, seen = block.linears[name], _Sum()
-            handle = reader.register_forward_pre_hook(seen)
+            reader, inputs = block.linears[name], _Sum()
+            handle = reader.register_forward_pre_hook(inputs)
             outputs.append(watch(layer, block, hidden, outputs, {}, frozenset(), ANY).targets)
             handle.remove()
             stays = unit.kept(kept[layer.name][unit.kind], reader.in_features, unit.reader, 1)
             if not stays.all():
                 gone = (~stays).nonzero()[:, 0].to(reader.weight.device)
-                found[name] = (reader.weight[:, gone].double() @ (seen.total / seen.tokens)[gone]).cpu()
+                mean = inputs.total / inputs.tokens
+                contributions[name] = (reader.weight[:, gone].double() @ mean[gone]).cpu()
         hidden = advance(layer, hidden, outputs)
-    return found
+    return contributions
 
 
 class _Sum:

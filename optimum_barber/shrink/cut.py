@@ -25,15 +25,22 @@ def cut_state(state: Mapping[str, Tensor], kept: Kept, units: LayerUnits) -> dic
         units: what belongs to them.
     """
     result = dict(state)
-    for layer, chosen in kept.items():
-        for kind, stays in chosen.items():
+    for layer, kept_units in kept.items():
+        for kind, indices in kept_units.items():
             for linear, axis in dict.fromkeys((part.linear, part.axis) for part in units[kind].slices):
-                for key in (f"{layer}.{linear}.weight", f"{layer}.{linear}.bias")[: 2 - axis]:
+                names = ("weight", "bias") if axis == 0 else ("weight",)
+                for key in (f"{layer}.{linear}.{name}" for name in names):
                     if key in result:
-                        tensor = result[key]
-                        keep = units[kind].kept(stays, tensor.shape[axis], linear, axis).to(tensor.device)
-                        result[key] = tensor if keep.all() else tensor.index_select(axis, keep.nonzero()[:, 0])
+                        keep = units[kind].kept(indices, result[key].shape[axis], linear, axis)
+                        result[key] = _selected(result[key], keep, axis)
     return result
+
+
+def _selected(tensor: Tensor, keep: Tensor, axis: int) -> Tensor:
+    """The kept rows or columns; the tensor itself where all are."""
+    if keep.all():
+        return tensor
+    return tensor.index_select(axis, keep.to(tensor.device).nonzero()[:, 0])
 
 
 def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: Mapping[str, int]) -> Any:
@@ -61,8 +68,9 @@ def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: M
     except Exception as error:  # whatever the configuration's validation raises
         reason = " ".join(str(error).split())
     if config.model_type != "llama":
-        raise BarberError(f"{type(config).__name__} cannot say {_said(changes)}: {reason}; {_others(config, units)}")
-    return as_mistral(smaller, _others(config, units))
+        values = ", ".join(f"{key} {value}" for key, value in changes.items())
+        raise BarberError(f"{type(config).__name__} cannot say {values}: {reason}; {_legal_counts(config, units)}")
+    return as_mistral(smaller, _legal_counts(config, units))
 
 
 def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int) -> dict[str, int]:
@@ -85,8 +93,8 @@ def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int
     }
 
 
-def as_mistral(config: Any, others: str) -> Any:
-    """A LLaMA's configuration as the Mistral that computes the same.
+def as_mistral(config: Any, hint: str) -> Any:
+    """A LLaMA's configuration as the Mistral that computes the same; an error ends in `hint`.
 
     Raises:
         BarberError: the LLaMA has biases, which a Mistral has not.
@@ -97,23 +105,21 @@ def as_mistral(config: Any, others: str) -> Any:
     if biased:
         raise BarberError(
             f"LlamaConfig refuses {config.num_attention_heads} heads at hidden_size {config.hidden_size}, and as a "
-            f"Mistral the model would lose its biases ({', '.join(biased)}); {others}"
+            f"Mistral the model would lose its biases ({', '.join(biased)}); {hint}"
         )
-    given = config.to_dict()
+    settings = config.to_dict()
     for name in ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp"):
-        given.pop(name, None)
-    return MistralConfig(**{**given, "sliding_window": None}, architectures=["MistralForCausalLM"])
+        settings.pop(name, None)
+    return MistralConfig(**{**settings, "sliding_window": None}, architectures=["MistralForCausalLM"])
 
 
-def _said(changes: Mapping[str, int]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in changes.items())
-
-
-def _others(config: Any, units: LayerUnits) -> str:
+def _legal_counts(config: Any, units: LayerUnits) -> str:
     """The head counts that divide the hidden size, as a hint."""
     text, heads = config.get_text_config(), units[HEADS]
-    counts = range(heads.groups, heads.count, heads.groups)
-    legal = [n * heads.heads for n in counts if text.hidden_size % (n * heads.heads) == 0]
+    legal = []
+    for units_left in range(heads.groups, heads.count, heads.groups):
+        if text.hidden_size % (units_left * heads.heads) == 0:
+            legal.append(units_left * heads.heads)
     return f"of {text.num_attention_heads} heads these can stay: {', '.join(map(str, legal)) or 'none but all'}"
 
 

@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.activations import Activations
 from ..models.architectures import architecture_of, decoder_stack
 from ..models.source import ModelSource
-from ..prune.pipeline import advance, watch
-from ..tensors.patterns import SparsityPattern
-from .units import KIND_OF_BLOCK, LayerUnits
-
-ANY = SparsityPattern(0.5)  # a trial wants a pattern; units follow none
+from .stream import dense_pass
+from .units import LayerUnits, kind_of
 
 
 class _Ratio:
@@ -24,9 +20,9 @@ class _Ratio:
     def __init__(self) -> None:
         self.away = self.norm = 0.0
 
-    def add(self, found: Tensor, expected: Tensor) -> None:
-        self.away += (found - expected).double().square().sum().item()
-        self.norm += expected.double().square().sum().item()
+    def add(self, output: Tensor, dense: Tensor) -> None:
+        self.away += (output - dense).double().square().sum().item()
+        self.norm += dense.double().square().sum().item()
 
     @property
     def value(self) -> float:
@@ -53,29 +49,23 @@ def block_errors(
     Returns:
         `block` and `error` of each block in the order of computation.
     """
-    found = []
-    hidden = Activations(source.begin(windows))
-    for layer in source.layers():
-        outputs: list[Activations] = []
-        for block in layer.blocks:
-            trial = watch(layer, block, hidden, outputs, {}, frozenset(), ANY)
-            kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
-            name = f"{layer.name}.{units[kind].reader}"
-            reader, bias = block.linears[name], biases.get(name, torch.zeros(()))
-            keep = units[kind].kept(kept[layer.name][kind], reader.in_features, units[kind].reader, 1)
-            error = _Ratio()
-            with _reading_only(reader, keep):
-                for x, y in zip(trial.inputs, trial.targets, strict=True):
-                    error.add(block(x) + bias.to(y.device, y.dtype), y)
-            found.append({"block": block.name, "error": error.value})
-            outputs.append(trial.targets)
-        hidden = advance(layer, hidden, outputs)
-    return found
+    errors = []
+    for layer, block, trial in dense_pass(source, windows):
+        unit = units[kind_of(block)]
+        name = f"{layer.name}.{unit.reader}"
+        reader, bias = block.linears[name], biases.get(name, torch.zeros(()))
+        keep = unit.kept(kept[layer.name][unit.kind], reader.in_features, unit.reader, 1)
+        error = _Ratio()
+        with _reading_only(reader, keep):
+            for x, y in zip(trial.inputs, trial.targets, strict=True):
+                error.add(block(x) + bias.to(y.device, y.dtype), y)
+        errors.append({"block": block.name, "error": error.value})
+    return errors
 
 
 @contextmanager
 def _reading_only(reader: nn.Linear, keep: Tensor) -> Iterator[None]:
-    """Inside, the Linear sees zeros in the columns that are not kept."""
+    """Context manager: the Linear sees zeros in the columns that are not kept."""
     dense = reader.weight.data
     reader.weight.data = dense * keep.to(dense.device)
     try:
@@ -109,15 +99,15 @@ def layer_errors(model: nn.Module, small: nn.Module, windows: Tensor) -> list[fl
 
 @contextmanager
 def _outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that every decoder layer's output goes to."""
-    seen: list[Tensor] = []
+    """Context manager: a list to which every decoder layer's output is added."""
+    outputs: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     handles = [layer.register_forward_hook(keep) for layer in decoder_stack(model, architecture_of(model))[1]]
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""What a cut leaves in writing: the record of what stayed, its pointer in config.json, and the report."""
+"""The files of a cut: the record of what stayed, its pointer in config.json, and the report."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -29,18 +29,24 @@ def describe_cut(
     config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows | None, base_model: str | None
 ) -> PrunedStructure:
     """The record of a cut, for `pruned_structure.json`."""
-    before, own = cut.replayed, {name: getattr(config, name) for name in ShrinkSettings.model_fields}
     dtype = str(next(cut.source.model.parameters()).dtype).removeprefix("torch.")
+    layers: dict[str, Any] = {}
+    for layer, units in kept.items():
+        layers[layer] = {kind: {"of": cut.units[kind].count, "kept": units[kind]} for kind in (HEADS, CHANNELS)}
+    if cut.replayed is not None:
+        origin = cut.replayed
+        scorer, settings, calibration = origin.scorer, origin.settings, origin.calibration
+    else:
+        scorer = {"name": config.scorer, "arguments": cut.arguments}
+        settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields}
+        calibration = calibration_record(config, windows)
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
         removed=cut.budget.share,
-        layers={
-            layer: {kind: {"of": cut.units[kind].count, "kept": chosen[kind]} for kind in (HEADS, CHANNELS)}
-            for layer, chosen in kept.items()
-        },  # type: ignore[arg-type]
-        scorer=before.scorer if before else {"name": config.scorer, "arguments": cut.arguments},
-        settings={**(before.settings if before else own), "compensate": config.compensate},
-        calibration=before.calibration if before else calibration_record(config, windows),
+        layers=layers,
+        scorer=scorer,
+        settings={**settings, "compensate": config.compensate},
+        calibration=calibration,
         base_model={"name": base_model, "model_type": cut.source.model_type, "dtype": dtype},
         model_type=cut.config.model_type,
         software=software(),
@@ -59,7 +65,7 @@ def calibration_record(config: ShrinkConfig, windows: TokenWindows | None) -> di
 
 
 def pointer(structure: PrunedStructure) -> dict[str, Any]:
-    """What `config.json` says about the cut."""
+    """The entry of the cut in `config.json`."""
     return {
         "format_version": structure.format_version,
         "scorer": structure.scorer["name"],
@@ -86,10 +92,9 @@ def report_of(
     """Counts, sizes, errors and speeds before and after, for `report.json`."""
     model = cut.source.model
     prompt = prompt_of(model.config)
-    counts = {
-        kind: {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
-        for kind, unit in cut.units.items()
-    }
+    counts = {}
+    for kind, unit in cut.units.items():
+        counts[kind] = {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
     tokens = None if windows is None else windows.tokens[:ERROR_WINDOWS]
     return {
         "asked": config.remove,
@@ -107,12 +112,13 @@ def compared(
 ) -> dict[str, Any]:
     """Size, MACs and speed of both models and the error by layer; on a CPU in float32, whatever their dtype."""
     dtype = torch.float32 if device.type == "cpu" else next(model.parameters()).dtype
-    found: dict[str, Any] = {
-        state: {**size_of(each), "macs_per_token": macs_per_token(each.config, prompt)}
-        for state, each in (("before", model), ("after", small))
-    }
+    models = {"before": model, "after": small}
+    figures: dict[str, Any] = {}
+    for state, each in models.items():
+        figures[state] = {**size_of(each), "macs_per_token": macs_per_token(each.config, prompt)}
     with working_copy(model, device, dtype), working_copy(small, device, dtype):
-        found["layer_errors"] = None if windows is None else layer_errors(model, small, windows)
-        for state, each in (("before", model), ("after", small)) if timing else ():
-            found[state]["latency"] = latency(each, prompt)
-    return found
+        figures["layer_errors"] = None if windows is None else layer_errors(model, small, windows)
+        if timing:
+            for state, each in models.items():
+                figures[state]["latency"] = latency(each, prompt)
+    return figures

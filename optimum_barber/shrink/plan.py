@@ -1,7 +1,9 @@
-"""From settings to a cut that fits a model: everything is checked here, before any work."""
+"""From settings to a cut that fits a model: everything is checked before any work."""
 
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from ..base.arguments import parse_arguments
 from ..base.errors import BarberError
@@ -29,7 +31,7 @@ class Cut:
         config: the configuration of the smaller model.
         scorer: ranks the units.
         arguments: of the scorer.
-        replayed: the record to go by instead; None where the scorer chooses.
+        replayed: the record to repeat instead; None where the scorer chooses.
     """
 
     source: ModelSource
@@ -41,8 +43,14 @@ class Cut:
     replayed: PrunedStructure | None
 
 
+def reads_text(config: ShrinkConfig) -> bool:
+    """True if a run looks at calibration text: for its scores, or for the biases that compensate."""
+    scored = config.structure is None and as_scorer(config.scorer).needs_text
+    return config.compensate or scored
+
+
 def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
-    """What a configuration means for a model, everything checked.
+    """Check a configuration against a model and say what it cuts.
 
     Raises:
         BarberError: an unknown name, a share that does not fit, a model or a configuration that cannot be cut so.
@@ -58,8 +66,9 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
             f"skip-layers {config.skip_layers} would leave layers of different widths, which "
             f"{type(model.config).__name__} cannot say: it has one {structure.width} and one number of heads for all"
         )
-    blocks = source.architecture.blocks.values()
-    linears = [linear for members in blocks for linear in linears_of(source.stack[0], members).values()]
+    linears: list[nn.Linear] = []
+    for members in source.architecture.blocks.values():
+        linears += linears_of(source.stack[0], members).values()
     if replayed is None:
         budget = budget_of(config, source.stack[0], units, linears)
     else:
@@ -80,13 +89,18 @@ def replayed_budget(record: PrunedStructure, source: ModelSource, units: LayerUn
     names = [f"{source.path}.{index}" for index in range(len(source))]
     if list(record.layers) != names:
         raise BarberError(f"structure has {len(record.layers)} decoder layers, the model {len(names)}: another model's")
-    kept = {kind: len(units_.kept) for kind, units_ in record.layers[names[0]]}
+    counts = {kind: len(kept_units.kept) for kind, kept_units in record.layers[names[0]]}
     for name, layer in record.layers.items():
-        for kind, found in layer:
-            legal = found.kept == sorted({u for u in found.kept if 0 <= u < found.of})
-            if found.of != units[kind].count or len(found.kept) != kept[kind] or not legal:
+        for kind, kept_units in layer:
+            if kept_units.of != units[kind].count or not _are_units(kept_units.kept, counts[kind], kept_units.of):
                 raise BarberError(
-                    f"structure keeps {len(found.kept)} of {found.of} {kind} in {name}; the model has "
+                    f"structure keeps {len(kept_units.kept)} of {kept_units.of} {kind} in {name}; the model has "
                     f"{units[kind].count}, and every layer must keep the same number"
                 )
-    return Budget(kept, record.removed)
+    return Budget(counts, record.removed)
+
+
+def _are_units(indices: list[int], count: int, total: int) -> bool:
+    """True if these are `count` ascending and different indices below `total`."""
+    legal = set(range(total)).intersection(indices)
+    return len(indices) == count and indices == sorted(legal)

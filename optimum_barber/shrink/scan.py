@@ -1,4 +1,4 @@
-"""The pass that ranks heads and channels: every block once, on the dense stream."""
+"""The ranking of heads and channels: every block once, on the dense stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,23 +8,21 @@ import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
-from ..models.activations import Activations
 from ..models.architectures import Structure
-from ..models.blocks import Block, DecoderLayer
+from ..models.blocks import DecoderLayer
 from ..models.source import ModelSource
-from ..prune.pipeline import advance, watch
 from ..prune.trial import Trial
 from .choose import highest
-from .cut_errors import ANY
 from .scorers import ModelInput, Scorer, UnitInput
-from .units import KIND_OF_BLOCK, LayerUnits, Units
+from .stream import dense_pass
+from .units import LayerUnits, kind_of
 
 Kept = dict[str, dict[str, list[int]]]  # by decoder layer and kind of units
 
 
 @dataclass
 class ScorePlan:
-    """What `choose_units` asks of every layer.
+    """How the units of every layer are ranked.
 
     Attributes:
         scorer: ranks the units.
@@ -45,16 +43,17 @@ class ScorePlan:
     batch_size: int | None = None
 
 
+def _ignore(layer: str) -> None:
+    """Do nothing at the end of a layer."""
+
+
 @torch.no_grad()
 def choose_units(
-    source: ModelSource,
-    windows: Tensor,
-    plans: Sequence[ScorePlan],
-    callback: Callable[[str], object] = lambda layer: None,
+    source: ModelSource, windows: Tensor, plans: Sequence[ScorePlan], callback: Callable[[str], object] = _ignore
 ) -> list[Kept]:
     """The heads and channels that stay in every decoder layer under each plan; no weight changes.
 
-    All plans that look at one block after the other share one pass, with the statistics that any of them needs.
+    All plans that rank one block after the other share one pass, with the statistics that any of them needs.
 
     Args:
         source: the model.
@@ -62,75 +61,79 @@ def choose_units(
         plans: scorers and counts, for the same units.
         callback: called with the name of each layer that is done.
     """
-    by_block = [plan for plan in plans if not plan.scorer.whole_model]
-    chosen = iter(choose_by_block(source, windows, by_block, callback) if by_block else [])
-    known: dict[str, Any] = {}
-    return [choose_at_once(source, windows, plan, known) if plan.scorer.whole_model else next(chosen) for plan in plans]
-
-
-def choose_at_once(source: ModelSource, windows: Tensor, plan: ScorePlan, known: dict[str, Any]) -> Kept:
-    """What stays by a scorer of whole models; `known` holds the scores of plans before, which counts do not change."""
-    key = repr((plan.scorer.function, sorted(plan.arguments.items()), plan.units))
-    if key not in known:
-        given = ModelInput(source, windows, plan.units, plan.structure)
-        known[key] = plan.scorer.function(given, **plan.arguments)
-    return {f"{source.path}.{i}": pick(scores, plan, f"{source.path}.{i}") for i, scores in enumerate(known[key])}
-
-
-def choose_by_block(
-    source: ModelSource, windows: Tensor, plans: Sequence[ScorePlan], callback: Callable[[str], object]
-) -> list[Kept]:
-    """What stays by scorers of one block at a time."""
     kept: list[Kept] = [{} for _ in plans]
-    needs = frozenset[str]().union(*(plan.scorer.needs for plan in plans))
-    hidden = Activations(source.begin(windows), plans[0].batch_size)
-    for layer in source.layers():
-        outputs: list[Activations] = []
-        scores: list[dict[str, Any]] = [{} for _ in plans]
-        for block in layer.blocks:
-            trial = watch(layer, block, hidden, outputs, block.linears, needs, ANY)
-            kind = KIND_OF_BLOCK[block.name.removeprefix(f"{layer.name}.")]
-            for plan, found in zip(plans, scores, strict=True):
-                given = unit_input(layer, block, plan.units[kind], trial, plan)
-                found[kind] = plan.scorer.function(given, **plan.arguments)
-            outputs.append(trial.targets)
-        for plan, found, stays in zip(plans, scores, kept, strict=True):
-            stays[layer.name] = pick(found, plan, layer.name)
-        hidden = advance(layer, hidden, outputs)
-        callback(layer.name)
+    by_block = []
+    scores: dict[str, Any] = {}  # of whole models: counts do not change them
+    for plan, chosen in zip(plans, kept, strict=True):
+        if plan.scorer.whole_model:
+            choose_at_once(source, windows, plan, scores, chosen)
+        else:
+            by_block.append((plan, chosen))
+    if by_block:
+        choose_by_block(source, windows, by_block, callback)
     return kept
 
 
-def unit_input(layer: DecoderLayer, block: Block, units: Units, trial: Trial, plan: ScorePlan) -> UnitInput:
-    """What the scorer sees of one block."""
+def choose_at_once(source: ModelSource, windows: Tensor, plan: ScorePlan, scores: dict[str, Any], kept: Kept) -> None:
+    """Fill `kept` by a scorer of whole models; `scores` holds those of earlier plans."""
+    key = repr((plan.scorer.function, sorted(plan.arguments.items()), plan.units))
+    if key not in scores:
+        model = ModelInput(source, windows, plan.units, plan.structure)
+        scores[key] = plan.scorer.function(model, **plan.arguments)
+    for index, layer_scores in enumerate(scores[key]):
+        name = f"{source.path}.{index}"
+        kept[name] = {kind: pick(layer_scores[kind], plan, kind, name) for kind in plan.units}
+
+
+def choose_by_block(
+    source: ModelSource,
+    windows: Tensor,
+    plans: Sequence[tuple[ScorePlan, Kept]],
+    callback: Callable[[str], object],
+) -> None:
+    """Fill the second of each pair by the plan that is the first, one block at a time."""
+    needs: set[str] = set()
+    for plan, _ in plans:
+        needs |= plan.scorer.needs
+    for layer, block, trial in dense_pass(source, windows, frozenset(needs), plans[0][0].batch_size):
+        kind = kind_of(block)
+        for plan, kept in plans:
+            scores = plan.scorer.function(unit_input(layer, kind, trial, plan), **plan.arguments)
+            kept.setdefault(layer.name, {})[kind] = pick(scores, plan, kind, layer.name)
+        if block is layer.blocks[-1]:
+            callback(layer.name)
+
+
+def unit_input(layer: DecoderLayer, kind: str, trial: Trial, plan: ScorePlan) -> UnitInput:
+    """What the scorer receives for one kind of units."""
     prefix = f"{layer.name}."
-    linears = {name: linear for each in layer.blocks for name, linear in each.linears.items()}
+    weights = {}
+    for block in layer.blocks:
+        for name, linear in block.linears.items():
+            weights[name.removeprefix(prefix)] = linear.weight.detach()
     gain = layer.module.get_parameter(f"{plan.structure.norm}.weight").detach() + plan.structure.norm_offset
     return UnitInput(
         layer=layer.name,
-        units=units,
-        keep=plan.kept[units.kind],
+        units=plan.units[kind],
+        keep=plan.kept[kind],
         structure=plan.structure,
-        weights={name.removeprefix(prefix): linear.weight.detach() for name, linear in linears.items()},
+        weights=weights,
         gain=gain,
-        statistics={name.removeprefix(prefix): found for name, found in trial.statistics.items()},
+        statistics={name.removeprefix(prefix): statistics for name, statistics in trial.statistics.items()},
         seed=plan.seed,
     )
 
 
-def pick(scores: Mapping[str, Any], plan: ScorePlan, layer: str) -> dict[str, list[int]]:
-    """The units of highest score of each kind.
+def pick(scores: Any, plan: ScorePlan, kind: str, layer: str) -> list[int]:
+    """The units of one kind with the highest scores.
 
     Raises:
-        BarberError: a scorer's answer that is not one finite score a unit.
+        BarberError: a scorer's answer that is not one finite score for each unit.
     """
-    kept = {}
-    for kind, units in plan.units.items():
-        found = scores[kind]
-        if not isinstance(found, Tensor) or found.shape != (units.count,) or not found.isfinite().all():
-            got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise BarberError(
-                f"scorer's answer for the {kind} of {layer} is {got}: ({units.count},) finite scores are needed"
-            )
-        kept[kind] = highest(found, units, plan.kept[kind])
-    return kept
+    units = plan.units[kind]
+    if not isinstance(scores, Tensor) or scores.shape != (units.count,) or not scores.isfinite().all():
+        answer = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise BarberError(
+            f"scorer's answer for the {kind} of {layer} is {answer}: ({units.count},) finite scores are needed"
+        )
+    return highest(scores, units, plan.kept[kind])

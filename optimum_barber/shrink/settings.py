@@ -1,4 +1,4 @@
-"""What a run of `shrink` is told. Imports neither torch nor transformers."""
+"""The settings of `shrink`. Imports neither torch nor transformers."""
 
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ Share = Annotated[float, _share("remove", True)]
 
 
 class ShrinkSettings(BaseModel):
-    """What goes, and what ranks it."""
+    """The shares to remove, and the scorer that ranks units."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

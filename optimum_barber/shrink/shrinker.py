@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.errors import BarberError
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
 from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
@@ -22,16 +21,15 @@ from ..text.windows import TokenWindows, windows_for
 from .compensate import mean_contributions
 from .cut import cut_model
 from .figures import describe_cut, pointer, report_of
-from .plan import Cut, plan_cut
+from .plan import Cut, plan_cut, reads_text
 from .scan import Kept, ScorePlan, choose_units
 from .settings import ShrinkConfig
 from .units import structure_of
 
 
-
 @dataclass
 class ShrinkResult:
-    """What `shrink` did.
+    """The result of `shrink`.
 
     Attributes:
         model: the smaller model.
@@ -45,7 +43,7 @@ class ShrinkResult:
 
 
 def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
-    """How the units of a cut are ranked."""
+    """The ranking of a cut's units."""
     return ScorePlan(
         cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
     )
@@ -86,36 +84,39 @@ class BarberShrinker(PretrainedTool):
         if config.dtype != "auto":
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
-        windows = self._windows(config, cut, calibration)
+        windows = windows_for(self.model, self.tokenizer, config, calibration) if reads_text(config) else None
         with staged(output) if output is not None else nullcontext() as partial:
-            started = time.perf_counter()
-            kept = self._kept(config, cut, windows, quiet)
-            scored = time.perf_counter()
-            biases = {}
-            if config.compensate and windows is not None:
-                biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
-            small = cut_model(self.model, cut.config, kept, cut.units, biases)
-            seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
-            structure = describe_cut(config, cut, kept, windows, self.name)
-            small.config.structure_config = pointer(structure)
-            small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
-            report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
+            result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
-                self._save(partial, small, structure, report)
-        return ShrinkResult(small, structure, report)
+                self._save(partial, result)
+        return result
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        paths = [Path(name) for name in (*config.calibration.texts, config.structure) if name is not None]
-        return [path for path in paths if is_there(path)] + ([self.reference.path] if self.reference else [])
+        names = list(config.calibration.texts)
+        if config.structure is not None:
+            names.append(config.structure)
+        paths = [Path(name) for name in names if is_there(name)]
+        if self.reference:
+            paths.append(self.reference.path)
+        return paths
 
-    def _windows(
-        self, config: ShrinkConfig, cut: Cut, given: Sequence[str] | Tensor | TokenWindows | None
-    ) -> TokenWindows | None:
-        """Calibration windows; None where nobody looks at them."""
-        if not config.compensate and (cut.replayed is not None or not cut.scorer.needs_text):
-            return None
-        return windows_for(self.model, self.tokenizer, config, given)
+    def _cut(
+        self, config: ShrinkConfig, cut: Cut, windows: TokenWindows | None, latency: bool, quiet: bool
+    ) -> ShrinkResult:
+        started = time.perf_counter()
+        kept = self._kept(config, cut, windows, quiet)
+        scored = time.perf_counter()
+        biases = {}
+        if config.compensate and windows is not None:
+            biases = mean_contributions(cut.source, windows.tokens, kept, cut.units)
+        small = cut_model(self.model, cut.config, kept, cut.units, biases)
+        seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
+        structure = describe_cut(config, cut, kept, windows, self.name)
+        small.config.structure_config = pointer(structure)
+        small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
+        report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
+        return ShrinkResult(small, structure, report)
 
     def _kept(self, config: ShrinkConfig, cut: Cut, windows: TokenWindows | None, quiet: bool) -> Kept:
         if cut.replayed is not None:
@@ -126,13 +127,15 @@ class BarberShrinker(PretrainedTool):
 
     @property
     def name(self) -> str | None:
-        """What the model is called."""
-        return self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
+        """The name of the model; None for one made in memory."""
+        if self.reference:
+            return self.reference.full_name
+        return getattr(self.model.config, "name_or_path", "") or None
 
-    def _save(self, directory: Path, small: Any, structure: PrunedStructure, report: dict[str, Any]) -> None:
+    def _save(self, directory: Path, result: ShrinkResult) -> None:
         shard = self.reference.shard_bytes if self.reference else None
-        small.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
+        result.model.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
-        write_json(directory / STRUCTURE_NAME, structure.model_dump())
-        write_json(directory / REPORT_NAME, report)
+        write_json(directory / STRUCTURE_NAME, result.structure.model_dump())
+        write_json(directory / REPORT_NAME, result.report)

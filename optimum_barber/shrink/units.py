@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..models.architectures import ARCHITECTURES, Structure
+from ..models.blocks import Block
 from ..models.source import ModelSource
 from ..tensors.unit_scores import summed
 
@@ -60,9 +61,11 @@ class Units:
 
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum of the values, (out, in) by Linear, of each unit, (count,); Linears without values count 0."""
-        return torch.stack(
-            [summed(values[s.linear], s.axis, s.start, s.width, self.count) for s in self.slices if s.linear in values]
-        ).sum(0)
+        parts = []
+        for part in self.slices:
+            if part.linear in values:
+                parts.append(summed(values[part.linear], part.axis, part.start, part.width, self.count))
+        return torch.stack(parts).sum(0)
 
     def kept(self, units: Sequence[int], size: int, linear: str, axis: int) -> Tensor:
         """Which rows or columns of a Linear stay where `units` stay, (size,) bool; what is no unit's stays."""
@@ -88,17 +91,24 @@ class Units:
         """What a unit is called in the record."""
         if self.kind == CHANNELS:
             return "channel"
-        return "query head" if self.alone else "key-value group" if self.heads > 1 else "head"
+        if self.alone:
+            return "query head"
+        return "key-value group" if self.heads > 1 else "head"
 
 
 LayerUnits = dict[str, Units]
 
 
+def kind_of(block: Block) -> str:
+    """The kind of units in a block."""
+    return KIND_OF_BLOCK[block.name.rpartition(".")[2]]
+
+
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
     """The Linear of that name in a decoder layer."""
-    found = layer.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
+    linear = layer.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def structure_of(source: ModelSource) -> Structure:
@@ -107,11 +117,11 @@ def structure_of(source: ModelSource) -> Structure:
     Raises:
         BarberError: the family is not one whose heads and channels can be removed.
     """
-    found = source.architecture.structure if source.model_type in ARCHITECTURES else None
-    if found is None:
+    structure = source.architecture.structure if source.model_type in ARCHITECTURES else None
+    if structure is None:
         known = [name for name in ARCHITECTURES if ARCHITECTURES[name].structure is not None]
         raise BarberError(f"model type {source.model_type!r} cannot be shrunk: known are {', '.join(known)}")
-    return found
+    return structure
 
 
 def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
@@ -128,11 +138,12 @@ def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
     structure = structure_of(source)
     shapes = [_shapes(layer, structure) for layer in source.stack]
     for index, shape in enumerate(shapes):
-        for name in shape:
-            if shape[name] != shapes[0][name]:
+        for name, (rows, columns) in shape.items():
+            first = shapes[0][name]
+            if (rows, columns) != first:
                 raise BarberError(
-                    f"model is cut unevenly already: {source.path}.{index}.{name} is {_size(shape[name])}, "
-                    f"that of layer 0 {_size(shapes[0][name])}; every layer must have the same width"
+                    f"model is cut unevenly already: {source.path}.{index}.{name} is {rows}x{columns}, "
+                    f"that of layer 0 {first[0]}x{first[1]}; every layer must have the same width"
                 )
     return {
         HEADS: _heads(shapes[0], structure, source.model.config, head_unit),
@@ -141,23 +152,23 @@ def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
 
 
 def _shapes(layer: nn.Module, structure: Structure) -> dict[str, tuple[int, int]]:
-    names = dict.fromkeys((*structure.attention, structure.output, *structure.makers, structure.down))
-    linears = {name: linear_of(layer, name) for name in names}
-    return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
-
-
-def _size(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
+    shapes = {}
+    for name in (*structure.attention, structure.output, *structure.makers, structure.down):
+        linear = linear_of(layer, name)
+        shapes[name] = (linear.out_features, linear.in_features)
+    return shapes
 
 
 def _heads(shapes: dict[str, tuple[int, int]], structure: Structure, config: Any, unit: str) -> Units:
     heads, width = config.get_text_config().num_attention_heads, shapes[structure.output][1]
-    rows = sum(shapes[name][0] for name in dict.fromkeys(structure.attention))
+    rows = {name: shapes[name][0] for name in structure.attention}
     size = width // heads
-    groups = (rows - width) // (2 * size) if width % heads == 0 else 0
+    groups = (sum(rows.values()) - width) // (2 * size) if width % heads == 0 else 0
     if not groups or heads % groups:
-        has = ", ".join(f"{shapes[name][0]} rows in {name}" for name in dict.fromkeys(structure.attention))
-        raise BarberError(f"model has {heads} query heads, but {has}: no whole number of query heads a key-value head")
+        sizes = ", ".join(f"{count} rows in {name}" for name, count in rows.items())
+        raise BarberError(
+            f"model has {heads} query heads, but {sizes}: no whole number of query heads a key-value head"
+        )
     each = heads // groups
     starts = _stacked(structure.attention, [heads * size, groups * size, groups * size], shapes)
     query, key, value = structure.attention
@@ -181,7 +192,7 @@ def _channels(shapes: dict[str, tuple[int, int]], structure: Structure) -> Units
 
 
 def _stacked(names: Sequence[str], rows: Sequence[int], shapes: dict[str, tuple[int, int]]) -> list[int]:
-    """Where each part begins: at 0, or behind the parts before it in the same fused Linear."""
+    """Where each part begins: at 0, or after the parts before it in the same fused Linear."""
     ends = dict.fromkeys(names, 0)
     starts = []
     for name, size in zip(names, rows, strict=True):

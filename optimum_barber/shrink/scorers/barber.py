@@ -10,19 +10,19 @@ from .bip import bip
 
 
 @scorer("barber", needs=["input_abs", "gram"])
-def barber(given: UnitInput) -> Tensor:
+def barber(inputs: UnitInput) -> Tensor:
     """Begin with LLM-BIP's choice and exchange units while the block's error E falls; those that stay score highest.
 
     At the dense weights E is at its minimum and its gradient zero, so the gradient is taken where the units that go
     are zero, as LLM-Barber takes it at the sparse weights. E is quadratic in the columns that read the units, so that
     one pass gives gradient and error of every choice exactly.
     """
-    units, name = given.units, given.units.reader
-    gram = given.statistics[name].gram
+    units, name = inputs.units, inputs.units.reader
+    gram = inputs.statistics[name].gram
     assert gram is not None
-    scores = bip(given)
-    matrix = error_matrix(given.weights[name], gram, units.slices[-1].width)
-    kept = exchanged(matrix, highest(scores, units, given.keep), units.groups)
+    scores = bip(inputs)
+    matrix = error_matrix(inputs.weights[name], gram, units.slices[-1].width)
+    kept = exchanged(matrix, highest(scores, units, inputs.keep), units.groups)
     return above(scores, kept)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...base.arguments import keyword_only
 from ...base.errors import BarberError
 from ...base.registry import Registry
 from ...models.architectures import Structure
@@ -17,7 +18,7 @@ from ..units import LayerUnits, Units
 
 @dataclass
 class UnitInput:
-    """What a scorer receives for the heads or the channels of one decoder layer, all on the dense stream.
+    """The input of a scorer for the heads or the channels of one decoder layer, all on the dense stream.
 
     Attributes:
         layer: name of the decoder layer, such as "model.layers.0".
@@ -43,12 +44,15 @@ class UnitInput:
     def makers(self) -> list[Tensor]:
         """W_up, and W_gate where the MLP has one, (channels, hidden) each, fused ones apart."""
         names = self.structure.makers
-        return [part for name in dict.fromkeys(names) for part in self.weights[name].chunk(names.count(name))]
+        parts: list[Tensor] = []
+        for name in dict.fromkeys(names):
+            parts += self.weights[name].chunk(names.count(name))
+        return parts
 
 
 @dataclass
 class ModelInput:
-    """What a scorer of whole models receives.
+    """The input of a scorer of whole models.
 
     Attributes:
         source: the model.
@@ -86,8 +90,7 @@ class Scorer:
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
         """The keyword-only arguments of the function."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return keyword_only(self.function)
 
 
 SCORERS: Registry[Scorer] = Registry("scorer", "optimum_barber.scorers")
@@ -102,15 +105,15 @@ def scorer(
         raise BarberError(f"scorer {name!r} needs unknown statistics {sorted(unknown)}: known are {STATISTICS}")
 
     def decorate(function: ScorerFunction) -> ScorerFunction:
-        made = Scorer(function, frozenset(needs), whole_model, needs_text)
-        SCORERS.add(name, made, origin=function.__module__)
+        entry = Scorer(function, frozenset(needs), whole_model, needs_text)
+        SCORERS.add(name, entry, origin=function.__module__)
         return function
 
     return decorate
 
 
 def as_scorer(candidate: "str | ScorerFunction | Scorer") -> Scorer:
-    """The scorer meant by a registered name, a plain function or a `Scorer`.
+    """The scorer of a registered name, a plain function or a `Scorer`.
 
     A plain function may carry its needs as the attribute `needs`.
     """

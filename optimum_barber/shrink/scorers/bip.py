@@ -9,14 +9,14 @@ from .base import UnitInput, scorer
 
 
 @scorer("bip", needs=["input_abs"])
-def bip(given: UnitInput, *, norm_gain: bool = False) -> Tensor:
+def bip(inputs: UnitInput, *, norm_gain: bool = False) -> Tensor:
     """Eq. 8 for heads, Eq. 9 for channels; `norm_gain` weighs by the gain of the norm in front of the MLP."""
-    reader = given.units.reader
-    weight, observed = given.weights[reader], given.statistics[reader].input_abs
-    assert observed is not None
-    behind = torch.ones_like(weight[:, 0])
-    if given.units.kind == HEADS:
-        gain = given.gain if norm_gain else None
-        behind = through_mlp(given.makers, given.weights[given.structure.down], behind, gain)
-    part = given.units.slices[-1]
-    return summed(influence(observed, weight, behind), 0, part.start, part.width, given.units.count)
+    reader = inputs.units.reader
+    weight, input_abs = inputs.weights[reader], inputs.statistics[reader].input_abs
+    assert input_abs is not None
+    importance = torch.ones_like(weight[:, 0])
+    if inputs.units.kind == HEADS:
+        gain = inputs.gain if norm_gain else None
+        importance = through_mlp(inputs.makers, inputs.weights[inputs.structure.down], importance, gain)
+    part = inputs.units.slices[-1]
+    return summed(influence(input_abs, weight, importance), 0, part.start, part.width, inputs.units.count)

@@ -6,7 +6,7 @@ from .base import UnitInput, scorer
 
 
 @scorer("magnitude", needs_text=False)
-def magnitude(given: UnitInput) -> Tensor:
+def magnitude(inputs: UnitInput) -> Tensor:
     """Sum of |W| over the rows that make a unit and the columns that read it."""
-    names = {part.linear for part in given.units.slices}
-    return given.units.sums({name: given.weights[name].abs() for name in names})
+    values = {part.linear: inputs.weights[part.linear].abs() for part in inputs.units.slices}
+    return inputs.units.sums(values)

@@ -9,27 +9,27 @@ from .base import ModelInput, scorer
 
 
 @scorer("importance-propagation", whole_model=True, needs_text=False)
-def importance_propagation(given: ModelInput) -> list[dict[str, Tensor]]:
+def importance_propagation(inputs: ModelInput) -> list[dict[str, Tensor]]:
     """The last layer's outputs count 1 each; |W|^T and the residuals carry that back; attention mixes nothing."""
-    behind = torch.ones(linear_of(given.source.stack[-1], given.structure.down).out_features)
+    importance = torch.ones(linear_of(inputs.source.stack[-1], inputs.structure.down).out_features)
     scores = []
-    for layer in reversed(given.source.stack):
-        found, behind = through_layer(layer, given, behind)
-        scores.append(found)
-        behind = behind / behind.mean()  # ranks within a layer are all that counts, and sums would overflow
+    for layer in reversed(inputs.source.stack):
+        layer_scores, importance = through_layer(layer, inputs, importance)
+        scores.append(layer_scores)
+        importance = importance / importance.mean()  # only ranks within a layer count, and sums would overflow
     return scores[::-1]
 
 
-def through_layer(layer: nn.Module, given: ModelInput, behind: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Scores of a layer's units, and the importance of what enters the layer, (hidden,)."""
-    structure, units = given.structure, given.units
+def through_layer(layer: nn.Module, inputs: ModelInput, importance: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores of a layer's units, and the importance of its inputs, from that of its outputs, (hidden,) each."""
+    structure, units = inputs.structure, inputs.units
 
     def weight(name: str) -> Tensor:
         return linear_of(layer, name).weight.detach().float().cpu()
 
-    channels = carried(weight(structure.down), behind)
+    channels = carried(weight(structure.down), importance)
     makers = {name: _rows(units[CHANNELS], name, channels) for name in structure.makers}
-    between = behind + sum(carried(weight(name), rows) for name, rows in makers.items())
+    between = importance + sum(carried(weight(name), rows) for name, rows in makers.items())
     outputs = carried(weight(structure.output), between)
     value = structure.attention[2]
     values = _values(units[HEADS], outputs)  # the last rows, where they are fused with queries and keys

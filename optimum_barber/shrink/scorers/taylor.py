@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from ...base.errors import BarberError
 from ...models.blocks import forward_of
 from ...models.source import working_copy
-from ..units import linear_of
+from ..units import LayerUnits, linear_of
 from .base import ModelInput, scorer
 
 
 @scorer("taylor", whole_model=True)
-def taylor(given: ModelInput) -> list[dict[str, Tensor]]:
+def taylor(inputs: ModelInput) -> list[dict[str, Tensor]]:
     """Sum of |w * dL/dw| over all weights of a unit; L is the mean language-model loss of the windows.
 
     Only the inputs of the decoder layers are kept on the way; each layer is computed again in the backward pass.
@@ -26,20 +26,31 @@ def taylor(given: ModelInput) -> list[dict[str, Tensor]]:
     Raises:
         BarberError: model and gradients do not fit into the memory at hand.
     """
-    source = given.source
-    names = {part.linear for units in given.units.values() for part in units.slices}
-    linears = [{name: linear_of(layer, name) for name in sorted(names)} for layer in source.stack]
+    source = inputs.source
+    linears = [_linears_of(layer, inputs.units) for layer in source.stack]
     weights = [linear.weight for layer in linears for linear in layer.values()]
     check_memory(source.model, weights, source.device)
+    scores = []
     with working_copy(source.model, source.device, torch.float32), _only(source.model, weights):
-        with _checkpointed(source.stack):
-            for window in given.windows.split(1):
-                (loss_of(source.model, window.to(source.device)) / len(given.windows)).backward()
-        scores = []
+        _sum_gradients(inputs)
         for layer in linears:
             products = {name: first_order(linear.weight) for name, linear in layer.items()}
-            scores.append({kind: units.sums(products) for kind, units in given.units.items()})
+            scores.append({kind: units.sums(products) for kind, units in inputs.units.items()})
     return scores
+
+
+def _linears_of(layer: nn.Module, units: LayerUnits) -> dict[str, nn.Linear]:
+    names: set[str] = set()
+    for unit in units.values():
+        names |= {part.linear for part in unit.slices}
+    return {name: linear_of(layer, name) for name in sorted(names)}
+
+
+def _sum_gradients(inputs: ModelInput) -> None:
+    model, device = inputs.source.model, inputs.source.device
+    with _checkpointed(inputs.source.stack):
+        for window in inputs.windows.split(1):
+            (loss_of(model, window.to(device)) / len(inputs.windows)).backward()
 
 
 def first_order(weight: Tensor) -> Tensor:
@@ -83,7 +94,7 @@ def free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def _checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Inside, a layer keeps nothing but its input for the backward pass."""
+    """Context manager: a layer keeps nothing but its input for the backward pass."""
     with ExitStack() as stack:
         for layer in layers:
             forward: Any = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -93,7 +104,7 @@ def _checkpointed(layers: nn.ModuleList) -> Iterator[None]:
 
 @contextmanager
 def _only(model: nn.Module, weights: list[Tensor]) -> Iterator[None]:
-    """Inside, these parameters have gradients and no others."""
+    """Context manager: these parameters have gradients and no others."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     chosen = {id(weight) for weight in weights}
     for parameter, _ in before:

@@ -6,12 +6,12 @@ from .base import UnitInput, scorer
 
 
 @scorer("wanda", needs=["input_norm"])
-def wanda(given: UnitInput) -> Tensor:
+def wanda(inputs: UnitInput) -> Tensor:
     """Sum of |W_ji| * ||X_i||_2 over the rows that make a unit."""
     scores = {}
-    for part in given.units.slices:
+    for part in inputs.units.slices:
         if part.axis == 0:
-            norm = given.statistics[part.linear].input_norm
+            norm = inputs.statistics[part.linear].input_norm
             assert norm is not None
-            scores[part.linear] = given.weights[part.linear].abs() * norm
-    return given.units.sums(scores)
+            scores[part.linear] = inputs.weights[part.linear].abs() * norm
+    return inputs.units.sums(scores)
