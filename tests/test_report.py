@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -92,6 +93,7 @@ def test_the_page_is_whole_and_alone(text):
 
 
 def test_every_chart_can_be_heard_and_read(text):
+    pytest.importorskip("matplotlib")
     page = Reader(text)
     charts = [given for tag, given in page.elements if tag == "svg"]
     assert len(charts) >= 9
@@ -106,10 +108,31 @@ def test_the_numbers_are_those_of_the_report(run, text):
         assert any(block["error_before"] in row and block["error_after"] in row for row in rows)
     for key in ("error_before", "error_after", "swaps", "pairs"):
         assert [report[key]] in rows
-    record = next(r["rounds"][0] for r in report["blocks"] if r["rounds"])
-    assert f"α = {record['ratio']:.3g}" in text
     modules = json.loads((run / "sparsity_config.json").read_text())["modules"]
     assert all(module["sha256"] in text for module in modules.values())
+
+
+def test_the_swapped_share_is_marked(run, text):
+    pytest.importorskip("matplotlib")
+    report = json.loads((run / "report.json").read_text())
+    record = next(r["rounds"][0] for r in report["blocks"] if r["rounds"])
+    assert f"α = {record['ratio']:.3g}" in text
+
+
+def test_the_same_run_gives_the_same_page(run, text):
+    assert html(page_of(run)) == text
+
+
+def test_without_matplotlib_the_page_has_every_number(run, text, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        bare = html(page_of(run))
+        assert main(["report", str(run), "-o", str(tmp_path / "all")]) == 2
+    assert "pip install 'optimum-barber[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
+    assert bare.count("pip install &#x27;optimum-barber[report]&#x27;") == 1
+    assert "<svg" not in bare
+    assert Reader(bare).rows() == Reader(text).rows()
 
 
 def test_what_a_run_lacks_is_said(run, text, tmp_path):

@@ -19,16 +19,16 @@ FIGURES = (
 
 def block_sections(blocks: Sequence[Block]) -> list[Section]:
     """Error, pair values, ratio, swaps and cost of every block; a line says what was not recorded."""
-    error_fall = by_layer(blocks, "Relative error", _error_fall, "error after / before")
-    seconds = by_layer(blocks, "Seconds by block", itemgetter("seconds"), "seconds")
-    memory = by_layer(blocks, "Peak memory so far", _peak_mebibytes, "MiB")
+    error_fall = _by_layer(blocks, "Relative error", _error_fall, "error after / before")
+    seconds = _by_layer(blocks, "Seconds by block", itemgetter("seconds"), "seconds")
+    memory = _by_layer(blocks, "Peak memory so far", _peak_mebibytes, "MiB")
     return [
         Section("Error by block", [errors(blocks), error_fall]),
-        Section("Pair values", pair_values(blocks)),
-        Section("Error over the ratio", ratios(blocks)),
-        Section("Swaps", swaps(blocks)),
+        Section("Pair values", _pair_values(blocks)),
+        Section("Error over the ratio", _ratios(blocks)),
+        Section("Swaps", _swaps(blocks)),
         Section("Time and memory", [seconds, memory]),
-        Section("All blocks", [every_block(blocks)]),
+        Section("All blocks", [_every_block(blocks)]),
     ]
 
 
@@ -37,30 +37,27 @@ def layer_of(block: Block) -> int:
     return int(str(block["block"]).split(".")[-2])
 
 
-def kind_of(block: Block) -> str:
-    """The end of the block's name, "attention" or "mlp"."""
+def _kind_of(block: Block) -> str:
     return str(block["block"]).split(".")[-1]
 
 
-def short_name(block: Block) -> str:
-    """A name such as "mlp 3"."""
-    return f"{kind_of(block)} {layer_of(block)}"
+def _short_name(block: Block) -> str:
+    return f"{_kind_of(block)} {layer_of(block)}"
 
 
-def by_kind(blocks: Iterable[Block]) -> dict[str, list[Block]]:
-    """The blocks by kind, in order."""
+def _by_kind(blocks: Iterable[Block]) -> dict[str, list[Block]]:
     kinds: dict[str, list[Block]] = {}
     for block in blocks:
-        kinds.setdefault(kind_of(block), []).append(block)
+        kinds.setdefault(_kind_of(block), []).append(block)
     return kinds
 
 
-def by_layer(
+def _by_layer(
     blocks: Sequence[Block], title: str, value: Callable[[Block], float | None], axis: str, log: bool = False
 ) -> Lines:
     """One figure of every block over the layers, a line for each kind of block."""
     series = []
-    for kind, members in by_kind(blocks).items():
+    for kind, members in _by_kind(blocks).items():
         series.append(Series(kind, list(map(layer_of, members)), list(map(value, members))))
     return Lines(title, "", LAYER, axis, series, log_y=log)
 
@@ -73,7 +70,7 @@ def errors(blocks: Sequence[Block]) -> Lines:
         states.insert(1, "rebuilt")
         note = "At the producer's masks, at the rebuilt masks, and with the new values of the kept weights."
     series = []
-    for kind, members in by_kind(blocks).items():
+    for kind, members in _by_kind(blocks).items():
         layers = list(map(layer_of, members))
         for state in states:
             series.append(Series(f"{kind}, {state}", layers, [block.get(f"error_{state}") for block in members]))
@@ -92,7 +89,7 @@ def _share_without_swap(block: Block) -> float:
     return block["rows_without_swap"] / max(block["rows"], 1)
 
 
-def first_round(block: Block) -> Mapping[str, Any]:
+def _first_round(block: Block) -> Mapping[str, Any]:
     """The record of the first round that took a ratio; empty where none did."""
     for record in block.get("rounds") or ():
         if "ratio" in record:
@@ -100,34 +97,32 @@ def first_round(block: Block) -> Mapping[str, Any]:
     return {}
 
 
-def first_ratio(block: Block) -> float | None:
-    """The ratio of that round; None where there is none or it is 0."""
-    return first_round(block).get("ratio") or None
+def _first_ratio(block: Block) -> float | None:
+    return _first_round(block).get("ratio") or None
 
 
-def examples(blocks: Sequence[Block], key: str) -> list[Block]:
+def _examples(blocks: Sequence[Block], key: str) -> list[Block]:
     """First, middle and last block of each kind among those whose first round recorded `key`."""
     chosen = []
-    for members in by_kind(blocks).values():
-        recorded = [block for block in members if first_round(block).get(key)]
+    for members in _by_kind(blocks).values():
+        recorded = [block for block in members if _first_round(block).get(key)]
         if recorded:
             places = sorted({0, len(recorded) // 2, len(recorded) - 1})
             chosen += [recorded[place] for place in places]
     return chosen
 
 
-def pair_values(blocks: Sequence[Block]) -> list[Any]:
+def _pair_values(blocks: Sequence[Block]) -> list[Any]:
     """Histograms of the pair values in the first round, the swapped share marked (the paper's Fig. 3)."""
-    charts = list(map(pair_chart, examples(blocks, "values")))
+    charts = list(map(_pair_chart, _examples(blocks, "values")))
     if not charts:
         return ["Not recorded: no block ranked pairs of pruned and kept weights, or the run is of an older version."]
     note = "First round of the first, middle and last block of each kind. What lies right of the mark was swapped."
     return [note, *charts]
 
 
-def pair_chart(block: Block) -> Lines:
-    """One block's histogram on a log axis."""
-    record = first_round(block)
+def _pair_chart(block: Block) -> Lines:
+    record = _first_round(block)
     values = record["values"]
     low, high, counts = values["lowest"], values["highest"], values["counts"]
     edges = [low * (high / low) ** (place / len(counts)) for place in range(len(counts) + 1)]
@@ -136,28 +131,28 @@ def pair_chart(block: Block) -> Lines:
         marks.append((values["cut"], f"α = {record['ratio']:.3g}"))
     note = f"{sum(counts):,} of {record['pairs']:,} worthwhile pairs were ranked, {record['swaps']:,} swapped."
     return Lines(
-        f"Pair values, {short_name(block)}", note, "S_grow − S_prune, log scale", "pairs",
+        f"Pair values, {_short_name(block)}", note, "S_grow − S_prune, log scale", "pairs",
         [Series("pairs", edges, counts)], log_x=high > low, marks=marks, stepped=True,
     )  # fmt: skip
 
 
-def ratios(blocks: Sequence[Block]) -> list[Any]:
+def _ratios(blocks: Sequence[Block]) -> list[Any]:
     """The errors that the search for the ratio measured, and the ratio that each block took."""
-    items: list[Any] = [search_chart(blocks)]
-    if any("ratio" in first_round(block) for block in blocks):
-        items.append(by_layer(blocks, "Ratio of the first round", first_ratio, "ratio α, log scale", log=True))
+    items: list[Any] = [_search_chart(blocks)]
+    if any("ratio" in _first_round(block) for block in blocks):
+        items.append(_by_layer(blocks, "Ratio of the first round", _first_ratio, "ratio α, log scale", log=True))
     return items
 
 
-def search_chart(blocks: Sequence[Block]) -> Lines | str:
+def _search_chart(blocks: Sequence[Block]) -> Lines | str:
     """E(α) / E(0) of some blocks; a line of text where no search was recorded."""
     series = []
-    for block in examples(blocks, "candidates"):
-        candidates = dict(first_round(block)["candidates"])
+    for block in _examples(blocks, "candidates"):
+        candidates = dict(_first_round(block)["candidates"])
         standing = candidates.pop(0, 0.0)
         if standing:
             relative = [error / standing for error in candidates.values()]
-            series.append(Series(short_name(block), list(candidates), relative))
+            series.append(Series(_short_name(block), list(candidates), relative))
     if not series:
         return "Not measured: no search for the ratio was made, or the run is of an older version."
     note = "Measured on a share of the samples in the first round; below 1 the swap helps. The lowest was taken."
@@ -166,18 +161,16 @@ def search_chart(blocks: Sequence[Block]) -> Lines | str:
     )  # fmt: skip
 
 
-def swaps(blocks: Sequence[Block]) -> list[Any]:
-    """Swaps by block, and rows that kept the producer's mask."""
+def _swaps(blocks: Sequence[Block]) -> list[Any]:
     if not any(block["swaps"] for block in blocks):
         return ["Not swapped: every weight is as the producer's masks have it."]
     return [
-        by_layer(blocks, "Weights swapped", itemgetter("swaps"), "weights"),
-        by_layer(blocks, "Rows without a swap", _share_without_swap, "share"),
+        _by_layer(blocks, "Weights swapped", itemgetter("swaps"), "weights"),
+        _by_layer(blocks, "Rows without a swap", _share_without_swap, "share"),
     ]
 
 
-def every_block(blocks: Sequence[Block]) -> Table:
-    """All figures of every block."""
+def _every_block(blocks: Sequence[Block]) -> Table:
     columns = ["block", *(name.replace("_", " ") for name in FIGURES), "rounds accepted"]
     rows: list[list[Value]] = []
     for block in blocks:

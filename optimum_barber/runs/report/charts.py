@@ -61,7 +61,7 @@ def svg(chart: Chart, name: str) -> str:
     file = io.BytesIO()
     with _style(name):
         _figure([chart]).savefig(file, format="svg", metadata=NO_METADATA)
-    return _inline(file.getvalue(), f"{chart.title}. {chart.in_words()}")
+    return _inline(file.getvalue(), chart.in_words())
 
 
 def save(path: Path, charts: Sequence[Chart], title: str = "") -> None:
@@ -128,68 +128,53 @@ def _local(name: str) -> str:
 def _figure(charts: Sequence[Chart], titled: bool = False) -> Any:
     from matplotlib.figure import Figure
 
-    height = max(map(_height, charts)) + 0.3 * titled
-    figure = Figure(figsize=(WIDTH * len(charts), height), layout="constrained")
-    panels = figure.subfigures(1, len(charts), squeeze=False)[0]
-    for panel, chart in zip(panels, charts, strict=True):
-        axes = panel.subplots()
-        _draw(axes, chart)
+    figure = Figure(layout="constrained")
+    heights = []
+    for panel, chart in zip(figure.subfigures(1, len(charts), squeeze=False)[0], charts, strict=True):
+        heights.append(DRAW[type(chart)](panel.subplots(), chart))
         if titled:
             panel.suptitle(_clipped(chart.title), fontsize=10)
+    figure.set_size_inches(WIDTH * len(charts), max(heights) + 0.3 * titled)
     for artist in figure.findobj():
         artist.set_clip_on(False)  # clip paths would need addresses in the page
     return figure
 
 
-def _height(chart: Chart) -> float:
-    if isinstance(chart, Lines):
-        rows = len(chart.series) + len(chart.marks)
-        return HEIGHT + ROW * rows
-    if isinstance(chart, Bars):
-        return 0.8 + 0.4 * len(chart.values)
-    if isinstance(chart, Heat):
-        return 0.5 + 0.18 * len(chart.rows)
-    return HEIGHT
-
-
-def _draw(axes: Any, chart: Chart) -> None:
-    if isinstance(chart, Lines):
-        _draw_lines(axes, chart)
-    elif isinstance(chart, Bars):
-        _draw_bars(axes, chart)
-    elif isinstance(chart, Heat):
-        _draw_heat(axes, chart)
-
-
-def _draw_lines(axes: Any, chart: Lines) -> None:
+def _draw_lines(axes: Any, chart: Lines) -> float:
+    """Draw lines and return the height in inches that they need."""
     for index, series in enumerate(chart.series):
         if chart.stepped:
             axes.stairs(series.y, series.x, color=COLOURS[index], label=series.name, fill=True, alpha=0.6)
         else:
-            _draw_series(axes, series, index, chart.log_y)
+            _draw_series(axes, series, index)
     for place, name in chart.marks:
         axes.axvline(place, label=_clipped(name), **REFERENCE)
     if chart.reference:
         name, value = chart.reference
         axes.axhline(value, label=_clipped(f"{name} {value:.4g}"), **REFERENCE)
-    places = [x for series in chart.series for x in series.x]
-    values = [y for series in chart.series for y in series.y if y is not None]
+    places: list[float] = []
+    values: list[float] = []
+    for series in chart.series:
+        places += series.x
+        values += [y for y in series.y if y is not None]
     _scale(axes.xaxis, chart.log_x, places)
     _scale(axes.yaxis, chart.log_y, values)
     if not chart.log_y:
         axes.set_ylim(bottom=min([0.0, *values]))
-    axes.set_xlabel(chart.x)
-    axes.set_ylabel(chart.y)
+    axes.set(xlabel=chart.x, ylabel=chart.y)
     axes.grid()
-    _legend(axes)
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) < 2:
+        return HEIGHT
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.15, 1), frameon=False, handlelength=3)  # above, hides no line
+    return HEIGHT + ROW * len(labels)
 
 
-def _draw_series(axes: Any, series: Series, index: int, log: bool) -> None:
-    y = [float("nan") if value is None or (log and value <= 0) else value for value in series.y]
+def _draw_series(axes: Any, series: Series, index: int) -> None:
     turn = index // len(COLOURS)  # beyond eight series colours and markers come again, with other dashes
     axes.plot(
-        series.x, y, label=_clipped(series.name), color=COLOURS[index % len(COLOURS)], linewidth=1.2, markersize=3.5,
-        marker=MARKERS[index % len(MARKERS)], linestyle=DASHES[(index + turn) % len(DASHES)],
+        series.x, series.y, label=_clipped(series.name), color=COLOURS[index % len(COLOURS)], linewidth=1.2,
+        marker=MARKERS[index % len(MARKERS)], markersize=3.5, linestyle=DASHES[(index + turn) % len(DASHES)],
     )  # fmt: skip
 
 
@@ -200,7 +185,8 @@ def _scale(axis: Any, log: bool, values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     locator: Any = ticker.MaxNLocator(5, integer=all(float(value).is_integer() for value in values))
     if log and positive:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        set_scale = getattr(axis.axes, f"set_{axis.axis_name}scale")
+        set_scale("log", nonpositive="mask")
         span = max(positive) / min(positive)
         if span >= 1000:
             locator = ticker.LogLocator(numticks=6)
@@ -213,14 +199,7 @@ def _scale(axis: Any, log: bool, values: Sequence[float]) -> None:
     axis.set_major_formatter("{x:.6g}")
 
 
-def _legend(axes: Any) -> None:
-    """A legend above the axes, so that it hides no line; a single line needs none."""
-    _, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.15, 1), frameon=False, handlelength=3)
-
-
-def _draw_bars(axes: Any, chart: Bars) -> None:
+def _draw_bars(axes: Any, chart: Bars) -> float:
     numbers = [value for value in chart.values.values() if value is not None]
     if chart.reference:
         numbers.append(chart.reference[1])
@@ -243,9 +222,10 @@ def _draw_bars(axes: Any, chart: Bars) -> None:
     axes.set_ylim(len(chart.values) - 0.7, -0.8)
     axes.yaxis.set_visible(False)
     axes.set_xlabel(chart.unit + (", log scale" if chart.log else ""))
+    return 0.8 + 0.4 * len(chart.values)
 
 
-def _draw_heat(axes: Any, chart: Heat) -> None:
+def _draw_heat(axes: Any, chart: Heat) -> float:
     for row, values in enumerate(chart.values):
         for column, value in enumerate(values):
             if value is not None:
@@ -257,6 +237,7 @@ def _draw_heat(axes: Any, chart: Heat) -> None:
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return 0.5 + 0.18 * len(chart.rows)
 
 
 def _draw_cell(axes: Any, row: int, column: int, share: float) -> None:
@@ -272,3 +253,6 @@ def _draw_cell(axes: Any, row: int, column: int, share: float) -> None:
 
 def _clipped(name: str, letters: int = LONGEST) -> str:
     return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+DRAW: dict[type[Chart], Any] = {Lines: _draw_lines, Bars: _draw_bars, Heat: _draw_heat}

@@ -23,7 +23,7 @@ PERPLEXITY_COLUMNS = ("model", "perplexity", "text", "split", "sequence_length",
 
 def checkpoint_page(directory: Path, evaluation: Rows = ()) -> Page:
     """The page of a pruned checkpoint: what `prune` or a later step wrote."""
-    return pruning_page(directory.resolve().name, read_record(directory), _report(directory), evaluation)
+    return _pruning_page(directory.resolve().name, read_record(directory), _report(directory), evaluation)
 
 
 def cell_page(path: Path) -> Page:
@@ -32,20 +32,12 @@ def cell_page(path: Path) -> Page:
     if not isinstance(cell, dict) or "record" not in cell:
         raise BarberError(f"{path} is no finished cell of a comparison")
     rows = [{"model": "dense", **cell["dense"]}, {"model": path.stem, **cell["perplexity"]}]
-    return pruning_page(path.stem, SparsityConfig.model_validate(cell["record"]), cell["report"], rows)
+    return _pruning_page(path.stem, SparsityConfig.model_validate(cell["record"]), cell["report"], rows)
 
 
-def pruning_page(name: str, record: SparsityConfig, report: Mapping[str, Any], evaluation: Rows) -> Page:
-    """The page of one pruning run.
-
-    Args:
-        name: of the run.
-        record: of its masks.
-        report: the content of its `report.json`.
-        evaluation: perplexities.
-    """
-    sections = [Section("Perplexity", perplexity_items(evaluation)), *run_sections(record, report)]
-    return Page(f"{name}: pruning report", summary(record, report), sections)
+def _pruning_page(name: str, record: SparsityConfig, report: Mapping[str, Any], evaluation: Rows) -> Page:
+    sections = [Section("Perplexity", _perplexity_items(evaluation)), *run_sections(record, report)]
+    return Page(f"{name}: pruning report", _summary(record, report), sections)
 
 
 def _report(directory: Path) -> Mapping[str, Any]:
@@ -53,8 +45,7 @@ def _report(directory: Path) -> Mapping[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def summary(record: SparsityConfig, report: Mapping[str, Any]) -> str:
-    """The run in two sentences."""
+def _summary(record: SparsityConfig, report: Mapping[str, Any]) -> str:
     model = record.base_model["name"] or "A model in memory"
     rebuild = f"rebuilt by {record.rebuild['method']}" if record.rebuild else "not rebuilt"
     text = f"{model}, pruned to {record.sparsity:.2%} ({record.pattern}) by {record.producer['name']}, {rebuild}."
@@ -70,14 +61,14 @@ def run_sections(record: SparsityConfig, report: Mapping[str, Any]) -> list[Sect
         totals = Table("Totals of the run", ["figure", "value"], plain_rows(report))
         sections = [Section("Totals", [totals]), *block_sections(report["blocks"])]
     if report.get("refine"):
-        sections.append(Section("Refinement", [refinement_table(report["refine"])]))
+        sections.append(Section("Refinement", [_refinement_table(report["refine"])]))
     modules = {name: module.model_dump() for name, module in record.modules.items()}
     sections.append(Section("Sparsity", [sparsity_map(modules)]))
     sections.append(Section("Settings and fingerprints", list(record_tables(record))))
     return sections
 
 
-def refinement_table(refined: Mapping[str, Any]) -> Table:
+def _refinement_table(refined: Mapping[str, Any]) -> Table:
     """Rounds of exchanges by the whole model's divergence, made after everything above."""
     rows: list[list[Value]] = []
     for number, record in enumerate(refined["rounds"], start=1):
@@ -86,7 +77,7 @@ def refinement_table(refined: Mapping[str, Any]) -> Table:
     return Table("Rounds of refine, after all of the above", columns, rows)
 
 
-def perplexity_items(rows: Rows) -> list[Any]:
+def _perplexity_items(rows: Rows) -> list[Any]:
     """Bars and a table of perplexities; the dense model's is the line to compare with."""
     measured = [row for row in rows if isinstance(row, Mapping) and "perplexity" in row]
     if not measured:
@@ -113,7 +104,7 @@ def shrunk_page(directory: Path, evaluation: Rows = ()) -> Page:
     """The page of a model that lost heads and channels."""
     structure, report = read_structure(directory), _report(directory)
     name = structure.base_model["name"] or "A model in memory"
-    sections = [Section("Perplexity", perplexity_items(evaluation)), Section("Size", [size_table(report)])]
+    sections = [Section("Perplexity", _perplexity_items(evaluation)), Section("Size", [_size_table(report)])]
     errors = report.get("layer_errors")
     if errors:
         note = "Of the hidden states that leave each layer."
@@ -126,8 +117,7 @@ def shrunk_page(directory: Path, evaluation: Rows = ()) -> Page:
     return Page(f"{directory.resolve().name}: shrinking report", text, sections)
 
 
-def size_table(report: Mapping[str, Any]) -> Table:
-    """Sizes and counts before and after."""
+def _size_table(report: Mapping[str, Any]) -> Table:
     rows: list[list[Value]] = []
     for name, after in report.get("after", {}).items():
         if name != "latency":

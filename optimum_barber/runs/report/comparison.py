@@ -6,26 +6,20 @@ from typing import Any
 
 from ...base.files import read_json
 from ...checkpoints.record import fingerprint_of
-from .block_charts import layer_of
+from .block_charts import MEBIBYTE, layer_of
 from .page import MOST_SERIES, Bars, Lines, Page, Section, Series, Table, Value
 from .settings import settings_table
 
 COMPARE_NAME = "compare.json"
 CORE = ("producer", "rebuild", "pattern", "sparsity")
 TOTALS = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap")
-MEBIBYTE = 2**20
 NOT_MEASURED = "Not measured: no run has ended well."
 Cell = Mapping[str, Any]
 Rows = list[list[Value]]
 
 
-def comparison_page(directory: Path, evaluation: Sequence[object] = ()) -> Page:
-    """The page of a comparison's directory; cells that are not there yet, or of other settings, are left out.
-
-    Args:
-        directory: the output of `compare`.
-        evaluation: not read; a comparison measures every cell itself.
-    """
+def comparison_page(directory: Path) -> Page:
+    """The page of a comparison's directory; cells that are not there yet, or of other settings, are left out."""
     content = read_json(directory / COMPARE_NAME)
     cells = []
     for name in content["cells"]:
@@ -38,196 +32,173 @@ def comparison_page(directory: Path, evaluation: Sequence[object] = ()) -> Page:
 
 
 def page_of_cells(content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapping[str, Any]) -> Page:
-    """The page from its parts.
-
-    Args:
-        content: of `compare.json`.
-        cells: their records, in order.
-        dense: record of the dense model.
-    """
+    """The page of a comparison from the content of `compare.json`, the records of its cells and the dense model's."""
     finished = [cell for cell in cells if "error" not in cell]
-    reference = dense["perplexity"]["perplexity"]
     sections = [
         Section("All runs", [all_runs(cells, dense)]),
-        Section("Perplexity", [*perplexity_bars(cells, reference), *along_axes(finished)]),
-        Section("Tasks", tasks(finished, dense)),
-        Section("Error by layer", layer_errors(finished)),
-        Section("Time and memory", cost(finished)),
-        Section("Settings and fingerprints", settings(content, cells)),
+        Section("Perplexity", [*_perplexity_bars(cells, dense["perplexity"]["perplexity"]), *_along_axes(finished)]),
+        Section("Tasks", _tasks(finished, dense)),
+        Section("Error by layer", _layer_errors(finished)),
+        Section("Time and memory", _cost(finished)),
+        Section("Settings and fingerprints", _settings(content, cells)),
     ]
-    return Page(f"{Path(content['model']).name}: comparison", summary(content, cells, dense["perplexity"]), sections)
+    summary = _summary(content, len(cells), finished, dense["perplexity"])
+    return Page(f"{Path(content['model']).name}: comparison", summary, sections)
 
 
-def summary(content: Mapping[str, Any], cells: Sequence[Cell], measured: Mapping[str, Any]) -> str:
-    """How many runs there are, and how perplexity was measured."""
-    count = len(content["cells"])
-    calibrations = {calibration_fingerprint(cell) for cell in cells if "error" not in cell}
-    sets = "one calibration set" if len(calibrations) <= 1 else f"{len(calibrations)} calibration sets"
-    text = (
-        f"{content['model']}: {len(cells)} of {count} runs on {sets}, perplexity on {measured['text']} "
-        f"({measured['windows']} windows of {measured['sequence_length']} tokens), dense {measured['perplexity']:.4g}."
+def _summary(content: Mapping[str, Any], count: int, finished: Sequence[Cell], dense: Mapping[str, Any]) -> str:
+    total = len(content["cells"])
+    calibrations = len({_calibration_fingerprint(cell) for cell in finished})
+    sets = "one calibration set" if calibrations <= 1 else f"{calibrations} calibration sets"
+    missing = f" {total - count} are still missing." if count < total else ""
+    return (
+        f"{content['model']}: {count} of {total} runs on {sets}, perplexity on {dense['text']} "
+        f"({dense['windows']} windows of {dense['sequence_length']} tokens), dense {dense['perplexity']:.4g}.{missing}"
     )
-    if len(cells) < count:
-        text += f" {count - len(cells)} are still missing."
-    return text
 
 
-def axes_of(cells: Sequence[Cell]) -> list[str]:
-    """The axes along which the cells differ, the producer and the rebuild in any case."""
-    values: dict[str, set[str]] = {}
-    for name in _label_names(cells):
-        values[name] = {str(cell["labels"].get(name)) for cell in cells}
-    return [name for name in values if name in ("producer", "rebuild") or len(values[name]) > 1]
-
-
-def _label_names(cells: Iterable[Cell]) -> list[str]:
+def _axes_of(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(name for cell in cells for name in cell["labels"]))
 
 
-def label(cell: Cell, leave: Sequence[str] = ()) -> str:
-    """A name that tells a cell from others on the page, the axes `leave` aside."""
+def _label(cell: Cell, left_out: str = "") -> str:
+    """A name that tells a cell from others of its density, one axis left out."""
     labels = cell["labels"]
     name = labels["producer"]
-    if labels["rebuild"] != "none" and "rebuild" not in leave:
+    if labels["rebuild"] != "none" and left_out != "rebuild":
         name += f" + {labels['rebuild']}"
     for axis, value in labels.items():
-        if value is not None and axis not in CORE and axis not in leave:
+        if value is not None and axis not in (*CORE, left_out):
             name += f", {axis} {value}"
     return name
 
 
-def density(cell: Cell) -> str:
-    """The pattern, or the sparsity in per cent."""
+def _density(cell: Cell) -> str:
     labels = cell["labels"]
     return f"{100 * labels['sparsity']:g} %" if labels["pattern"] == "unstructured" else str(labels["pattern"])
 
 
-def full_label(cell: Cell) -> str:
-    """Label and density."""
-    return f"{label(cell)}, {density(cell)}"
+def _full_label(cell: Cell) -> str:
+    return f"{_label(cell)}, {_density(cell)}"
 
 
-def by_density(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """The cells by density."""
+def _by_density(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(density(cell), []).append(cell)
+        groups.setdefault(_density(cell), []).append(cell)
     return groups
 
 
 def all_runs(cells: Sequence[Cell], dense: Mapping[str, Any]) -> Table:
-    """One row for each cell, the dense model first."""
-    axes = axes_of(cells)
-    measures = list(dict.fromkeys(name for cell in (dense, *cells) for name in accuracies(cell)))
+    """One row for each cell, the dense model first; the columns are the axes along which the cells differ."""
+    axes = []
+    for name in _axes_of(cells):
+        values = {str(cell["labels"].get(name)) for cell in cells}
+        if name in ("producer", "rebuild") or len(values) > 1:
+            axes.append(name)
+    measures: dict[str, float] = {}
+    for record in (dense, *cells):
+        measures |= _accuracies(record)
     columns = [
         *axes, "perplexity", *measures, "error", "error before", "error after", "swaps", "seconds", "peak MiB", "note",
     ]  # fmt: skip
-    first = ["dense", *[None] * (len(axes) - 1), *scores(dense, measures)]
+    first = ["dense", *[None] * (len(axes) - 1), *_scores(dense, measures)]
     rows: Rows = [first + [None] * (len(columns) - len(first))]
     for cell in cells:
         report = cell.get("report", {})
         memory = None if "error" in cell else cell["peak_memory"] / MEBIBYTE
         rows.append([
-            *map(cell["labels"].get, axes), *scores(cell, measures), error_of(cell), report.get("error_before"),
+            *map(cell["labels"].get, axes), *_scores(cell, measures), _error_kind(cell), report.get("error_before"),
             report.get("error_after"), report.get("swaps"), cell.get("seconds"), memory, cell.get("error"),
         ])  # fmt: skip
     return Table("All runs", columns, rows)
 
 
-def scores(record: Cell, measures: Sequence[str]) -> list[Any]:
-    """Perplexity and accuracies; None where a cell failed."""
-    perplexity = None if record.get("error") else record["perplexity"]["perplexity"]
-    return [perplexity, *map(accuracies(record).get, measures)]
+def _scores(record: Cell, measures: Iterable[str]) -> list[Any]:
+    perplexity = None if "error" in record else record["perplexity"]["perplexity"]
+    return [perplexity, *map(_accuracies(record).get, measures)]
 
 
-def accuracies(record: Cell) -> dict[str, float]:
+def _accuracies(record: Cell) -> dict[str, float]:
     """The accuracy of each task, and their mean where there are several."""
-    by_task: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     for task, metrics in record.get("tasks", {}).items():
         if "acc" in metrics:
-            by_task[task] = metrics["acc"]
-    if len(by_task) > 1:
-        by_task["mean accuracy"] = sum(by_task.values()) / len(by_task)
-    return by_task
+            accuracies[task] = metrics["acc"]
+    if len(accuracies) > 1:
+        accuracies["mean accuracy"] = sum(accuracies.values()) / len(accuracies)
+    return accuracies
 
 
-def perplexity_bars(cells: Sequence[Cell], dense: float) -> list[Bars]:
-    """One chart for each density."""
+def _perplexity_bars(cells: Sequence[Cell], dense: float) -> list[Bars]:
     charts = []
-    for name, group in by_density(cells).items():
-        values = {}
-        for cell in group:
-            values[label(cell)] = None if "error" in cell else cell["perplexity"]["perplexity"]
+    for name, group in _by_density(cells).items():
+        values = {_label(cell): _scores(cell, ())[0] for cell in group}
         charts.append(Bars(f"Perplexity at {name}", "Lower is better.", "perplexity", values, ("dense", dense), True))
     return charts
 
 
-def along_axes(cells: Sequence[Cell]) -> list[Any]:
+def _along_axes(cells: Sequence[Cell]) -> list[Any]:
     """Perplexity over every axis of numbers that takes several values."""
     items: list[Any] = []
-    for axis in _label_names(cells):
-        curves = curves_along(cells, axis)
-        if curves:
-            items += axis_items(curves, axis)
+    for axis in _axes_of(cells):
+        series = _series_along(cells, axis)
+        if series:
+            items += _axis_items(series, axis)
     return items
 
 
-def curves_along(cells: Sequence[Cell], axis: str) -> dict[str, list[tuple[float, float]]]:
-    """Points (place on the axis, perplexity) of at least two cells that differ along it alone, by their label.
+def _series_along(cells: Sequence[Cell], axis: str) -> list[Series]:
+    """A line through the perplexities of at least two cells that differ along this axis alone.
 
-    Empty where the axis is none of numbers; a pattern has no place on the axis `sparsity`.
+    A pattern has no place on the axis `sparsity`.
     """
-    densities = len(by_density(cells))
+    several = len(_by_density(cells)) > 1
     curves: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
-        place = number(cell["labels"].get(axis))
+        place = _number(cell["labels"].get(axis))
         if place is None or (axis == "sparsity" and cell["labels"]["pattern"] != "unstructured"):
             continue
-        name = label(cell, [axis])
-        if axis != "sparsity" and densities > 1:
-            name += f", {density(cell)}"
+        name = _label(cell, axis)
+        if axis != "sparsity" and several:
+            name += f", {_density(cell)}"
         curves.setdefault(name, []).append((place, cell["perplexity"]["perplexity"]))
-    return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+    return [Series.through(name, sorted(points)) for name, points in curves.items() if len(points) > 1]
 
 
-def axis_items(curves: Mapping[str, Sequence[tuple[float, float]]], axis: str) -> list[Any]:
-    """The chart of the first curves, and a line that counts those left out."""
-    series = []
-    for name, points in curves.items():
-        x, y = zip(*points, strict=True)
-        series.append(Series(name, x, y))
-    places = [x for line in series for x in line.x]
-    wide = min(places) > 0 and max(places) / min(places) >= 8
-    axis_name = "ratio α" if axis == "rebuild_ratio" else axis.replace("_", " ")
-    title = f"Perplexity over {axis_name}"
+def _axis_items(series: Sequence[Series], axis: str) -> list[Any]:
+    """The chart of the first lines, and a remark that counts those left out."""
+    lowest = min(min(line.x) for line in series)
+    highest = max(max(line.x) for line in series)
+    wide = lowest > 0 and highest / lowest >= 8
+    name = "ratio α" if axis == "rebuild_ratio" else axis.replace("_", " ")
+    title = f"Perplexity over {name}"
     if wide:
-        axis_name += ", log scale"
-    items: list[Any] = [Lines(title, "", axis_name, "perplexity, log scale", series[:MOST_SERIES], wide, True)]
+        name += ", log scale"
+    items: list[Any] = [Lines(title, "", name, "perplexity, log scale", series[:MOST_SERIES], wide, True)]
     if len(series) > MOST_SERIES:
         items.append(f"Not drawn in “{title}”: {len(series) - MOST_SERIES} more lines; the table has them.")
     return items
 
 
-def number(value: Any) -> float | None:
-    """A label as a number, where it is one."""
+def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
         return None
 
 
-def tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[Any]:
+def _tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[Any]:
     """Every metric of every task, with its standard error."""
-    rows = task_rows("dense", dense)
+    rows = _task_rows("dense", dense)
     for cell in cells:
-        rows += task_rows(full_label(cell), cell)
+        rows += _task_rows(_full_label(cell), cell)
     if not rows:
         return ["Not measured: the comparison has no tasks."]
     return [Table("Tasks", ["run", "task", "metric", "value", "standard error", "rows"], rows)]
 
 
-def task_rows(name: str, record: Cell) -> Rows:
-    """One run's rows of the table of tasks."""
+def _task_rows(name: str, record: Cell) -> Rows:
     rows: Rows = []
     for task, metrics in record.get("tasks", {}).items():
         for metric, value in metrics.items():
@@ -236,60 +207,53 @@ def task_rows(name: str, record: Cell) -> Rows:
     return rows
 
 
-def layer_errors(cells: Sequence[Cell]) -> list[Any]:
-    """Error after the run by layer: one chart for each kind of error and density."""
+def _layer_errors(cells: Sequence[Cell]) -> list[Any]:
+    """Error after the run by layer: one chart for each kind of error, which cannot be compared, and density."""
     charts = []
-    kinds = dict.fromkeys(map(error_of, cells))
+    kinds = dict.fromkeys(map(_error_kind, cells))
     for kind in kinds:
-        alike = [cell for cell in cells if error_of(cell) == kind]
-        for name, group in by_density(alike).items():
-            title = f"Block error at {name}"
-            if len(kinds) > 1:
-                title += f", {kind}"
-            charts.append(layer_chart(title, group))
+        alike = [cell for cell in cells if _error_kind(cell) == kind]
+        for name, group in _by_density(alike).items():
+            suffix = f", {kind}" if len(kinds) > 1 else ""
+            charts.append(_layer_chart(f"Block error at {name}{suffix}", group))
     return charts or [NOT_MEASURED]
 
 
-def layer_chart(title: str, cells: Sequence[Cell]) -> Lines:
-    """Error by layer of the first cells, attention and MLP added."""
+def _layer_chart(title: str, cells: Sequence[Cell]) -> Lines:
     series = []
     for cell in cells[:MOST_SERIES]:
         sums: dict[float, float] = {}
         for block in cell["report"]["blocks"]:
             sums[layer_of(block)] = sums.get(layer_of(block), 0.0) + block["error_after"]
-        series.append(Series(label(cell), list(sums), list(sums.values())))
+        series.append(Series(_label(cell), list(sums), list(sums.values())))
     note = "Attention and MLP added."
     if len(cells) > MOST_SERIES:
         note += f" The first {MOST_SERIES} runs."
     return Lines(title, note, "decoder layer", "block error E, log scale", series, log_y=True)
 
 
-def error_of(cell: Cell) -> str:
-    """The kind of a cell's block error; errors of different kinds cannot be compared."""
+def _error_kind(cell: Cell) -> str:
     return str(cell["config"]["rebuild"].get("error", "absolute"))
 
 
-def cost(cells: Sequence[Cell]) -> list[Any]:
-    """Seconds and memory of every run."""
+def _cost(cells: Sequence[Cell]) -> list[Any]:
     if not cells:
         return [NOT_MEASURED]
-    seconds, peaks = {}, {}
-    for cell in cells:
-        seconds[full_label(cell)] = cell["seconds"]
-        peaks[full_label(cell)] = cell["peak_memory"] / MEBIBYTE
+    seconds = {_full_label(cell): cell["seconds"] for cell in cells}
+    peaks = {_full_label(cell): cell["peak_memory"] / MEBIBYTE for cell in cells}
     return [
         Bars("Seconds", "Of pruning alone.", "seconds", seconds),
         Bars("Peak memory", "Of the whole process, or of the GPU.", "MiB", peaks),
     ]
 
 
-def settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
+def _settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
     """Settings of the comparison, and every cell's own with its fingerprints."""
     keys = ("format_version", "status", "model", "software")
     rows: Rows = []
     own = []
     for cell in cells:
-        rows.append([cell["name"], cell.get("fingerprint"), mask_fingerprint(cell), calibration_fingerprint(cell)])
+        rows.append([cell["name"], cell.get("fingerprint"), _mask_fingerprint(cell), _calibration_fingerprint(cell)])
         own.append(settings_table(f"Settings of {cell['name']}", cell["config"], folded=True))
     return [
         settings_table("Comparison", {**{key: content[key] for key in keys}, **content["settings"]}),
@@ -299,38 +263,36 @@ def settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
     ]
 
 
-def mask_fingerprint(cell: Cell) -> str | None:
-    """The fingerprint of all masks of a cell; None where it has none."""
+def _mask_fingerprint(cell: Cell) -> str | None:
     modules = cell.get("record", {}).get("modules")
     if not modules:
         return None
     return fingerprint_of({name: module["sha256"] for name, module in modules.items()})
 
 
-def calibration_fingerprint(cell: Cell) -> str | None:
-    """The fingerprint of the calibration tokens."""
+def _calibration_fingerprint(cell: Cell) -> str | None:
     return cell.get("record", {}).get("calibration", {}).get("fingerprint")
 
 
 def flat_rows(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[dict[str, object]]:
     """One row for each cell for CSV, the dense model first."""
-    rows: list[dict[str, object]] = [{"name": "dense", **figures(dense)}]
+    rows: list[dict[str, object]] = [{"name": "dense", **_figures(dense)}]
     for cell in cells:
         row: dict[str, object] = {"name": cell["name"], **cell["labels"]}
         if "error" in cell:
             row["error"] = cell["error"]
         else:
-            row |= {"reached_sparsity": cell["report"]["sparsity"], **figures(cell)}
+            row |= {"reached_sparsity": cell["report"]["sparsity"], **_figures(cell)}
             row |= {name: cell["report"][name] for name in TOTALS}
             row |= {"seconds": cell["seconds"], "peak_memory": cell["peak_memory"]}
-            row |= {"masks": mask_fingerprint(cell), "calibration": calibration_fingerprint(cell)}
+            row |= {"masks": _mask_fingerprint(cell), "calibration": _calibration_fingerprint(cell)}
         rows.append(row)
     return rows
 
 
-def figures(record: Cell) -> dict[str, object]:
+def _figures(record: Cell) -> dict[str, object]:
     """Perplexity and all metrics of all tasks."""
-    flat: dict[str, object] = {"perplexity": record["perplexity"]["perplexity"]}
+    figures: dict[str, object] = {"perplexity": record["perplexity"]["perplexity"]}
     for task, metrics in record.get("tasks", {}).items():
-        flat |= {f"{task}.{metric}": value for metric, value in metrics.items()}
-    return flat
+        figures |= {f"{task}.{metric}": value for metric, value in metrics.items()}
+    return figures

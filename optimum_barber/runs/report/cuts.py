@@ -22,10 +22,7 @@ def curve_picture(
         over: what x is.
         title: above the picture.
     """
-    series = []
-    for label, points in curves.items():
-        x, y = zip(*points, strict=True)
-        series.append(Series(label, x, y))
+    series = [Series.through(label, points) for label, points in curves.items()]
     chart = Lines("Perplexity", "", over, "perplexity, log scale", series, log_y=True, reference=("dense", dense))
     save(path, [chart], title)
 

@@ -20,13 +20,15 @@ def html(page: Page) -> str:
     for number, section in enumerate(page.sections, 1):
         links.append(f'<li><a href="#s{number}">{escape(section.title)}</a></li>')
         sections.append(_section(section, 2, f"s{number}"))
-    lacks_charts = page.charts() and not can_draw()
+    remark = ""
+    if page.charts() and not can_draw():
+        remark = _paragraph(NO_CHARTS) + "\n"
     return Template(_resource("page.html")).substitute(
         version=__version__,
         title=escape(page.title),
         style=_resource("style.css"),
         summary=escape(page.summary),
-        remark=_paragraph(NO_CHARTS) + "\n" if lacks_charts else "",
+        remark=remark,
         links="".join(links),
         sections="\n".join(sections),
     )
@@ -83,23 +85,24 @@ def _table(content: Table) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
         f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
-    return f"<details><summary>Numbers: {title}</summary>{table}</details>" if content.folded else table
+    if content.folded:
+        return f"<details><summary>Numbers: {title}</summary>{table}</details>"
+    return table
 
 
 def _row(row: Sequence[Value]) -> str:
-    cells = [f'<th scope="row">{_cell(row[0])}</th>']
-    for value in row[1:]:
-        cells.append(f"<td{_kind(value)}>{_cell(value)}</td>")
+    cells = []
+    for column, value in enumerate(row):
+        text, kind = _cell(value)
+        cells.append(f"<td{kind}>{text}</td>" if column else f'<th scope="row">{text}</th>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _cell(value: Value) -> str:
-    """What a cell shows, numbers with their exact value beside it."""
+def _cell(value: Value) -> tuple[str, str]:
+    """The content of a cell, a number with its exact value beside it, and the class of the cell."""
     text = escape(as_text(value))
-    return f'<data value="{value!r}">{text}</data>' if isinstance(value, int | float) else text
-
-
-def _kind(value: Value) -> str:
     if isinstance(value, int | float):
-        return ' class="number"'
-    return ' class="wide"' if len(escape(as_text(value))) > WIDE else ""
+        return f'<data value="{value!r}">{text}</data>', ' class="number"'
+    if len(text) > WIDE:
+        return text, ' class="wide"'
+    return text, ""

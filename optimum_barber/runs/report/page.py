@@ -10,14 +10,7 @@ MOST_SERIES = 8  # lines in one chart; more cannot be told apart
 
 @dataclass
 class Table:
-    """Rows of plain values.
-
-    Attributes:
-        title: what it shows.
-        columns: their heads.
-        rows: a value for every column; None where there is none.
-        folded: whether a page shows it only on request.
-    """
+    """Rows with a value for every column, None where there is none; a folded table is shown on request."""
 
     title: str
     columns: Sequence[str]
@@ -33,26 +26,33 @@ class Series:
     x: Sequence[float]
     y: Sequence[float | None]
 
+    @classmethod
+    def through(cls, name: str, points: Iterable[tuple[float, float]]) -> "Series":
+        """The line through points (x, y)."""
+        x, y = zip(*points, strict=True)
+        return cls(name, x, y)
+
 
 @dataclass
 class Chart:
-    """What every chart has.
-
-    Attributes:
-        title: what it shows.
-        note: how to read it.
-    """
+    """The title of a chart, and a note on how to read it."""
 
     title: str
     note: str
 
     def table(self) -> Table:
-        """The chart's numbers."""
+        """The chart's numbers, folded."""
         raise NotImplementedError
 
     def in_words(self) -> str:
-        """A description for readers who cannot see the chart."""
-        raise NotImplementedError
+        """A description for readers who cannot see the chart: the range of each column of its table."""
+        table = self.table()
+        parts = [f"{self.title}, {len(table.rows)} rows of {table.columns[0] or 'numbers'}"]
+        for place, name in enumerate(table.columns[1:], 1):
+            numbers = [row[place] for row in table.rows if isinstance(row[place], int | float)]
+            if numbers:
+                parts.append(f"{name} from {as_text(min(numbers))} to {as_text(max(numbers))}")
+        return "; ".join(parts)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Lines(Chart):
     Attributes:
         x: name of the axis.
         y: name of the axis.
-        series: at most `MOST_SERIES`.
+        series: at most `MOST_SERIES` on a page.
         log_x: whether the axis is logarithmic.
         log_y: likewise.
         marks: places on the x axis that are marked, with a label each.
@@ -81,32 +81,19 @@ class Lines(Chart):
 
     def table(self) -> Table:
         """One row for each x, one column for each series."""
-        places = sorted({x for series in self.series for x in series.x})
-        columns = [dict(zip(series.x, series.y, strict=False)) for series in self.series]
-        rows: list[list[Value]] = []
-        for x in places:
-            rows.append([x, *(column.get(x) for column in columns)])
+        places: dict[float, list[Value]] = {}
+        for column, series in enumerate(self.series):
+            for x in series.x:
+                places.setdefault(x, [x] + [None] * len(self.series))
+            for x, y in zip(series.x, series.y, strict=False):
+                places[x][column + 1] = y
+        rows = [places[x] for x in sorted(places)]
         return Table(self.title, [self.x, *(series.name for series in self.series)], rows, folded=True)
-
-    def in_words(self) -> str:
-        """The axes, the range of each series and the marks."""
-        parts = [f"{series.name}: {_range(series.y)}" for series in self.series]
-        parts += [name for _, name in self.marks]
-        if self.reference:
-            parts.append(_reference(self.reference))
-        return f"{self.y} over {self.x}. {'; '.join(parts)}"
 
 
 @dataclass
 class Bars(Chart):
-    """One bar for each name.
-
-    Attributes:
-        unit: of the values.
-        values: by name; None where it failed.
-        reference: name and value of a line to compare with.
-        log: whether the axis is logarithmic.
-    """
+    """One bar for each name; a value is None where it failed; `reference` is a line to compare with."""
 
     unit: str
     values: Mapping[str, float | None]
@@ -119,22 +106,10 @@ class Bars(Chart):
         rows += map(list, self.values.items())
         return Table(self.title, ["", self.unit], rows, folded=True)
 
-    def in_words(self) -> str:
-        """The reference and every value."""
-        parts = [_reference(self.reference)] if self.reference else []
-        parts += map(_reference, self.values.items())
-        return "; ".join(parts)
-
 
 @dataclass
 class Heat(Chart):
-    """A matrix of shares in [0, 1], each written into its cell in per cent.
-
-    Attributes:
-        rows: their names.
-        columns: their names.
-        values: one sequence for each row; None where there is nothing.
-    """
+    """A matrix of shares in [0, 1], each written into its cell in per cent; None where there is nothing."""
 
     rows: Sequence[str]
     columns: Sequence[str]
@@ -144,11 +119,6 @@ class Heat(Chart):
         """The matrix."""
         rows = [[name, *values] for name, values in zip(self.rows, self.values, strict=True)]
         return Table(self.title, ["", *self.columns], rows, folded=True)
-
-    def in_words(self) -> str:
-        """The size and the range of the matrix."""
-        values = [value for row in self.values for value in row]
-        return f"{len(self.rows)} rows and {len(self.columns)} columns: {_range(values)}"
 
 
 @dataclass
@@ -161,13 +131,7 @@ class Section:
 
 @dataclass
 class Page:
-    """A whole report.
-
-    Attributes:
-        title: of the page.
-        summary: one sentence or two.
-        sections: in order.
-    """
+    """A whole report; the summary is one sentence or two."""
 
     title: str
     summary: str
@@ -197,15 +161,3 @@ def as_text(value: Value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return value
-
-
-def _reference(entry: tuple[str, float | None]) -> str:
-    name, value = entry
-    return f"{name} {as_text(value)}"
-
-
-def _range(values: Iterable[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "nothing"
-    return f"from {as_text(min(numbers))} to {as_text(max(numbers))}"

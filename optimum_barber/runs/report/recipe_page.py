@@ -9,7 +9,7 @@ from ...checkpoints.names import REPORT_NAME, SPARSITY_NAME
 from ...checkpoints.record import read_record
 from ..recipe.directory import RUN_NAME, read_stage
 from ..recipe.stage import MODEL
-from .checkpoint_page import Rows, run_sections
+from .checkpoint_page import run_sections
 from .comparison import COMPARE_NAME, comparison_page
 from .page import Bars, Page, Section, Table, Value, as_text
 from .settings import flattened, settings_table
@@ -17,8 +17,8 @@ from .settings import flattened, settings_table
 Stages = Mapping[str, Mapping[str, Any]]
 
 
-def run_page(directory: Path, evaluation: Rows = ()) -> Page:
-    """The page of a run's directory; a recipe evaluates by its own stages."""
+def run_page(directory: Path) -> Page:
+    """The page of a run's directory."""
     run = read_json(directory / RUN_NAME)
     return recipe_page(run["name"], run.get("settings") or {}, run["stages"], directory, run["software"])
 
@@ -35,10 +35,10 @@ def recipe_page(
         output: the run's directory.
         software: versions.
     """
-    sections = [Section("Stages", [stage_table(stages)]), Section("Evaluation", evaluation_items(stages))]
+    sections = [Section("Stages", [_stage_table(stages)]), Section("Evaluation", _evaluation_items(stages))]
     fingerprints: list[list[Value]] = []
     for stage in stages:
-        sections += stage_sections(output, stage)
+        sections += _stage_sections(output, stage)
         fingerprints.append([stage, read_stage(output / stage).get("fingerprint")])
     tables = [
         settings_table("Settings of the recipe", settings),
@@ -49,7 +49,7 @@ def recipe_page(
     return Page(f"{name}: report of a recipe", f"Model: {settings.get('model', 'not recorded')}.", sections)
 
 
-def stage_sections(output: Path, stage: str) -> list[Section]:
+def _stage_sections(output: Path, stage: str) -> list[Section]:
     """The section of a stage that pruned or compared; none of another."""
     sections = []
     model = output / stage / MODEL
@@ -62,8 +62,7 @@ def stage_sections(output: Path, stage: str) -> list[Section]:
     return sections
 
 
-def stage_table(stages: Stages) -> Table:
-    """One row for each stage; evaluations have their own table."""
+def _stage_table(stages: Stages) -> Table:
     rows: list[list[Value]] = []
     for stage, figures in stages.items():
         parts = []
@@ -74,21 +73,21 @@ def stage_table(stages: Stages) -> Table:
     return Table("Stages", ["stage", "seconds", "figures"], rows)
 
 
-def evaluation_items(stages: Stages) -> list[Any]:
+def _evaluation_items(stages: Stages) -> list[Any]:
     """Bars of each text's perplexity, and a table of all measures."""
     evaluations = {stage: figures for stage, figures in stages.items() if "protocol" in figures}
     measures: list[list[Value]] = []
     for figures in evaluations.values():
-        measures += measures_of("dense", figures.get("dense") or {})
+        measures += _measures_of("dense", figures.get("dense") or {})
     for stage, figures in evaluations.items():
-        measures += measures_of(stage, figures["model"])
+        measures += _measures_of(stage, figures["model"])
     if not measures:
         return ["Not measured: the recipe has no evaluate stage."]
     measures = list(map(list, dict.fromkeys(map(tuple, measures))))
-    return [*perplexity_bars(measures), Table("Measures", ["model at", "measure", "value"], measures)]
+    return [*_perplexity_bars(measures), Table("Measures", ["model at", "measure", "value"], measures)]
 
 
-def measures_of(model: str, figures: Mapping[str, Any]) -> list[list[Value]]:
+def _measures_of(model: str, figures: Mapping[str, Any]) -> list[list[Value]]:
     """One model's perplexities and task results: model, measure and value."""
     measures: list[list[Value]] = []
     for text, result in figures.get("perplexity", {}).items():
@@ -100,7 +99,7 @@ def measures_of(model: str, figures: Mapping[str, Any]) -> list[list[Value]]:
     return measures
 
 
-def perplexity_bars(measures: Sequence[Sequence[Any]]) -> list[Bars]:
+def _perplexity_bars(measures: Sequence[Sequence[Any]]) -> list[Bars]:
     """One chart for each text on which a model other than the dense one was measured."""
     by_measure: dict[str, dict[str, Any]] = {}
     for model, measure, value in measures:

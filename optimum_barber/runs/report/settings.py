@@ -17,7 +17,9 @@ def flattened(content: Any, prefix: str = "") -> dict[str, Value]:
         return {prefix[:-1]: ", ".join(map(str, content)) or None}
     if isinstance(content, bool):
         content = "yes" if content else "no"
-    return {prefix[:-1]: content if isinstance(content, int | float | str) else None}
+    if not isinstance(content, int | float | str):
+        content = None
+    return {prefix[:-1]: content}
 
 
 def _flattened_items(items: Iterable[tuple[Any, Any]], prefix: str) -> dict[str, Value]:

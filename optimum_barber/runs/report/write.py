@@ -1,6 +1,5 @@
 """From a finished run to files: one HTML page and, in a directory, one picture for each chart."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ...base.errors import BarberError
@@ -17,12 +16,7 @@ from .recipe_page import run_page
 
 INDEX_NAME = "index.html"
 REPORT_PAGE = "report.html"
-KINDS: dict[str, Callable[[Path, Rows], Page]] = {  # by the file that tells a run's kind
-    COMPARE_NAME: comparison_page,
-    RUN_NAME: run_page,
-    SPARSITY_NAME: checkpoint_page,
-    STRUCTURE_NAME: shrunk_page,
-}
+KINDS = (COMPARE_NAME, RUN_NAME, SPARSITY_NAME, STRUCTURE_NAME)  # the file that tells what a run is
 
 
 def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
@@ -42,9 +36,19 @@ def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
     if not kinds:
         raise BarberError(f"{run} is no finished run: it holds none of {', '.join(KINDS)}")
     try:
-        return KINDS[kinds[0]](path, evaluation)
+        return _page_of_kind(kinds[0], path, evaluation)
     except (KeyError, TypeError, AttributeError) as error:
         raise BarberError(f"{path} holds a record that is not whole: {type(error).__name__} {error}") from None
+
+
+def _page_of_kind(kind: str, path: Path, evaluation: Rows) -> Page:
+    if kind == COMPARE_NAME:
+        return comparison_page(path)
+    if kind == RUN_NAME:
+        return run_page(path)
+    if kind == SPARSITY_NAME:
+        return checkpoint_page(path, evaluation)
+    return shrunk_page(path, evaluation)
 
 
 def write_report(
