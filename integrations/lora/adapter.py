@@ -1,15 +1,15 @@
-"""An adapter's directory: read, written, and held against the model that it is to lie on."""
+"""An adapter's directory: reading, writing, and the check that it belongs to a model."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.files import read_json_object
 from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, open_masks
 from optimum_barber.checkpoints.record import SparsityConfig
@@ -27,7 +27,7 @@ class Adapter:
     """An adapter's directory, read but not yet applied.
 
     Attributes:
-        directory: where it lies.
+        directory: of its files.
         config: of peft.
         binding: to the masks; None for plain LoRA, trained on a dense model.
     """
@@ -47,14 +47,14 @@ class Adapter:
         for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME):
             if not (directory / name).is_file():
                 raise BarberError(f"adapter {directory} has no {name}: it is no adapter, or incomplete")
+        content = read_json_object(directory / ADAPTER_CONFIG_NAME, "LoRA configuration")
+        kind = content.get("peft_type")
+        if kind not in (PEFT_TYPE, "LORA"):
+            raise BarberError(f"adapter {directory} has peft_type {kind!r}: legal are {PEFT_TYPE!r} and 'LORA'")
+        masked = kind == PEFT_TYPE
         try:
-            content = json.loads((directory / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-            kind = content.get("peft_type")
-            if kind not in (PEFT_TYPE, "LORA"):
-                raise BarberError(f"adapter {directory} has peft_type {kind!r}: legal are {PEFT_TYPE!r} and 'LORA'")
-            masked = kind == PEFT_TYPE
             config = MaskedLoraConfig.from_dict(content) if masked else LoraConfig(**content)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise BarberError(f"{directory / ADAPTER_CONFIG_NAME} is no LoRA configuration: {brief(error)}") from None
         return cls(directory, config, AdapterBinding.read(directory) if masked else None)
 
@@ -63,37 +63,37 @@ class Adapter:
         """Hash of the adapter's weights."""
         return hashlib.sha256((self.directory / ADAPTER_WEIGHTS_NAME).read_bytes()).hexdigest()
 
-    def base(self, given: Base | None) -> Base:
-        """The model to open it on: as given, or the recorded one.
+    def base(self, model: Base | None) -> Base:
+        """Return the model to open it on: `model`, or the recorded one.
 
         Raises:
             BarberError: neither is there.
         """
-        found = given or self.config.base_model_name_or_path
-        if found is None:
+        base = model or self.config.base_model_name_or_path
+        if base is None:
             raise BarberError(f"adapter {self.directory} names no base model: give one")
-        return found
+        return base
 
     def check(self, record: SparsityConfig | None, masks: Mapping[str, PackedMask], name: str) -> None:
-        """Refuse to lie on other masks than those that it was trained under, or on a model that holds it already.
+        """Refuse a model with other masks than those of the training, or with the adapter merged in already.
 
         Raises:
             BarberError: with both fingerprints.
         """
         trained = self.binding.mask_fingerprint if self.binding else "none"
-        found = mask_fingerprint(masks) if masks else "none"
-        if trained != found:
-            raise BarberError(f"adapter {self.directory} was trained under masks {trained}, model {name} has {found}")
+        own = mask_fingerprint(masks) if masks else "none"
+        if trained != own:
+            raise BarberError(f"adapter {self.directory} was trained under masks {trained}, model {name} has {own}")
         for step in record.steps if record else []:
             if step.get("name") == MERGE_STEP and step.get("adapter_sha256") == self.sha256:
                 raise BarberError(f"adapter {self.directory} is merged into model {name} already")
 
 
 def open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[str, PackedMask], str]:
-    """Model, record, masks and name of what an adapter is to lie on.
+    """Return model, record, masks and name of an adapter's base.
 
     Raises:
-        BarberError: a model in memory does not say where its masks are.
+        BarberError: a model in memory has no name, so its masks cannot be found.
     """
     if isinstance(base, PrunedModel):
         return base.model, base.record, base.masks, base.reference.full_name
@@ -106,7 +106,7 @@ def open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[str
 
 
 def load_weights(peft: PeftModel, directory: Path) -> None:
-    """Put the weights in `directory` into the adapter of `peft`.
+    """Load the weights in `directory` into the adapter of `peft`.
 
     Raises:
         BarberError: names or shapes differ.
@@ -118,16 +118,21 @@ def load_weights(peft: PeftModel, directory: Path) -> None:
         weights = load_file(directory / ADAPTER_WEIGHTS_NAME)
     except SafetensorError as error:
         raise BarberError(f"{directory / ADAPTER_WEIGHTS_NAME} cannot be read: {error}") from None
-    expected = get_peft_model_state_dict(peft, save_embedding_layers=False)
-    found, wanted = ({key: tuple(w.shape) for key, w in state.items()} for state in (weights, expected))
-    odd = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    if odd:
-        raise BarberError(f"adapter {directory}: {odd[0]} is {found.get(odd[0])}, its config says {wanted.get(odd[0])}")
+    stored = _shapes(weights)
+    expected = _shapes(get_peft_model_state_dict(peft, save_embedding_layers=False))
+    for key in sorted(stored.keys() | expected.keys()):
+        shape, legal = stored.get(key), expected.get(key)
+        if shape != legal:
+            raise BarberError(f"adapter {directory}: {key} is {shape}, its config says {legal}")
     set_peft_model_state_dict(peft, weights)
 
 
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(weight.shape) for key, weight in weights.items()}
+
+
 def save_adapter(peft: PeftModel, directory: Path, base_model: str) -> None:
-    """Write the adapter of `peft`, and what binds it to its masks, into `directory`."""
+    """Write the adapter of `peft`, and its binding to the masks, into `directory`."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)

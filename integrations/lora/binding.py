@@ -1,7 +1,6 @@
 """`sparsity_adapter.json`: what binds an adapter to the masks that it was trained under."""
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -9,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.base.files import write_json
+from optimum_barber.base.files import read_json_object, write_json
 from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
 from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.write import software
@@ -19,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 def mask_fingerprint(masks: Mapping[str, PackedMask]) -> str:
-    """The same as `SparsityConfig.fingerprint`, from the masks themselves."""
+    """Return what `SparsityConfig.fingerprint` is, from the masks themselves."""
     return fingerprint_of({name: mask.sha256 for name, mask in masks.items()})
 
 
@@ -35,7 +34,7 @@ class AdapterBinding(BaseModel):
 
     @classmethod
     def to_masks(cls, fingerprint: str, base_model: str | None) -> "AdapterBinding":
-        """The binding of an adapter trained just now."""
+        """Bind an adapter that was trained just now."""
         versions = {**software(), "peft": importlib.metadata.version("peft")}
         return cls(base_model=base_model, mask_fingerprint=fingerprint, software=versions)
 
@@ -45,7 +44,7 @@ class AdapterBinding(BaseModel):
 
     @classmethod
     def read(cls, directory: Path) -> "AdapterBinding":
-        """The binding of the adapter in `directory`.
+        """Read the binding of the adapter in `directory`.
 
         Raises:
             BarberError: it is missing, of a newer format, or no binding at all.
@@ -53,11 +52,11 @@ class AdapterBinding(BaseModel):
         path = directory / ADAPTER_MASKS_NAME
         if not path.is_file():
             raise BarberError(f"adapter {directory} has no {ADAPTER_MASKS_NAME}: it is incomplete")
+        content = read_json_object(path, "adapter binding")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BarberError(f"{path} has format version {version}; known is {FORMAT_VERSION}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.get("format_version")
-            if version != FORMAT_VERSION:
-                raise BarberError(f"{path} has format version {version}; known is {FORMAT_VERSION}")
             return cls.model_validate(content)
-        except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        except ValidationError as error:
             raise BarberError(f"{path} is no adapter binding: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Adapters opened under their own masks only, merged without filling a zero, and verified."""
+"""Open an adapter under its own masks, merge it without filling a zero, verify it."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ def load_adapter(adapter: str | Path, model: Base | None = None, is_trainable: b
 
     Args:
         adapter: its directory.
-        model: what it lies on: a `PrunedModel`, a directory or hub id, or a model loaded from one, which is changed in
-            place; None for the one it was trained on.
-        is_trainable: whether the adapter can be trained on; else everything is frozen, and the model in eval mode.
+        model: its base: a `PrunedModel`, a directory or hub id, or a model loaded from one, which is changed in place;
+            None for the one it was trained on.
+        is_trainable: True to train it on; else everything is frozen, and the model in eval mode.
 
     Raises:
         BarberError: other masks, with both fingerprints; a newer format; weights that do not fit.
@@ -58,7 +58,7 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
 
 
 def merge(peft: PeftModel, name: str | Path) -> Any:
-    """The transformers model with the adapter merged in.
+    """Merge the adapter into the transformers model and return that.
 
     Raises:
         BarberError: the adapter is not finite.

@@ -13,7 +13,7 @@ from optimum_barber.tensors.masks import PackedMask
 
 
 def masked_delta(lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -> Tensor:
-    """ΔW = s (B A) ⊙ M: exactly zero where pruned, whatever A and B hold.
+    """Compute ΔW = s (B A) ⊙ M: exactly zero where pruned, whatever A and B hold.
 
     Args:
         lower: A, (rank, in), floating point.
@@ -29,20 +29,20 @@ def masked_delta(lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -
 
 
 def delta_linear(x: Tensor, lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -> Tensor:
-    """x ΔWᵀ in the dtype of x, (..., in) to (..., out); the others as in `masked_delta`."""
+    """Compute x ΔWᵀ in the dtype of x, (..., in) to (..., out); the others as in `masked_delta`."""
     return nn.functional.linear(x, masked_delta(lower, upper, scale, keep).to(x.dtype))
 
 
 def changed_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor, scale: float, keep: PackedMask
 ) -> Tensor:
-    """x (W + ΔW)ᵀ + b, with W + ΔW rounded to the dtype of W as merging rounds it."""
+    """Compute x (W + ΔW)ᵀ + b, with W + ΔW rounded to the dtype of W as merging rounds it."""
     changed = (weight + masked_delta(lower, upper, scale, keep)).to(weight.dtype)
     return nn.functional.linear(x, changed, bias)
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`function(*arguments)`; what it makes on the way is made again for the gradient, never kept."""
+    """Call `function(*arguments)`; its intermediate results are computed again for the gradient, never kept."""
     result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result
 
@@ -76,7 +76,7 @@ class MaskedLinear(Linear):
         return {(): MaskedVariant}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """One product with W + ΔW, bit for bit as after merging; peft's own sum of two where dropout lies between."""
+        """Multiply by W + ΔW, bit for bit as after merging; with dropout, peft's own sum of two products."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         plain = not (args or kwargs or self.disable_adapters or self.merged) and len(active) == 1
         if not plain or (self.training and not isinstance(self.lora_dropout[active[0]], nn.Identity)):
@@ -96,7 +96,7 @@ class MaskedLinear(Linear):
 
 
 class MaskedVariant(LoraVariant):
-    """What peft calls in place of its own forward and merge; `module` is always a `MaskedLinear`."""
+    """Replaces peft's own forward and merge; `module` is always a `MaskedLinear`."""
 
     def supports_lora_conversion(self) -> bool:
         """A low-rank approximation of the masked change would fill zeros."""

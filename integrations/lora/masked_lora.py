@@ -42,7 +42,7 @@ class MaskedLoraConfig(LoraConfig):
 
     @classmethod
     def of(cls, config: LoraConfig, masks: Mapping[str, PackedMask]) -> "MaskedLoraConfig":
-        """The same settings, bound to `masks`; without target modules, these are all pruned Linears."""
+        """Bind settings to `masks`; target modules are all pruned Linears by default."""
         settings = {field.name: getattr(config, field.name) for field in fields(LoraConfig) if field.init}
         if settings["target_modules"] is None:
             settings["target_modules"] = sorted(masks)
@@ -52,25 +52,28 @@ class MaskedLoraConfig(LoraConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `adapter_config.json`."""
-        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        settings = super().to_dict()
+        for name, value in settings.items():
+            if isinstance(value, set):
+                settings[name] = sorted(value)
         del settings["mask_fingerprint"]  # it stands in the binding
         outer = {name: settings.pop(name) for name in ("base_model_name_or_path", "task_type")}
         return {"peft_type": PEFT_TYPE, **outer, "masked_lora": settings}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> LoraConfig:
-        """The settings in an `adapter_config.json` that `to_dict` made."""
+        """Read the settings of an `adapter_config.json` that `to_dict` made."""
         outer = {name: content[name] for name in ("base_model_name_or_path", "task_type")}
         return LoraConfig(**content["masked_lora"], **outer)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json`, and beside it what binds the adapter to its masks."""
+        """Write `adapter_config.json`, and beside it the binding to the masks."""
         super().save_pretrained(save_directory, **kwargs)
         AdapterBinding.to_masks(self.mask_fingerprint, self.base_model_name_or_path).write(Path(save_directory))
 
 
 def register(config: Any, layer: Any) -> None:
-    """Have peft ask `layer` first for the LoRA layer over an `nn.Linear`; None from it means peft's own."""
+    """Have peft call `layer` first for the LoRA layer over an `nn.Linear`; None from it means peft's own."""
     config._register_custom_module({nn.Linear: layer})
 
 
@@ -82,17 +85,19 @@ def _masked_layer(
     masks: Mapping[str, PackedMask], target: nn.Linear, adapter_name: str, **kwargs: Any
 ) -> MaskedLinear | None:
     keep = masks.get(kwargs["target_name"])
-    return MaskedLinear(target, adapter_name, keep, **kwargs) if keep is not None else None
+    if keep is None:
+        return None
+    return MaskedLinear(target, adapter_name, keep, **kwargs)
 
 
 def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraConfig) -> PeftModel:
-    """Put LoRA on a pruned model such that training, merging and unmerging keep every zero.
+    """Put LoRA on a pruned model so that training, merging and unmerging keep every zero.
 
     Args:
         model: a causal LM, changed in place as peft does it.
         masks: keep mask of each pruned Linear, such as a `MaskFile`; empty for a dense model, which gets plain LoRA.
-        config: rank, alpha and so on; without target modules, all pruned Linears. Targets without a mask get plain
-            LoRA.
+        config: rank, alpha and so on; target modules are all pruned Linears by default, and those without a mask get
+            plain LoRA.
 
     Returns:
         The peft model; `save_pretrained` of it writes an adapter that `load_adapter` opens.
@@ -115,25 +120,27 @@ def check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
         BarberError: names the setting and what is legal.
     """
     plain = LoraConfig()
-    for name in (field.name for field in fields(LoraConfig) if field.name not in FREE):
-        value, legal = getattr(config, name), getattr(plain, name)
-        if value != legal:
+    for field in fields(LoraConfig):
+        value, legal = getattr(config, field.name), getattr(plain, field.name)
+        if field.name not in FREE and value != legal:
+            name = field.name
             raise BarberError(f"LoRA setting {name}={value!r} is not supported on a pruned model: legal is {legal!r}")
     if config.init_lora_weights not in INITIALISATIONS:
-        raise BarberError(
-            f"LoRA setting init_lora_weights={config.init_lora_weights!r} would change pruned weights: "
-            f"legal are {', '.join(map(repr, INITIALISATIONS))}"
-        )
+        legal = ", ".join(map(repr, INITIALISATIONS))
+        value = config.init_lora_weights
+        raise BarberError(f"LoRA setting init_lora_weights={value!r} would change pruned weights: legal are {legal}")
     for module in config.modules_to_save or []:
-        trained = [name for name in masks if any(path.endswith(module) for path in _paths(name))]
-        if trained:
-            raise BarberError(f"LoRA setting modules_to_save={module!r} would fill the zeros of {trained[0]}")
+        _check_saved_module(module, masks)
 
 
-def _paths(name: str) -> list[str]:
-    """The name itself and those of all modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+def _check_saved_module(module: str, masks: Mapping[str, PackedMask]) -> None:
+    """Refuse to train a module whole that is or contains a pruned Linear."""
+    for name in masks:
+        path = ""
+        for part in name.split("."):
+            path = f"{path}.{part}".removeprefix(".")
+            if path.endswith(module):
+                raise BarberError(f"LoRA setting modules_to_save={module!r} would fill the zeros of {name}")
 
 
 def check_zeros(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:

@@ -40,7 +40,7 @@ class LoraSettings(BaseModel):
 
     @field_validator("use_dora", mode="before")
     @classmethod
-    def _no_dora(cls, given: object) -> object:
-        if given:
+    def _no_dora(cls, value: object) -> object:
+        if value:
             raise BarberError("use_dora is not supported: DoRA rescales whole rows; use_rslora is")
-        return given
+        return value

@@ -1,9 +1,9 @@
-"""transformers' Trainer on token windows: built from the settings, gone on with from its last whole checkpoint."""
+"""transformers' Trainer on token windows: built from the settings, resumed from its last complete checkpoint."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.files import read_json
 from optimum_barber.integrations.lora.adapter import load_weights
 from optimum_barber.integrations.lora.settings import LoraSettings
 
@@ -22,7 +23,7 @@ STATE_NAME = "trainer_state.json"
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Token windows as the Trainer takes them; every token is predicted from those before it."""
+    """Token windows in the form of the Trainer; every token is predicted from those before it."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -42,7 +43,7 @@ def make_trainer(
     quiet: bool,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """A Trainer that reports to nobody and keeps its last checkpoint in `folder`."""
+    """Build a Trainer that reports to nobody and keeps its last checkpoint in `folder`."""
     on_cuda = adapter.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -72,16 +73,17 @@ def make_trainer(
 
 
 def checkpointing(settings: LoraSettings) -> dict[str, Any]:
-    """Gradient checkpointing under the name that the installed transformers has for it."""
-    known = {field.name for field in fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    """Return the arguments of gradient checkpointing by the names that the installed transformers has for them."""
     if not settings.gradient_checkpointing:
         return {}
+    name = "gradient_checkpointing"
+    if "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}:
+        name = "activation_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def train(trainer: Trainer, folder: Path) -> float:
-    """Train to the end, from the last whole checkpoint in `folder` if there is one; seconds that this took.
+    """Train to the end, from the last complete checkpoint in `folder` if there is one, and return the seconds.
 
     Raises:
         BarberError: the adapter is no longer finite.
@@ -89,34 +91,35 @@ def train(trainer: Trainer, folder: Path) -> float:
     started = time.perf_counter()
     adapter: Any = trainer.model
     last = last_checkpoint(folder)
-    state = TrainerState.load_from_json(str(last / STATE_NAME)) if last else None
-    if last and state and state.global_step >= trainer.args.max_steps:  # the Trainer would take one step more
-        trainer.state = state
-        load_weights(adapter, last)
+    if last is None:
+        trainer.train()
     else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if not all(bool(torch.isfinite(p).all()) for p in adapter.parameters() if p.requires_grad):
+        state = TrainerState.load_from_json(str(last / STATE_NAME))
+        if state.global_step < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(last))
+        else:  # the Trainer would take one step more
+            trainer.state = state
+            load_weights(adapter, last)
+    trained = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise BarberError(f"training diverged: learning rate {trainer.args.learning_rate:g} is too high for this model")
     return time.perf_counter() - started
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most steps; those that a kill left half-written do not count.
+    """Return the complete checkpoint of the most steps, None where there is none.
 
-    The Trainer writes its state last.
+    The Trainer writes its state last, so a checkpoint that a kill left half-written has none.
     """
-    whole = [path for path in folder.glob("checkpoint-*") if _is_json(path / STATE_NAME)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    complete = {}
+    for path in folder.glob("checkpoint-*"):
+        with suppress(BarberError):
+            read_json(path / STATE_NAME)
+            complete[int(path.name.rpartition("-")[2])] = path
+    return complete[max(complete)] if complete else None
 
 
 def loss_curve(trainer: Trainer) -> list[dict[str, float]]:
-    """Mean training loss since the point before, by step."""
-    return [{key: entry[key] for key in ("step", "loss")} for entry in trainer.state.log_history if "loss" in entry]
+    """Return the mean training loss since the point before, by step."""
+    points = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{"step": entry["step"], "loss": entry["loss"]} for entry in points]

@@ -1,9 +1,7 @@
 """Training an adapter on a pruned or dense model with transformers' Trainer, resumable after a kill."""
 
-import json
 import shutil
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.base.files import write_json
+from optimum_barber.base.files import read_json_object, write_json
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.adapter import save_adapter
 from optimum_barber.integrations.lora.binding import mask_fingerprint
@@ -21,7 +19,8 @@ from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.lora.trainer import last_checkpoint, loss_curve, make_trainer, train
 from optimum_barber.models.architectures import architecture_of, decoder_stack
-from optimum_barber.models.device import choose_device
+from optimum_barber.models.device import choose_device, working_dtype
+from optimum_barber.models.linears import check_globs, matches
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.windows import TokenWindows
 
@@ -60,19 +59,25 @@ def train_lora(
         BarberError: bad input, the checkpoints of another run, or a training that diverged.
     """
     output, device = Path(output), choose_device(settings.device)
-    opened = PrunedModel.load(model, working_dtype(settings, device))
+    opened = PrunedModel.load(model, working_dtype(settings.dtype, device, on_gpu="bfloat16"))
     run = describe_run(opened, settings, windows, device)
-    begin_run(folder := scratch or output.with_name(output.name + ".training"), run)
+    folder = scratch or output.with_name(output.name + ".training")
+    begin_run(folder, run)
     opened.model.to(device)
-    before = perplexity(opened.model, held_out, quiet).as_dict() if held_out else None
+    before = after = None
+    if held_out:
+        before = perplexity(opened.model, held_out, quiet).as_dict()
     adapter = new_adapter(opened, settings)
     trainer = make_trainer(adapter, folder, settings, windows.tokens, quiet, callbacks)
+    seconds = train(trainer, folder)
+    if held_out:
+        after = perplexity(adapter, held_out, quiet).as_dict()
     report = {
         **run,
-        "seconds": train(trainer, folder),
+        "seconds": seconds,
         "steps": trainer.state.global_step,
         "perplexity_before": before,
-        "perplexity_after": perplexity(adapter, held_out, quiet).as_dict() if held_out else None,
+        "perplexity_after": after,
         "loss": loss_curve(trainer),
     }
     save_adapter(adapter, output, opened.reference.full_name)
@@ -81,15 +86,8 @@ def train_lora(
     return report
 
 
-def working_dtype(settings: LoraSettings, device: torch.device) -> str:
-    """The dtype of the frozen weights that `auto` means on a device, or the configured one."""
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
-
-
 def new_adapter(opened: PrunedModel, settings: LoraSettings) -> PeftModel:
-    """The model with an adapter that changes nothing yet: A is seeded, B zero."""
+    """Put an adapter on the model that changes nothing yet: A is random by the seed, B zero."""
     set_seed(settings.seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -103,50 +101,48 @@ def new_adapter(opened: PrunedModel, settings: LoraSettings) -> PeftModel:
 
 
 def target_linears(model: nn.Module, pruned: Sequence[str], globs: Sequence[str]) -> list[str]:
-    """The Linears that any glob matches; without globs the pruned ones, of a dense model those of its decoder layers.
+    """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder.
 
     Raises:
         BarberError: a glob matches nothing.
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if pruned and not globs:
+        return list(pruned)
     if not globs:
         path, _ = decoder_stack(model, architecture_of(model))
-        return list(pruned) or [name for name in linears if name.startswith(f"{path}.")]
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in linears):
-            raise BarberError(f"target {glob!r} matches no Linear, such as {linears[0]}")
-    return [name for name in linears if any(fnmatchcase(name, glob) for glob in globs)]
+        globs = [f"{path}.*"]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    check_globs("target", globs, linears)
+    return [name for name in linears if matches(name, globs)]
 
 
 def describe_run(
     opened: PrunedModel, settings: LoraSettings, windows: TokenWindows, device: torch.device
 ) -> dict[str, Any]:
-    """What decides the adapter, for the report and to know a run again."""
+    """Return what decides the adapter, for the report and to recognise a run."""
     return {
         "settings": settings.model_dump(),
         "base_model": opened.reference.full_name,
         "device": str(device),
         "dtype": str(next(opened.model.parameters()).dtype).removeprefix("torch."),
         "mask_fingerprint": mask_fingerprint(opened.masks) if opened.masks else None,
-        "windows": {
-            "source": windows.source,
-            "samples": len(windows.tokens),
-            "sequence_length": windows.tokens.shape[1],
-            "fingerprint": windows.fingerprint,
-        },
+        "windows": windows.as_dict(),
     }
 
 
 def begin_run(folder: Path, run: dict[str, Any]) -> None:
-    """Note in `folder` whose checkpoints will lie there.
+    """Write the run that the checkpoints in `folder` belong to.
 
     Raises:
         BarberError: checkpoints of other settings, masks or text lie there; names what differs.
     """
     path = folder / RUN_NAME
-    earlier = json.loads(path.read_text(encoding="utf-8")) if last_checkpoint(folder) and path.is_file() else run
-    other = [key for key in run if earlier.get(key) != run[key]]
-    if other:
-        raise BarberError(f"{folder} holds checkpoints of a run with other {', '.join(other)}: remove it to start anew")
+    if last_checkpoint(folder) and path.is_file():
+        earlier = read_json_object(path)
+        other = [key for key in run if earlier.get(key) != run[key]]
+        if other:
+            raise BarberError(
+                f"{folder} holds checkpoints of a run with other {', '.join(other)}: remove it to start anew"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, run)

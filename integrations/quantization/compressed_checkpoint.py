@@ -62,7 +62,8 @@ def quantization_config(model: nn.Module, names: Mapping[str, Any], bits: int, g
         strategy="channel" if group_size is None else "group",
         group_size=group_size,
     )
-    others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    others = [name for name in linears if name not in names]
     scheme = QuantizationScheme(targets=["Linear"], weights=weights, format=FORMAT)
     return QuantizationConfig(config_groups={"group_0": scheme}, ignore=others, format=FORMAT)
 
@@ -75,5 +76,5 @@ def save_compressed(output: Path, opened: PrunedModel, compressor: Any) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and persistent buffers, tied ones once."""
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in model.state_dict().values()}.values())
+    """Count the bytes of all parameters and persistent buffers, tied ones once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())

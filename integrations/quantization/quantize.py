@@ -1,4 +1,4 @@
-"""A model quantized block by block under the masks that it holds."""
+"""Quantize a model block by block under its masks."""
 
 import time
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ ANY_PATTERN = SparsityPattern(0.5)  # unstructured, and its ratio is not looked 
 
 @dataclass
 class MaskedQuantizer:
-    """A producer for `prune`: keep masks from the checkpoint, dequantized weights, and the scales on record.
+    """A producer for `prune`: returns the checkpoint's keep masks and dequantized weights, and records the scales.
 
     Attributes:
         opened: model and masks; Linears without a mask are dense.
@@ -46,8 +46,9 @@ class MaskedQuantizer:
     scales: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, linear: LinearInput) -> Produced:
-        """Masks and dequantized weights of one Linear."""
-        record, keep = self.opened.record, torch.ones_like(linear.weight, dtype=torch.bool)
+        """Return mask and dequantized weights of one Linear."""
+        record = self.opened.record
+        keep = torch.ones_like(linear.weight, dtype=torch.bool)
         if record is not None and linear.name in record.modules:
             keep = self.opened.keep(linear.name).to(keep.device)
         quantized = self._quantize(linear, keep)
@@ -55,16 +56,16 @@ class MaskedQuantizer:
         return Produced(keep, quantized.dequantize().to(linear.weight.dtype))
 
     def _quantize(self, linear: LinearInput, keep: Tensor) -> Quantized:
-        chosen = self.settings
-        form = IntegerFormat(chosen.bits, chosen.group_size, self.opened.model.dtype)
+        settings = self.settings
+        form = IntegerFormat(settings.bits, settings.group_size, self.opened.model.dtype)
         if linear.statistics.gram is None:
             return round_to_nearest(linear.weight, keep, form)
         gram = linear.statistics.gram.clone()
-        gram.diagonal()[gram.diagonal() == 0] = 1  # inputs that were never seen: nothing to make up for
-        factor = inverse_factor(gram, chosen.damping, linear.name)
-        first = gptq(linear.weight, keep, factor, form, chosen.block_size)
-        gram.diagonal().add_(chosen.damping * gram.diagonal().mean())
-        return descend(linear.weight, keep, first, gram, form, chosen.sweeps, chosen.block_size)
+        gram.diagonal()[gram.diagonal() == 0] = 1  # inputs that are always zero: their weights cause no error
+        factor = inverse_factor(gram, settings.damping, linear.name)
+        first = gptq(linear.weight, keep, factor, form, settings.block_size)
+        gram.diagonal().add_(settings.damping * gram.diagonal().mean())
+        return descend(linear.weight, keep, first, gram, form, settings.sweeps, settings.block_size)
 
 
 def quantize_model(
@@ -138,12 +139,5 @@ def quantize_blocks(
 
 
 def record_step(settings: QuantizeSettings, windows: TokenWindows) -> dict[str, Any]:
-    """What goes into the `steps` of the checkpoint's record."""
-    samples, length = windows.tokens.shape
-    calibration = {
-        "source": windows.source,
-        "samples": samples,
-        "sequence_length": length,
-        "fingerprint": windows.fingerprint,
-    }
-    return {"name": "quantize", **settings.model_dump(), "calibration": calibration}
+    """Return the entry in the `steps` of the checkpoint's record."""
+    return {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}

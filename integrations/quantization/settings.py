@@ -47,10 +47,11 @@ class QuantizeSettings(BaseModel):
             BarberError: names the first such Linear and all that would be legal.
         """
         size = self.group_size
+        if size is None:
+            return
+        common = math.gcd(*widths.values())
         for name, width in widths.items():
-            if size is not None and width % size:
-                common = math.gcd(*widths.values())
-                legal = ["-1 (a whole row)", *(str(n) for n in range(1, common + 1) if common % n == 0)]
-                raise BarberError(
-                    f"group size {size} does not divide the width {width} of {name}: legal are {', '.join(legal)}"
-                )
+            if width % size:
+                divisors = [str(n) for n in range(1, common + 1) if common % n == 0]
+                legal = ", ".join(["-1 (a whole row)", *divisors])
+                raise BarberError(f"group size {size} does not divide the width {width} of {name}: legal are {legal}")

@@ -9,9 +9,9 @@ PACKAGE = __name__.partition(".")[0]
 # New package -> modules that keep their name in it. Both are relative to the root package.
 SAME_NAME = {
     "base": "errors memory output rank_group ranks registry",
-    "tensors": "bits budget derivatives dsnot gptq least_squares masks patterns quantize scores sums swaps",
+    "tensors": "budget derivatives dsnot gptq least_squares masks patterns quantize scores sums swaps",
     "models": "activations architectures blocks loading source",
-    "checkpoints": "foreign pruned runtimes shards verify weights",
+    "checkpoints": "foreign pruned runtimes shards verify",
     "text": "own_text window_offsets",
     "prune": "allocations inspection pipeline producers quadratic rebuilders reconstructions refine sparsifier",
     "runs": "compare recipe report sweep",
@@ -23,7 +23,7 @@ NEW_NAME = {
     "judges": "tensors.objectives", "distribution": "tensors.pair_values", "precision": "models.device",
     "latency": "models.measure", "transfer": "models.activations", "stored": "checkpoints",
     "gguf_weights": "checkpoints.gguf", "artifacts": "checkpoints.record", "checkpoint": "checkpoints.write",
-    "texts": "text.sources",
+    "weights": "checkpoints.safetensors", "bits": "tensors.masks", "texts": "text.sources",
     "calibration": "text.windows", "training_windows": "text.training", "evaluate": "text.perplexity",
     "config": "prune.settings", "rebuild_config": "prune.rebuild_settings", "planning": "prune.plan",
     "answers": "prune", "trial": "prune", "closing": "prune", "block_quadratic": "prune",

@@ -42,9 +42,14 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def working_dtype(dtype: str, device: torch.device) -> str:
-    """Return the dtype in which a model is loaded: `auto` is float32 on a CPU, else the checkpoint's (`auto` again)."""
-    return "float32" if dtype == "auto" and device.type == "cpu" else dtype
+def working_dtype(dtype: str, device: torch.device, on_gpu: str = "auto") -> str:
+    """Return the dtype in which a model is loaded; `auto` is float32 on a CPU, else `on_gpu`.
+
+    As `on_gpu`, `auto` is the checkpoint's own dtype.
+    """
+    if dtype != "auto":
+        return dtype
+    return "float32" if device.type == "cpu" else on_gpu
 
 
 def _own_gpu() -> torch.device:

@@ -39,6 +39,12 @@ class TokenWindows:
         """SHA-256 of the tokens."""
         return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a record says of the windows."""
+        samples, length = self.tokens.shape
+        settings = {"source": self.source, "samples": samples, "sequence_length": length}
+        return {**settings, "fingerprint": self.fingerprint}
+
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
     """Join documents by blank lines into one run of tokens, (tokens,) int64."""
