@@ -145,7 +145,7 @@ def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
 
 def rows(kind: str) -> list[tuple[str, ...]]:
     """Runtime, loads, faster, tested here and why, for one kind."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, runtime in RUNTIMES.items():
         verdict = runtime.verdicts[kind]
         lines.append((name, verdict.loads, verdict.faster, "yes" if runtime.tested else "no", verdict.why))
