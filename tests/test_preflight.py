@@ -108,7 +108,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(model_dir, tmp_path, ca
 
 
 def test_a_run_that_cannot_fit_does_not_start(model_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("optimum_barber.prune.streaming.sparsifier.free_disk", lambda _: 1000)
+    monkeypatch.setattr("optimum_barber.prune.streaming.fit.free_disk", lambda _: 1000)
     assert main(["prune", str(model_dir), "-o", str(tmp_path / "out"), *QUICK]) == 2
     assert "disk: the run takes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
