@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ..base.errors import BarberError
 from ..models.loading import ModelReference, brief, needs_gguf
 from .names import WEIGHTS_NAME
-from .shards import Entry
-from .stored import Layout, read_ahead
+from .shards import Entry, Layout, read_ahead
 
 AT_ONCE = 2**22  # weights, about, that are dequantized together
 ONE_BY_ONE = ("", "Llama", "Nemotron", "Gemma2")  # TensorProcessors that make one tensor of one tensor

@@ -14,8 +14,7 @@ from ..base.errors import BarberError
 from ..models.loading import ModelReference, brief, resolve_model
 from ..tensors.quantize import Quantized, unpack_codes
 from .names import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from .shards import Entry, Header, read_header
-from .stored import Layout, read_ahead
+from .shards import Entry, Header, Layout, read_ahead, read_header
 
 
 @dataclass

@@ -50,6 +50,21 @@ class Header:
     starts: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint's tensors lie in safetensors files.
+
+    Attributes:
+        files: name of each tensor's file.
+        metadata: of each file.
+        index: content of the index file; None for a checkpoint of one file.
+    """
+
+    files: Mapping[str, str]
+    metadata: Mapping[str, dict[str, str]]
+    index: dict[str, Any] | None = None
+
+
 def read_header(path: Path) -> Header:
     """Read the header of a safetensors file and check it against the size of the file.
 
@@ -159,9 +174,8 @@ class OutputShards:
 
     Args:
         directory: where the files go; space for all of them is taken at once.
-        files: file name of each tensor.
+        layout: which file holds which tensor.
         entries: dtype and shape of each tensor, as it will be written.
-        metadata: of each file.
         checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
 
     Attributes:
@@ -174,18 +188,17 @@ class OutputShards:
     def __init__(
         self,
         directory: Path,
-        files: Mapping[str, str],
+        layout: Layout,
         entries: Mapping[str, Entry],
-        metadata: Mapping[str, Mapping[str, str]],
         checksums: dict[str, dict[str, int]],
     ) -> None:
-        self.files = files
+        self.files = layout.files
         self.checksums = checksums
-        self.bytes = sum(entries[name].bytes for name in files)
+        self.bytes = sum(entries[name].bytes for name in self.files)
         self._open: dict[str, TensorFile] = {}
-        for file in sorted(set(files.values())):
-            held = {name: entries[name] for name in files if files[name] == file}
-            self._open[file] = TensorFile(directory / file, held, metadata[file])
+        for file in sorted(set(self.files.values())):
+            held = {name: entries[name] for name, home in self.files.items() if home == file}
+            self._open[file] = TensorFile(directory / file, held, layout.metadata[file])
         for folder in (directory, directory.parent):
             sync_directory(folder)
 
@@ -228,6 +241,13 @@ def _checksum(file: BinaryIO, size: int) -> int:
         data = file.read(min(size, CHUNK))
         size, checksum = size - len(data), zlib.crc32(data, checksum)
     return checksum
+
+
+def read_ahead(path: Path, start: int, size: int) -> None:
+    """Have the system read a part of a file that will be needed soon, where it can."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
 
 
 def _reserve(file: int, size: int) -> None:

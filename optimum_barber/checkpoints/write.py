@@ -12,7 +12,7 @@ from ..tensors.masks import PackedMask, holds_pattern
 from ..tensors.patterns import SparsityPattern
 from .names import CONFIG_NAME, MASKS_NAME, REPORT_NAME, SPARSITY_NAME, WEIGHTS_INDEX_NAME
 from .record import ModuleSparsity, SparsityConfig, write_masks
-from .stored import Layout
+from .shards import Layout
 
 ONE_FILE = 2**50  # bytes; no shard is ever as large
 

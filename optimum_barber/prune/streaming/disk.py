@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
-from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.names import GENERATION_CONFIG_NAME
-from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
-from ...checkpoints.stored import StoredWeights
+from ...checkpoints.stored import StoredWeights, open_weights
 from ...models.activations import Activations
 from ...models.blocks import DecoderLayer
 from ...models.loading import ModelReference, brief, empty_model, load_config
@@ -47,8 +45,7 @@ class DiskCheckpoint:
         Raises:
             BarberError: a file is missing, truncated or damaged, or the configuration does not fit the weights.
         """
-        weights: StoredWeights
-        weights = GgufWeights.of(reference) if reference.gguf_file else SafetensorsWeights.open(reference)
+        weights = open_weights(reference)
         model = model_without_weights(reference, weights, dtype)
         return cls(reference, weights, model, streaming_obstacle(model, weights))
 

@@ -15,8 +15,7 @@ from ...base.files import sync_directory, write_file
 from ...base.output import STATE_DIRECTORY, STATE_NAME, alone, full_disk, partial_of, shown, staged
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
-from ...checkpoints.shards import Entry, OutputShards, TensorFile, damaged, read_header
-from ...checkpoints.stored import Layout
+from ...checkpoints.shards import Entry, Layout, OutputShards, TensorFile, damaged, read_header
 from ...checkpoints.write import software
 from ...models.activations import Activations
 from ...tensors.budget import Shares
@@ -192,7 +191,7 @@ def open_progress(
     with staged(output, resume) as partial, alone(partial, STATE_DIRECTORY), full_disk(partial):
         progress = Progress(state, settings, ranks)  # refuses other settings before any file is touched
         try:
-            with OutputShards(partial, layout.files, entries, layout.metadata, progress.checksums) as progress.output:
+            with OutputShards(partial, layout, entries, progress.checksums) as progress.output:
                 ranks.wait()
                 yield progress
         except UnfinishedError:
