@@ -102,7 +102,7 @@ def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
     def make(directory: Path) -> None:
         sparsifier = BarberSparsifier.from_pretrained(reference, config.dtype)
         windows = None if _reads_text(config) else torch.zeros(1, 1).long()
-        sparsifier.sparsify(config, windows, save_dir=directory, ranks=ALONE)
+        sparsifier.sparsify(config, windows, save_dir=directory, overwrite=True, ranks=ALONE)
 
     return cached(pruning_key(reference, config, config.device), SPARSITY_NAME, make)
 
