@@ -140,14 +140,14 @@ class BarberSparsifier:
             if checkpoint is None or output is None:
                 run = self._run(config, ModelSource(self.model, device), calibration, together)
                 return self._prune_in_memory(run, output, callbacks, quiet)
-            disk = DiskSource(checkpoint, device)
-            run = self._run(config, disk, calibration, together)
+            source = DiskSource(checkpoint, device)
+            run = self._run(config, source, calibration, together)
             needs = fitting_needs(checkpoint, run, activations, output)
             settings = result_settings(run, self.inputs(config))
-            with open_progress(output, resume, settings, together, disk.disk.layout, checkpoint.written) as progress:
+            with open_progress(output, resume, settings, together, source.disk.layout, checkpoint.written) as progress:
                 run.plan.batch_size = needs.batch_size
                 run.plan.scratch = progress.directory if needs.place == "disk" else None
-                self._prune_on_disk(run, disk, progress, callbacks, quiet)
+                self._prune_on_disk(run, source, progress, callbacks, quiet)
             together.wait()
         record = read_record(shown(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
