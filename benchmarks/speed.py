@@ -123,8 +123,7 @@ def timed_passes() -> Iterator[Passes]:
     with ExitStack() as stack:
         for owner, name in (
             (pipeline, "watch"),
-            (Trial, "_forward_pass"),
-            (Trial, "_gradient_pass"),
+            (Trial, "_pass"),
             (Trial, "error_on_every"),
         ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))

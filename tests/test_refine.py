@@ -310,7 +310,7 @@ def test_half_precision_stays_and_buffers_keep_theirs(tmp_path):
     refiner = BarberRefiner(tiny_model().half())
     refiner.refine(tmp_path / "sparse", RefineConfig(), windows, tmp_path / "out", quiet=True)
     weights = SafetensorsWeights.open(str(tmp_path / "out"))
-    assert {weights.tensor(key).dtype for key in weights.files} == {torch.float16}
+    assert {weights.tensor(key).dtype for key in weights.entries} == {torch.float16}
     assert refiner.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,8 +34,7 @@ def _writes(keep: Tensor) -> int:
     return 0 if keep.is_inference() else keep._version
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """A pass over all samples: E of every sample of all ranks, in their order, and this rank's outputs."""
 
     masks: MaskVersion
@@ -43,8 +42,7 @@ class Measurement:
     outputs: Activations
 
 
-@dataclass(frozen=True)
-class ClosingInputs:
+class ClosingInputs(NamedTuple):
     """Inputs of the closing Linear, one tensor a sample: where only its mask changes, it alone runs again."""
 
     linear: str
@@ -52,8 +50,7 @@ class ClosingInputs:
     samples: list[Tensor]
 
 
-@dataclass(frozen=True)
-class KnownGram:
+class KnownGram(NamedTuple):
     """Gram matrix of an input that no mask of the block reaches, and this rank's first sample of that input."""
 
     first_input: Tensor

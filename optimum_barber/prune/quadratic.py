@@ -92,9 +92,10 @@ def _closing_to_keep(trial: Trial, names: Sequence[str]) -> list[str]:
 def in_order(trial: Trial) -> list[list[str]]:
     """The names of Linears that are worked on together: first all but the closing one, then that one."""
     closing = closing_linear(trial)
-    others = [name for name in trial.linears if name != closing]
-    groups = [others] if others else []
-    return groups if closing is None else [*groups, [closing]]
+    groups = [[name for name in trial.linears if name != closing]]
+    if closing is not None:
+        groups.append([closing])
+    return [names for names in groups if names]
 
 
 def closing_linear(trial: Trial) -> str | None:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -147,20 +147,24 @@ class Trial:
         if expansion == "sparse":
             self.differentiate(masks, reduce)
         else:
-            self._gradient_pass(None, self.outputs(masks), reduce)
+            targets = self.outputs(masks)
+            with differentiable(list(leaves.values())):
+                for result in self.results(self.samples(targets)):
+                    reduce(result)
+            self.gradient_passes += 1
         return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
 
     def watch(self, masks: Masks, observe: Observer | None = None) -> Measurement:
         """Run the block under the masks on every sample, show `observe` each result, and measure E(M)."""
         self.cache.closing_inputs = None
-        return self._forward_pass(masks, self.forward, self.samples(), observe)
+        self.forward_passes += 1
+        return self._pass(masks, self.results(self.samples()), observe, torch.no_grad())
 
     def differentiate(self, masks: Masks, observe: Observer) -> None:
         """Do as `watch` does with the weights W * M of the Linears as leaves of autograd."""
         self.cache.closing_inputs = None
-        self._make_room()
-        errors, outputs = self._gradient_pass(masks, self.targets, observe)
-        self.cache.record(masks, self.ranks.gather(_floats(errors)), outputs)
+        self.gradient_passes += 1
+        self._pass(masks, self.results(self.samples()), observe, differentiable(list(self._leaves().values())))
 
     def results(self, samples: Iterable[Sample], forward: Forward | None = None) -> Iterator[SampleResult]:
         """Run the block, or the Linear that closes it, on each sample: the one place where errors are measured."""
@@ -214,55 +218,39 @@ class Trial:
         closing = self.cache.take_closing_inputs(masks)
         if closing is None:
             return self.watch(masks)
-        return self._forward_pass(masks, self.linears[closing.linear], self.samples(inputs=closing.samples))
-
-    @torch.no_grad()
-    def _forward_pass(
-        self, masks: Masks, forward: Forward, samples: Iterable[Sample], observe: Observer | None = None
-    ) -> Measurement:
-        self._make_room()
-        with self._masked_weights(masks):
-            errors, outputs = self._run(forward, samples, observe)
         self.forward_passes += 1
-        return self.cache.record(masks, self.ranks.gather(_floats(errors)), outputs)
+        results = self.results(self.samples(inputs=closing.samples), self.linears[closing.linear])
+        return self._pass(masks, results, None, torch.no_grad())
 
-    def _gradient_pass(
-        self, masks: Masks | None, targets: Activations, observe: Observer
-    ) -> tuple[list[Tensor], Activations]:
-        with self._masked_weights(masks), differentiable(list(self._leaves().values())):
-            measured = self._run(self.forward, self.samples(targets), observe)
-        self.gradient_passes += 1
-        return measured
-
-    def _run(
-        self, forward: Forward, samples: Iterable[Sample], observe: Observer | None
-    ) -> tuple[list[Tensor], Activations]:
+    def _pass(
+        self,
+        masks: Masks,
+        results: Iterator[SampleResult],
+        observe: Observer | None,
+        gradient_mode: AbstractContextManager[None],
+    ) -> Measurement:
+        """Compute the results under the masks; remember errors and outputs."""
+        self.cache.latest = None  # frees the outputs of the pass before
+        heap.give_back(WORTH_TRIMMING)
         errors: list[Tensor] = []
 
         def outputs() -> Iterator[Tensor]:
-            for result in self.results(samples, forward):
+            for result in results:
                 if observe is not None:
                     observe(result)
                 errors.append(result.error.detach())
                 yield result.output.detach()
 
-        kept = self.inputs.like(outputs())
-        return errors, kept
+        with self._masked_weights(masks), gradient_mode:
+            kept = self.inputs.like(outputs())
+        return self.cache.record(masks, self.ranks.gather(_floats(errors)), kept)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {name: linear.weight for name, linear in self.linears.items()}
 
-    def _make_room(self) -> None:
-        """Free the outputs of the latest pass, and the pages that it left."""
-        self.cache.latest = None
-        heap.give_back(WORTH_TRIMMING)
-
     @contextmanager
-    def _masked_weights(self, masks: Masks | None) -> Iterator[None]:
-        """Inside, the block computes with W * M (None: with dense W)."""
-        if masks is None:
-            yield
-            return
+    def _masked_weights(self, masks: Masks) -> Iterator[None]:
+        """Inside, the block computes with W * M."""
         self._take_first_ranks(masks)
         dense = {name: linear.weight.data for name, linear in self.linears.items()}
         masked = {name: self.weight(name, masks[name]) for name in self.linears}

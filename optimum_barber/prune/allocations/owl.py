@@ -51,7 +51,10 @@ def outlier_share(scores: list[Tensor], outlier: float) -> float:
     """The share of all scores that lie above `outlier` times the mean of all, in [0, 1]."""
     count = sum(score.numel() for score in scores)
     mean = sum(float(score.double().sum()) for score in scores) / count
-    return sum(int((score > outlier * mean).count_nonzero()) for score in scores) / count
+    above = 0
+    for score in scores:
+        above += int((score > outlier * mean).count_nonzero())
+    return above / count
 
 
 def spread_out(outliers: dict[str, float], weights: dict[str, int], target: float, spread: float) -> dict[str, float]:

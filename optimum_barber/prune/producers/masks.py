@@ -41,4 +41,6 @@ def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weight
 def masks(linear: LinearInput, *, masks: str, weights: str = "") -> Tensor | Produced:
     """Keep what the mask file `masks` keeps; of the checkpoint `weights`, if given, also the kept values."""
     keep = _opened(masks)[linear.name].unpack().to(linear.weight.device)
-    return Produced(keep, _checkpoint(weights).linear(linear.name).to(linear.weight)) if weights else keep
+    if not weights:
+        return keep
+    return Produced(keep, _checkpoint(weights).linear(linear.name).to(linear.weight))

@@ -44,9 +44,8 @@ def _accepts(
     trial: Trial, config: RebuildConfig, candidate: Masks, accepted: Masks, rounds: list[dict[str, Any]]
 ) -> bool:
     """Whether the candidate of the last round replaces the masks before it (Algorithm 1, lines 12-13)."""
-    better = config.accept == "always" or trial.error(candidate) < trial.error(accepted)
-    rounds[-1]["accepted"] = better
-    return better
+    rounds[-1]["accepted"] = config.accept == "always" or trial.error(candidate) < trial.error(accepted)
+    return bool(rounds[-1]["accepted"])
 
 
 def _propose(
@@ -73,8 +72,10 @@ def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str,
 
     The gradients are used up, so that their memory is free while the swaps are ranked.
     """
-    scores = [importance(trial.weight(name), gradients.pop(name), config.metric) for name in trial.linears]
-    keep = [masks[name] for name in trial.linears]
+    scores, keep = [], []
+    for name in trial.linears:
+        scores.append(importance(trial.weight(name), gradients.pop(name), config.metric))
+        keep.append(masks[name])
     largest = LARGEST_RATIO if config.rebuild_ratio == "auto" else config.rebuild_ratio
     granularity = config.granularity_for(trial.pattern)
     if not trial.pattern.semi_structured:

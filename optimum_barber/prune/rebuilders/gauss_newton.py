@@ -110,9 +110,8 @@ class StepSearch:
                     best = Step(candidate, length, errors)
             return errors[length]
 
-        factors = (self.factor, 1 / self.factor)
-        if measure(start) > standing:
-            factors = (1 / self.factor,)
+        too_long = measure(start) > standing
+        factors = (1 / self.factor,) if too_long else (self.factor, 1 / self.factor)
         _, error = climb(measure, start, factors, standing, self.parabolic, self.shortest)
         if error is None or best is None:
             return Step(masks, start, errors)

@@ -89,47 +89,36 @@ def climb(
     Returns:
         The best ratio and its error, None where none beats `standing`.
     """
-    errors = {start: measure(start)}
-    best = start
+    best, errors = start, {start: measure(start)}
     for factor in factors:
-        _walk(measure, errors, start, factor, standing, parabolic, least)
-        best = min(errors, key=errors.__getitem__)
-        if best != start and errors[best] < standing:
+        ratio = start * factor
+        while least <= ratio <= LARGEST_RATIO:
+            if parabolic and _is_hopeless(errors, ratio, standing):
+                break
+            lowest = errors[best]
+            error = errors[ratio] = measure(ratio)
+            if error < lowest:
+                best = ratio
+            elif _is_vain(factor, error, lowest, standing):
+                break
+            ratio *= factor
+        if errors[best] < standing and best != start:
             break
     return best, errors[best] if errors[best] < standing else None
 
 
-def _walk(
-    measure: Callable[[float], float],
-    errors: dict[float, float],
-    start: float,
-    factor: float,
-    standing: float,
-    parabolic: bool,
-    least: float,
-) -> None:
-    ratio = start * factor
-    while least <= ratio <= LARGEST_RATIO:
-        lowest = min(errors.values())
-        if parabolic and lowest < standing and _predicted(errors, ratio, standing) >= lowest:
-            return
-        error = errors[ratio] = measure(ratio)
-        if not error < lowest and (lowest < standing or _is_vain(factor, error, standing)):
-            return
-        ratio *= factor
-
-
-def _is_vain(factor: float, error: float, standing: float) -> bool:
-    """True if going further cannot help: down from a ratio without a swap, or up from one with swaps that harm."""
+def _is_vain(factor: float, error: float, lowest: float, standing: float) -> bool:
+    """True if going on cannot help: past the lowest error, down from a ratio without swaps, up from swaps that harm."""
     swaps_nothing = error == standing
-    return swaps_nothing if factor < 1 else not swaps_nothing
+    return lowest < standing or swaps_nothing == (factor < 1)
 
 
-def _predicted(errors: dict[float, float], ratio: float, standing: float) -> float:
-    """The error by the parabola through `standing` at 0 and the two measured ratios next to this one; -inf by one."""
-    if len(errors) == 1:
-        return -math.inf
+def _is_hopeless(errors: dict[float, float], ratio: float, standing: float) -> bool:
+    """True if a ratio beats `standing` and this one, by the parabola through it and two measured ratios, does worse."""
+    lowest = min(errors.values())
+    if lowest >= standing or len(errors) == 1:
+        return False
     one, other = sorted(errors, key=lambda measured: abs(math.log(measured / ratio)))[:2]
     slope = (errors[one] - standing) / one
     further = (errors[other] - standing) / other
-    return standing + ratio * (slope + (further - slope) / (other - one) * (ratio - one))
+    return standing + ratio * (slope + (further - slope) / (other - one) * (ratio - one)) >= lowest

@@ -37,22 +37,22 @@ def linears_under(
         BarberError: the model has others, or what is kept has other values than in the model.
     """
     modules = dict(model.named_modules())
-    found: dict[str, nn.Linear] = {}
+    linears: dict[str, nn.Linear] = {}
     for name, recorded in record.modules.items():
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != recorded.shape:
             raise BarberError(f"base has no Linear {name} of shape {recorded.shape}: it is another model")
-        sparse, keep = weights.linear(name), masks[name].unpack()
-        if masks[name].pruned and not linear.weight.detach().cpu()[~keep].any():
+        sparse, dense, keep = weights.linear(name), linear.weight.detach().cpu(), masks[name].unpack()
+        if masks[name].pruned and not dense[~keep].any():
             raise BarberError(f"base is pruned itself: all of {name} that the masks prune is zero there")
-        if not torch.equal(sparse, torch.where(keep, linear.weight.detach().cpu(), 0).to(sparse.dtype)):
+        if not torch.equal(sparse, torch.where(keep, dense, 0).to(sparse.dtype)):
             raise BarberError(
                 f"{name} is not the dense model's weight under its mask: refine the masks before weights are changed "
                 "(SparseGPT's update, --reconstruct, LoRA, quantization), by the model that they were made from"
             )
-        found[name] = linear
-    check_others(model, weights, found)
-    return found
+        linears[name] = linear
+    check_others(model, weights, linears)
+    return linears
 
 
 def check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Iterable[str]) -> None:
@@ -88,7 +88,9 @@ def seen_share(windows: Tensor) -> float:
     length = windows.shape[1]
     piece = min(PIECE, length)
     start = (length - piece) // 2
-    learned = [window for index, window in enumerate(windows) if index % MEASURING]
-    known = {tuple(tokens) for window in learned for tokens in window.unfold(0, piece, 1).tolist()}
+    learned: set[tuple[int, ...]] = set()
+    for index, window in enumerate(windows):
+        if index % MEASURING:
+            learned.update(map(tuple, window.unfold(0, piece, 1).tolist()))
     middles = windows[::MEASURING, start : start + piece].tolist()
-    return sum(tuple(tokens) in known for tokens in middles) / len(middles)
+    return sum(tuple(middle) in learned for middle in middles) / len(middles)

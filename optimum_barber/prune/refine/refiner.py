@@ -25,7 +25,6 @@ from ...models.device import choose_device
 from ...models.loading import PretrainedTool, cast_parameters, load_model, load_tokenizer, resolve_model
 from ...tensors.masks import PackedMask
 from ...text.windows import TokenWindows, windows_for
-from ..block_cache import Masks
 from ..rebuilders.base import swap_count
 from ..trial import Trial
 from .checks import check_windows, linears_under, pruned_record
@@ -61,11 +60,11 @@ class RefineResult:
 
 
 class BarberRefiner(PretrainedTool):
-    """Refines the masks of a pruned checkpoint by what they do to the model's next token.
+    """Refine the masks of a pruned checkpoint by what they do to the model's next token.
 
     Args:
         model: the dense model that the masks are for, in memory as a whole; `refine` works on it in float32. Then it
-            wears the masks, in the dtype of the checkpoint if that was written.
+            is pruned by the refined masks, in the dtype of the checkpoint if that was written.
         tokenizer: needed for calibration text, and saved with the checkpoint; None where tokens are given.
         reference: where the model was loaded from, if it was.
     """
@@ -93,7 +92,7 @@ class BarberRefiner(PretrainedTool):
         overwrite: bool = False,
         quiet: bool = False,
     ) -> RefineResult:
-        """Refine the masks of a checkpoint; the model then wears them, and with `save_dir` is written.
+        """Refine the masks of a checkpoint and prune the model by them; with `save_dir`, write it.
 
         Args:
             sparse: directory of the pruned checkpoint; it stays as it is.
@@ -107,19 +106,29 @@ class BarberRefiner(PretrainedTool):
             BarberError: bad input; nothing was written.
         """
         sparse = Path(sparse)
-        output = check_output(save_dir, overwrite, self.inputs(sparse, config)) if save_dir is not None else None
-        record, trial, windows = self._begun(sparse, config, calibration)
+        output = None
+        if save_dir is not None:
+            output = check_output(save_dir, overwrite, self.inputs(sparse, config))
+        record, trial, windows = self._open(sparse, config, calibration)
         with staged(output) if output is not None else nullcontext() as partial:
             before = trial.masks
             with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
-                trial.masks, rounds = refined(trial, before, config, lambda done: shown_on(bar, done))
+
+                def show(done: Mapping[str, Any]) -> None:
+                    bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
+                    bar.update()
+
+                trial.masks, rounds = refined(trial, before, config, show)
             trial.commit()
-            result = settled(record, trial.masks, swap_count(before, trial.masks), rounds, config, windows)
+            packed = {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
+            swaps = swap_count(before, trial.masks)
+            record = extended(record, packed, refine_step(config, windows, len(rounds), swaps))
+            result = RefineResult(packed, record, swaps, rounds)
             if partial is not None:
                 self._save(partial, sparse, result)
         return result
 
-    def _begun(
+    def _open(
         self, sparse: Path, config: RefineConfig, calibration: Sequence[str] | Tensor | TokenWindows | None
     ) -> tuple[SparsityConfig, Trial, TokenWindows]:
         """The record of the checkpoint, and the model on trial under its masks; everything is checked."""
@@ -138,8 +147,11 @@ class BarberRefiner(PretrainedTool):
 
     def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        texts = [Path(name) for name in config.calibration.texts if is_there(Path(name))]
-        return [sparse, *texts] + ([self.reference.path] if self.reference else [])
+        paths = [sparse]
+        paths += [Path(name) for name in config.calibration.texts if is_there(Path(name))]
+        if self.reference is not None:
+            paths.append(self.reference.path)
+        return paths
 
     def _save(self, directory: Path, sparse: Path, result: RefineResult) -> None:
         """The checkpoint in the dtype that it had, checked against its record.
@@ -147,11 +159,13 @@ class BarberRefiner(PretrainedTool):
         Raises:
             BarberError: what was written does not hold the masks.
         """
-        record, shard = result.sparsity_config, self.reference.shard_bytes if self.reference else None
+        record = result.sparsity_config
         cast_parameters(self.model, record.base_model["dtype"])
-        earlier = read_json(sparse / REPORT_NAME) if (sparse / REPORT_NAME).is_file() else {}
-        report = {**earlier, "refine": result.as_report()}
-        save_weights(directory, self.model, record, shard)
+        report = {}
+        if (sparse / REPORT_NAME).is_file():
+            report = read_json(sparse / REPORT_NAME)
+        report["refine"] = result.as_report()
+        save_weights(directory, self.model, record, self.reference.shard_bytes if self.reference else None)
         save_record(directory, self.tokenizer, None, record, result.masks, report)
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
@@ -160,30 +174,19 @@ class BarberRefiner(PretrainedTool):
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
 
-def settled(
-    record: SparsityConfig,
-    masks: Masks,
-    swaps: int,
-    rounds: list[dict[str, Any]],
-    config: RefineConfig,
-    windows: TokenWindows,
-) -> RefineResult:
-    """The result with its record, in which the refinement is one more step."""
-    packed = {name: PackedMask.pack(keep) for name, keep in masks.items()}
+def refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
+    """The step that the record of a refined checkpoint gains."""
     samples, length = windows.tokens.shape
-    step = {
-        "name": "refine", "rounds": config.rounds, "rounds_made": len(rounds), "exchanges": config.exchanges,
+    return {
+        "name": "refine", "rounds": config.rounds, "rounds_made": rounds_made, "exchanges": config.exchanges,
         "shrinkage": config.shrinkage,
         "swaps": swaps,
         "calibration": {"source": windows.source, "samples": samples, "sequence_length": length, "seed": config.seed,
                         "fingerprint": windows.fingerprint},
     }  # fmt: skip
-    modules = {name: module_sparsity(mask) for name, mask in packed.items()}
-    record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
-    return RefineResult(packed, record, swaps, rounds)
 
 
-def shown_on(bar: Any, done: Mapping[str, Any]) -> None:
-    """One round more, with the divergence before and after."""
-    bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
-    bar.update()
+def extended(record: SparsityConfig, masks: Mapping[str, PackedMask], step: dict[str, Any]) -> SparsityConfig:
+    """The record of a checkpoint after one more step, with these masks."""
+    modules = {name: module_sparsity(mask) for name, mask in masks.items()}
+    return record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})

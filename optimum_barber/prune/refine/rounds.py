@@ -72,7 +72,8 @@ def refined(
 def parted(trial: Trial) -> tuple[Trial, Trial]:
     """The samples that measure, and those that are learned from."""
     indices = range(len(trial.inputs))
-    return part_of(trial, indices[::MEASURING]), part_of(trial, [index for index in indices if index % MEASURING])
+    learned = [index for index in indices if index % MEASURING]
+    return part_of(trial, indices[::MEASURING]), part_of(trial, learned)
 
 
 def first_length(trial: Trial, models: Mapping[str, Quadratic], masks: Masks, exchanges: int) -> float:
