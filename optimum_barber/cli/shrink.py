@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet
     )
     if args.picture:
-        error_picture(output / PICTURE_NAME, {result.structure.scorer["name"]: result.report})
+        name = result.structure.scorer["name"]
+        error_picture(output / PICTURE_NAME, {name: result.report}, f"scorer {name}")
     if not args.quiet:
         sys.stdout.write(summary(result.report, args.output, result.structure.base_model, result.structure.model_type))
     return 0

@@ -38,10 +38,10 @@ class CutAudit:
 
     def __str__(self) -> str:
         result = f"as recorded; only shapes were checked: {self.reason}"
-        if self.base:
-            result = f"as recorded; every kept weight is that of {self.base}"
         if self.faults:
             result = "FAILED"
+        elif self.base:
+            result = f"as recorded; every kept weight is that of {self.base}"
         return f"{self.modules} modules cut to {self.kept}: {result}"
 
 
@@ -100,7 +100,7 @@ def kept_in_words(record: PrunedStructure) -> str:
 
 def linears_of_units(units: LayerUnits) -> dict[str, Units]:
     """The Linears of a decoder layer that a cut changes, and the units that they hold."""
-    linears = {}
+    linears: dict[str, Units] = {}
     for unit in units.values():
         linears |= {part.linear: unit for part in unit.slices}
     return linears
@@ -135,16 +135,7 @@ def shape_faults(
 def shape_fault(
     path: str, linear: nn.Linear, name: str, unit: Units, count: int, stored: SafetensorsWeights
 ) -> str | None:
-    """One Linear's fault, None where its shape is as recorded.
-
-    Args:
-        path: its full name.
-        linear: as config.json describes it.
-        name: in the decoder layer.
-        unit: the units that it holds.
-        count: how many of them the record keeps.
-        stored: the checkpoint.
-    """
+    """The fault of a Linear, in full `path`, in its layer `name`; None where it holds `count` units as recorded."""
     shape = list(linear.weight.shape)
     for part in unit.slices:
         if part.linear == name:

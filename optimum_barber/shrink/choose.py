@@ -75,15 +75,17 @@ def head_count(config: ShrinkConfig, units: Units) -> int:
     Raises:
         BarberError: all would go.
     """
-    share = config.remove if config.remove_heads is None else config.remove_heads
+    share = config.remove_heads
+    if share is None:
+        share = config.remove or 0.0
     each = units.count // units.groups
-    count = nearest(exact(share or 0.0) * each)
+    count = nearest(exact(share) * each)
     if count >= each:
         owner = "every group of a layer" if units.alone else "a layer"
-        hint = ", such as by --remove-heads" if config.remove_heads is None else ""
-        raise BarberError(
-            f"remove {share:g} would take all {each} {units.name}s of {owner}: at most {each - 1} can go{hint}"
-        )
+        text = f"remove {share:g} would take all {each} {units.name}s of {owner}: at most {each - 1} can go"
+        if config.remove_heads is None:
+            text += ", such as by --remove-heads"
+        raise BarberError(text)
     return count * units.groups
 
 
@@ -117,4 +119,6 @@ def highest(scores: Tensor, units: Units, count: int) -> list[int]:
 
 
 def _wanted(config: ShrinkConfig) -> float:
-    return config.remove if config.remove is not None else config.remove_channels or 0.0
+    if config.remove is not None:
+        return config.remove
+    return config.remove_channels or 0.0

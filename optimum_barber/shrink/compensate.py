@@ -13,18 +13,13 @@ from ..models.architectures import Structure
 from ..models.source import ModelSource
 from ..prune.pipeline import advance, watch
 from .stream import ANY
-from .units import HEADS, LayerUnits, kind_of, linear_of
+from .units import HEADS, Kept, LayerUnits, kind_of, linear_of
 
 
 def with_biases(config: Any, structure: Structure, layer: nn.Module, units: LayerUnits, kept: Mapping[str, int]) -> Any:
     """The smaller model's configuration with a bias in every Linear that reads units which go.
 
-    Args:
-        config: of the smaller model.
-        structure: the table's row of the family.
-        layer: a decoder layer of the dense model.
-        units: its heads and channels.
-        kept: how many of each kind stay.
+    `layer` is one of the dense model, `units` are its heads and channels, of which `kept` is the number that stays.
 
     Raises:
         BarberError: the configuration cannot say such a bias.
@@ -44,9 +39,7 @@ def with_biases(config: Any, structure: Structure, layer: nn.Module, units: Laye
 
 
 @torch.no_grad()
-def mean_contributions(
-    source: ModelSource, windows: Tensor, kept: Mapping[str, Mapping[str, list[int]]], units: LayerUnits
-) -> dict[str, Tensor]:
+def mean_contributions(source: ModelSource, windows: Tensor, kept: Kept, units: LayerUnits) -> dict[str, Tensor]:
     """W_R times the mean over all tokens of x_R on the dense stream, where R are the columns of the units that go.
 
     As a bias it takes the mean out of the block's error W_R x_R, and so the most that a constant can.
@@ -54,8 +47,8 @@ def mean_contributions(
     Args:
         source: the dense model.
         windows: (samples, length) int64.
-        kept: units that stay, by decoder layer and kind.
-        units: what belongs to them.
+        kept: units that stay.
+        units: their rows and columns.
 
     Returns:
         (out,) float64 on the CPU, by the full name of each Linear that reads units of which some go.

@@ -11,18 +11,13 @@ from torch import Tensor
 from ..base.errors import BarberError
 from ..models.architectures import Structure
 from ..models.loading import empty_model
-from .units import CHANNELS, HEADS, LayerUnits
-
-Kept = Mapping[str, Mapping[str, list[int]]]
+from .units import CHANNELS, HEADS, Kept, LayerUnits
 
 
 def cut_state(state: Mapping[str, Tensor], kept: Kept, units: LayerUnits) -> dict[str, Tensor]:
-    """A model's tensors by name without the rows and columns of the units that go, biases included.
+    """A model's tensors by name without the rows, biases and columns of the units that go.
 
-    Args:
-        state: the model's state dict; not changed, and shared where nothing goes.
-        kept: units that stay, by decoder layer and kind.
-        units: what belongs to them.
+    `state` is not changed; tensors in which nothing goes are shared.
     """
     result = dict(state)
     for layer, kept_units in kept.items():
@@ -47,10 +42,10 @@ def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: M
     """The configuration of the smaller model; a LLaMA whose head count LlamaConfig refuses becomes a Mistral.
 
     Args:
-        config: of the model as it is.
+        config: of the dense model.
         structure: the table's row of its family.
         units: its heads and channels.
-        kept: how many of each kind stay.
+        kept: numbers of units that stay, by kind.
 
     Raises:
         BarberError: the configuration cannot say this, and why.
@@ -85,10 +80,12 @@ def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int
             f"model type {config.model_type!r} cannot lose heads: its configuration has no head_dim, the head size is "
             "hidden_size / heads; give --remove-heads 0, and FFN channels make up the total"
         )
-    grouped = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    groups = kept
+    if heads.alone:
+        groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return {
         "num_attention_heads": kept * heads.heads,
-        "num_key_value_heads": grouped if heads.alone else kept,
+        "num_key_value_heads": groups,
         "head_dim": heads.slices[-1].width // heads.heads,
     }
 
@@ -129,11 +126,10 @@ def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
     Biases that only `config` has are zero.
     """
     model = empty_model(config, attn_implementation=like.config._attn_implementation)
-    biases = {
-        name: torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
-        for name, parameter in model.named_parameters()
-        if name not in state and name.endswith(".bias")
-    }
+    biases = {}
+    for name, parameter in model.named_parameters():
+        if name not in state and name.endswith(".bias"):
+            biases[name] = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
     model.load_state_dict({**biases, **state}, assign=True)
     model.tie_weights()
     model.generation_config = copy.deepcopy(like.generation_config)
@@ -144,14 +140,9 @@ def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
 def cut_model(
     model: Any, config: Any, kept: Kept, units: LayerUnits, biases: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Any:
-    """The smaller model; the given one is left as it is, and tensors in which nothing goes are shared.
+    """The smaller model of `config`; the dense one does not change, and tensors in which nothing goes are shared.
 
-    Args:
-        model: the dense model.
-        config: of the smaller one.
-        kept: units that stay, by decoder layer and kind.
-        units: what belongs to them.
-        biases: what is added to the bias of a Linear, (out,), by its full name.
+    `biases` are added to the bias of a Linear, (out,), by its full name.
     """
     state = cut_state(model.state_dict(), kept, units)
     for name, bias in biases.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..models.architectures import architecture_of, decoder_stack
 from ..models.source import ModelSource
 from .stream import dense_pass
-from .units import LayerUnits, kind_of
+from .units import Kept, LayerUnits, kind_of
 
 
 class _Ratio:
@@ -33,7 +33,7 @@ class _Ratio:
 def block_errors(
     source: ModelSource,
     windows: Tensor,
-    kept: Mapping[str, Mapping[str, list[int]]],
+    kept: Kept,
     units: LayerUnits,
     biases: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
@@ -42,9 +42,9 @@ def block_errors(
     Args:
         source: the dense model; its weights are the same afterwards.
         windows: (samples, length) int64.
-        kept: units that stay, by decoder layer and kind.
-        units: what belongs to them.
-        biases: what is added to the bias of the Linear that reads them, by its full name.
+        kept: units that stay.
+        units: their rows and columns.
+        biases: additions to the bias of the Linear that reads them, by its full name.
 
     Returns:
         `block` and `error` of each block in the order of computation.
@@ -84,17 +84,20 @@ def layer_errors(model: nn.Module, small: nn.Module, windows: Tensor) -> list[fl
         windows: (samples, length) int64.
     """
     device = next(model.parameters()).device
-    errors: list[_Ratio] = []
+    errors = [_Ratio() for _ in _layers(model)]
     with _outputs(model) as dense, _outputs(small) as cut:
         for window in windows.to(device).split(1):
             for each in (model, small):
                 each(input_ids=window, use_cache=False)
-            errors = errors or [_Ratio() for _ in dense]
             for error, h, other in zip(errors, dense, cut, strict=True):
                 error.add(other, h)
             dense.clear()
             cut.clear()
     return [error.value for error in errors]
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    return decoder_stack(model, architecture_of(model))[1]
 
 
 @contextmanager
@@ -105,7 +108,7 @@ def _outputs(model: nn.Module) -> Iterator[list[Tensor]]:
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [layer.register_forward_hook(keep) for layer in decoder_stack(model, architecture_of(model))[1]]
+    handles = [layer.register_forward_hook(keep) for layer in _layers(model)]
     try:
         yield outputs
     finally:

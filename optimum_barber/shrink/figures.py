@@ -17,9 +17,8 @@ from ..prune.pipeline import peak_memory
 from ..text.windows import TokenWindows
 from .cut_errors import block_errors, layer_errors
 from .plan import Cut
-from .scan import Kept
 from .settings import ShrinkConfig, ShrinkSettings
-from .units import CHANNELS, HEADS
+from .units import CHANNELS, HEADS, Kept
 
 ERROR_WINDOWS = 4  # calibration windows for the error by layer
 PROMPT = 512  # tokens of a prefill that is measured, or what the model takes

@@ -15,9 +15,8 @@ from ..prune.trial import Trial
 from .choose import highest
 from .scorers import ModelInput, Scorer, UnitInput
 from .stream import dense_pass
+from .units import Kept as Kept
 from .units import LayerUnits, kind_of
-
-Kept = dict[str, dict[str, list[int]]]  # by decoder layer and kind of units
 
 
 @dataclass

@@ -22,9 +22,9 @@ from .compensate import mean_contributions
 from .cut import cut_model
 from .figures import describe_cut, pointer, report_of
 from .plan import Cut, plan_cut, reads_text
-from .scan import Kept, ScorePlan, choose_units
+from .scan import ScorePlan, choose_units
 from .settings import ShrinkConfig
-from .units import structure_of
+from .units import Kept, structure_of
 
 
 @dataclass
@@ -133,8 +133,10 @@ class BarberShrinker(PretrainedTool):
         return getattr(self.model.config, "name_or_path", "") or None
 
     def _save(self, directory: Path, result: ShrinkResult) -> None:
-        shard = self.reference.shard_bytes if self.reference else None
-        result.model.save_pretrained(directory, max_shard_size=shard or ONE_FILE)
+        shard = ONE_FILE
+        if self.reference and self.reference.shard_bytes:
+            shard = self.reference.shard_bytes
+        result.model.save_pretrained(directory, max_shard_size=shard)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         write_json(directory / STRUCTURE_NAME, result.structure.model_dump())

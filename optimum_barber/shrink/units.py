@@ -96,7 +96,8 @@ class Units:
         return "key-value group" if self.heads > 1 else "head"
 
 
-LayerUnits = dict[str, Units]
+LayerUnits = dict[str, Units]  # by kind; all decoder layers are alike
+Kept = dict[str, dict[str, list[int]]]  # units that stay, by decoder layer and kind
 
 
 def kind_of(block: Block) -> str:

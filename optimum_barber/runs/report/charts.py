@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...base.errors import MissingExtraError
-from ...base.output import partial_of
+from ...base.files import write_file
 from .page import Bars, Chart, Heat, Lines, Series
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#4d4d4d", "#000000")  # Okabe and Ito
@@ -73,15 +73,16 @@ def save(path: Path, charts: Sequence[Chart], title: str = "") -> None:
         title: above them all.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        BarberError: matplotlib is not installed, or the file cannot be written.
     """
     check_drawing("a picture")
-    beside = partial_of(path)
+    picture = io.BytesIO()
     with _style(path.name):
         figure = _figure(charts, titled=True)
-        figure.suptitle(title or None, fontsize=10)
-        figure.savefig(beside, format=path.suffix[1:], dpi=200)
-    beside.replace(path)
+        if title:
+            figure.suptitle(title, fontsize=10)
+        figure.savefig(picture, format=path.suffix[1:], dpi=200)
+    write_file(path, picture.getvalue())
 
 
 def write_pictures(directory: Path, charts: Sequence[Chart]) -> list[Path]:

@@ -49,7 +49,8 @@ class Chart:
         table = self.table()
         parts = [f"{self.title}, {len(table.rows)} rows of {table.columns[0] or 'numbers'}"]
         for place, name in enumerate(table.columns[1:], 1):
-            numbers = [row[place] for row in table.rows if isinstance(row[place], int | float)]
+            values = [row[place] for row in table.rows]
+            numbers = [value for value in values if isinstance(value, int | float)]
             if numbers:
                 parts.append(f"{name} from {as_text(min(numbers))} to {as_text(max(numbers))}")
         return "; ".join(parts)

@@ -1,6 +1,7 @@
 """From a finished run to files: one HTML page and, in a directory, one picture for each chart."""
 
 from pathlib import Path
+from typing import Any
 
 from ...base.errors import BarberError
 from ...base.files import read_json, write_file
@@ -69,16 +70,20 @@ def write_report(
     Raises:
         BarberError: no finished run, the output may not be written, or pictures cannot be drawn; nothing was written.
     """
-    rows = read_json(Path(evaluation)) if evaluation is not None else []
+    rows: Any = []
+    if evaluation is not None:
+        rows = read_json(Path(evaluation))
     if not isinstance(rows, list):
         raise BarberError(f"eval {evaluation} is no list of results, as eval --json writes it")
-    target = Path(output) if output is not None else _default_output(Path(run))
+    if output is None:
+        output, overwrite = _default_output(Path(run)), True
+    target = Path(output)
     if target.suffix.lower() in (".html", ".htm"):
         page = page_of(run, rows)
-        write_file(check_file(target, overwrite or output is None), html(page))
+        write_file(check_file(target, overwrite), html(page))
         return [target]
     check_drawing(f"pictures in {target} (the page alone: -o FILE.html)")
-    target = check_output(target, overwrite, [Path(run)] if Path(run).exists() else [])
+    target = check_output(target, overwrite, [Path(run)])
     page = page_of(run, rows)
     with staged(target) as partial:
         (partial / INDEX_NAME).write_text(html(page), encoding="utf-8")
@@ -88,4 +93,6 @@ def write_report(
 
 def _default_output(run: Path) -> Path:
     """The place of a report that was given none: in the run, or beside a cell's file."""
-    return run.with_suffix(".html") if run.is_file() else run / REPORT_PAGE
+    if run.is_file():
+        return run.with_suffix(".html")
+    return run / REPORT_PAGE

@@ -73,8 +73,11 @@ def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) 
     Raises:
         BarberError: says how much it needs, and how much there is.
     """
-    extra = sum(p.numel() * (4 - (p.element_size() if p.device == device else 0)) for p in model.parameters())
-    need = max(extra, 0) + 4 * sum(weight.numel() for weight in weights)
+    copy = 0
+    for parameter in model.parameters():
+        present = parameter.element_size() if parameter.device == device else 0
+        copy += parameter.numel() * (4 - present)
+    need = max(copy, 0) + 4 * sum(weight.numel() for weight in weights)
     free = free_memory(device)
     if free is not None and need > free:
         raise BarberError(
@@ -84,12 +87,15 @@ def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) 
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on the device; None where the system does not say."""
+    """Free bytes on the device; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     table = Path("/proc/meminfo")
-    lines = table.read_text(encoding="ascii").splitlines() if table.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if table.is_file():
+        for line in table.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 @contextmanager
