@@ -76,7 +76,7 @@ class BarberConfig(Calibrated):
         ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
     )
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
-    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
     device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",
