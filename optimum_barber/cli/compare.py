@@ -74,16 +74,14 @@ def compared(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     from ..runs.report.comparison import all_runs
     from ..runs.report.markdown import rows
 
-    done = compare(args.model, args.output, quiet=args.quiet, tell=_unheard if args.quiet else tell, **settings)
+    if not args.quiet:
+        settings = {**settings, "tell": tell}
+    done = compare(args.model, args.output, quiet=args.quiet, **settings)
     if not args.quiet:
         sys.stdout.write(f"\n{rows(all_runs([*done.cells.values()], done.dense))}\n\nwritten to {done.output}\n")
     for name in done.failed:
         sys.stderr.write(f"optimum-barber: {name} failed: {done.cells[name]['error']}\n")
     return 1 if done.failed else 0
-
-
-def _unheard(name: str, record: Mapping[str, Any], reused: bool) -> None:
-    """Where nobody wants a line a cell."""
 
 
 def tell(name: str, record: Mapping[str, Any], reused: bool) -> None:

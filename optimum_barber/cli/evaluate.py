@@ -42,11 +42,18 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate every model, one in memory at a time, and print a table."""
     _check(args)
     from ..models.loading import resolve_model
+    from ..runs.evaluate import evaluate_model
 
     hush_loading_bars(args.quiet)
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
-    rows = [evaluate(reference, args, reference in dense) for reference in [*dense, *references]]
+    rows = []
+    for reference in [*dense, *references]:
+        figures = evaluate_model(
+            reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
+            dtype=args.dtype, device=args.device, quiet=args.quiet,
+        )  # fmt: skip
+        rows.append({"dense_baseline": reference in dense, **figures})
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(table(rows))
@@ -87,21 +94,11 @@ def _base_name(directory: Path) -> str | None:
     from ..checkpoints.record import read_record
     from ..checkpoints.structure import read_structure
 
-    if (directory / SPARSITY_NAME).is_file():
-        name: str | None = read_record(directory).base_model["name"]
-        return name
-    return read_structure(directory).base_model["name"] if (directory / STRUCTURE_NAME).is_file() else None
-
-
-def evaluate(reference: Any, args: argparse.Namespace, baseline: bool) -> dict[str, Any]:
-    """One model's perplexity with all that makes it comparable."""
-    from ..runs.evaluate import evaluate_model
-
-    figures = evaluate_model(
-        reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
-        dtype=args.dtype, device=args.device, quiet=args.quiet,
-    )  # fmt: skip
-    return {"dense_baseline": baseline, **figures}
+    for file, read in ((SPARSITY_NAME, read_record), (STRUCTURE_NAME, read_structure)):
+        if (directory / file).is_file():
+            name: str | None = read(directory).base_model["name"]
+            return name
+    return None
 
 
 def table(rows: list[dict[str, Any]]) -> str:

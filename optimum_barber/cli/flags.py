@@ -1,13 +1,12 @@
 """Flags out of the fields of settings, and settings out of the flags that are given."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 
 MODEL = "hub id, directory, GGUF file, or installed:PACKAGE"
@@ -27,20 +26,19 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-def number(value: str) -> float | str:
-    """A float where it is one; the settings know what is legal."""
-    try:
-        return float(value)
-    except ValueError:
-        return value
+def _reads(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader that leaves what is none of its kind to the settings, which know what is legal."""
+
+    def read(value: str) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+
+    return read
 
 
-def whole(value: str) -> int | str:
-    """An int where it is one; the settings know what is legal."""
-    try:
-        return int(value)
-    except ValueError:
-        return value
+number, whole = _reads(float), _reads(int)
 
 
 def add_fields(group: Any, model: type[BaseModel], names: Iterable[str] | None = None, prefix: str = "") -> None:
@@ -56,15 +54,11 @@ def add_fields(group: Any, model: type[BaseModel], names: Iterable[str] | None =
     """
     for name in model.model_fields if names is None else names:
         field = model.model_fields[name]
-        if not _is_settings(field):
+        if not isinstance(field.default, BaseModel):
             flags = FLAGS.get(prefix + name, ["--" + (prefix + _flag_name(name)).replace("_", "-")])
             group.add_argument(
                 *flags, dest=prefix + name, default=argparse.SUPPRESS, help=_help(name, field), **_shape(name, field)
             )
-
-
-def _is_settings(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _flag_name(name: str) -> str:
@@ -112,25 +106,16 @@ def _help(name: str, field: FieldInfo) -> str:
 
 
 def flag_values(args: argparse.Namespace, model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """The fields of a model that flags gave a value.
-
-    Raises:
-        BarberError: a KEY=VALUE of another form.
-    """
+    """The fields of a model that flags gave a value; a KEY=VALUE of another form is a BarberError."""
     settings: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if prefix + name in args:
             value = getattr(args, prefix + name)
-            settings[name] = pairs(name, value) if get_origin(field.annotation) is dict else value
+            settings[name] = _pairs(name, value) if get_origin(field.annotation) is dict else value
     return settings
 
 
-def pairs(name: str, values: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE options of the field `name` as a mapping.
-
-    Raises:
-        BarberError: one of another form.
-    """
+def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
     mapping = {}
     for pair in values:
         key, equals, value = pair.partition("=")
@@ -142,15 +127,7 @@ def pairs(name: str, values: Sequence[str]) -> dict[str, str]:
 
 
 def add_run(parser: Any, output: str, metavar: str = "DIR", overwrite: bool = True, model: bool = True) -> None:
-    """Add what all commands that write take: the model, `--output`, `--overwrite` and `--quiet`.
-
-    Args:
-        parser: of the command.
-        output: help of `--output`.
-        metavar: of `--output`.
-        overwrite: False where a second run goes on in the same directory.
-        model: False where the command reads something else.
-    """
+    """Add what commands that write have in common; `output` is the help of `--output`."""
     if model:
         parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("-o", "--output", required=True, metavar=metavar, help=output)
@@ -159,32 +136,18 @@ def add_run(parser: Any, output: str, metavar: str = "DIR", overwrite: bool = Tr
     parser.add_argument("--quiet", action="store_true", help="print no progress bars, warnings or results")
 
 
-def add_calibration(group: Any, names: Iterable[str] | None = None) -> None:
-    """Add the flags of the calibration windows."""
-    add_fields(group, CalibrationConfig, names)
-
-
 def check_whole(args: argparse.Namespace, name: str, least: int) -> None:
-    """Refuse a flag's value unless it is missing, or an integer of at least `least`.
-
-    Raises:
-        BarberError: it is neither.
-    """
+    """Refuse a flag's value that is neither missing nor an integer of at least `least`."""
     value = getattr(args, name)
-    if value is None or (isinstance(value, int) and value >= least):
-        return
-    raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from {least}")
+    if value is not None and not (isinstance(value, int) and value >= least):
+        raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from {least}")
 
 
 class _HelpAll(argparse.Action):
-    """Print the help with the flags that the short one leaves out.
+    """Print the help with the texts that the short one leaves out, each an attribute of a flag or a group."""
 
-    Args:
-        hidden: text of every flag and group that the short help leaves out, by where it stands.
-    """
-
-    def __init__(self, *args: Any, hidden: list[tuple[Any, str, str]], **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, default=argparse.SUPPRESS, **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str, hidden: list[tuple[Any, str, Any]], help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
         self.hidden = hidden
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
@@ -196,13 +159,12 @@ class _HelpAll(argparse.Action):
 
 def shorten_help(parser: argparse.ArgumentParser, daily: Iterable[str]) -> None:
     """Leave all flags but `daily` (names in the namespace) to `--help-all`."""
-    hidden: list[tuple[Any, str, str]] = []
+    hidden: list[tuple[Any, str, Any]] = []
     parser.add_argument("--help-all", action=_HelpAll, hidden=hidden, help="show all flags, by method, and exit")
+    texts: list[tuple[Any, str, str | None]] = [(group, "description", None) for group in parser._action_groups]
     for action in parser._actions:
         if action.dest not in {*daily, "help", "help_all"}:
-            hidden.append((action, "help", str(action.help)))
-            action.help = argparse.SUPPRESS
-    for group in parser._action_groups:
-        if group.description:
-            hidden.append((group, "description", group.description))
-            group.description = None
+            texts.append((action, "help", argparse.SUPPRESS))
+    for holder, attribute, short in texts:
+        hidden.append((holder, attribute, getattr(holder, attribute)))
+        setattr(holder, attribute, short)

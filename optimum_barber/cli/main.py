@@ -13,20 +13,7 @@ from pydantic import ValidationError
 from ..base.errors import BarberError
 from ..base.fields import one_line
 from ..base.memory import return_freed_buffers
-from . import (
-    compare,
-    evaluate,
-    inspect,
-    lm_eval,
-    own_text,
-    plugins,
-    prune,
-    refine,
-    report,
-    shrink,
-    sweep,
-    verify,
-)
+from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
 from .terminal import hush_transformers

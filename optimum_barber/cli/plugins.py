@@ -64,8 +64,9 @@ def needs_and_takes(item: Any) -> str:
 
     maker = item if isinstance(item, Scorer | Allocation) else as_producer(item)
     parts = []
-    if getattr(maker, "needs", ()):
-        parts.append(f"needs {', '.join(sorted(maker.needs))}")
+    needs = getattr(maker, "needs", ())
+    if needs:
+        parts.append(f"needs {', '.join(sorted(needs))}")
     if maker.arguments:
         parts.append(f"takes {', '.join(map(shown, maker.arguments.values()))}")
     return "; ".join(parts)

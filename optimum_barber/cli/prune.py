@@ -8,7 +8,7 @@ from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 from ..prune.rebuild_settings import RebuildConfig
 from ..prune.settings import BarberConfig, ReconstructConfig
-from .flags import add_calibration, add_fields, add_run, flag_values, shorten_help
+from .flags import add_fields, add_run, flag_values, shorten_help
 from .terminal import hush_loading_bars
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
@@ -65,7 +65,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     reconstruct = parser.add_argument_group("reconstruction", "new values for the kept weights, the masks fixed")
     add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
     text = parser.add_argument_group("calibration")
-    add_calibration(text)
+    add_fields(text, CalibrationConfig)
     add_fields(text, BarberConfig, ("seed",))
     add_fields(parser.add_argument_group("machine"), BarberConfig, MACHINE)
 
@@ -89,10 +89,9 @@ def _add_streaming(parser: argparse.ArgumentParser) -> None:
 
 def config_from(args: argparse.Namespace) -> BarberConfig:
     """The configuration that the flags mean."""
-    settings = flag_values(args, BarberConfig)
-    producer = settings.get("producer", BarberConfig.model_fields["producer"].default)
-    settings["producer_args"] = {**settings.get("producer_args", {}), **_masks_of(args, producer)}
-    return BarberConfig(**settings, rebuild=flag_values(args, RebuildConfig), **shared_settings(args))  # type: ignore[arg-type]
+    settings = {**flag_values(args, BarberConfig), **shared_settings(args), "rebuild": flag_values(args, RebuildConfig)}
+    _add_masks(args, settings)
+    return BarberConfig(**settings)
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,23 +100,17 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"reconstruct": reconstruct, "calibration": flag_values(args, CalibrationConfig)}
 
 
-def _masks_of(args: argparse.Namespace, producer: str) -> dict[str, str]:
-    """The argument of a producer that reads masks, out of the flag for it."""
-    arguments = {}
+def _add_masks(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Give a producer that reads masks the argument that the flag for it holds."""
+    producer, arguments = settings.get("producer", "wanda"), settings.setdefault("producer_args", {})
     for name, reader in (("sparse_model", "existing"), ("masks", "masks")):
         value, flag = getattr(args, name), "--" + name.replace("_", "-")
         if value is not None and producer != reader:
             raise BarberError(f"{flag} goes with --producer {reader}, not {producer!r}")
         if value is not None:
             arguments[name] = value
-        elif producer == reader and not _names(args, name):
+        elif producer == reader and name not in arguments:
             raise BarberError(f"producer {producer!r} needs {flag}")
-    return arguments
-
-
-def _names(args: argparse.Namespace, argument: str) -> bool:
-    """True if --producer-arg gives an argument."""
-    return any(pair.startswith(f"{argument}=") for pair in getattr(args, "producer_args", ()))
 
 
 def run(args: argparse.Namespace) -> int:

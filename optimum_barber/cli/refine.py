@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.calibration import CalibrationConfig
 from ..prune.refine.settings import RefineConfig
-from .flags import add_calibration, add_fields, add_run, flag_values
+from .flags import add_fields, add_run, flag_values
 from .terminal import hush_loading_bars
 
 HELP = "Refine the masks of a pruned checkpoint by the divergence of its next token from the dense model's."
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sparse", metavar="SPARSE", help="directory of a pruned checkpoint")
     add_run(parser, "where the checkpoint goes", model=False)
     parser.add_argument("--base", metavar="MODEL", help="the dense model (default: the one that SPARSE says)")
-    add_calibration(parser)
+    add_fields(parser, CalibrationConfig)
     add_fields(parser, RefineConfig)
 
 

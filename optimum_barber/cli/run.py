@@ -79,8 +79,8 @@ def dry_run(name: str, settings: list[str]) -> str:
     recipe = read_recipe(find_recipe(name), settings)
     lines = [f"recipe        {recipe.name} -> {recipe.output}"]
     for step in steps_of(recipe):
-        settings = step.stage.model_dump(exclude_defaults=True)
-        text = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items())
+        changed = step.stage.model_dump(exclude_defaults=True)
+        text = ", ".join(f"{key} {_plain(value)}" for key, value in changed.items())
         state = "done already" if step.done else "to do"
         lines.append(f"{step.directory:<14}{state:<14}{text}".rstrip())
     calibration = recipe.calibration
@@ -97,10 +97,8 @@ def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     from ..runs.recipe.stages.evaluate import flat
     from ..runs.report.page import as_text
 
-    parts = [f"{key} {as_text(value)}" for key, value in flat(figures).items() if shown(key)]
+    parts = []
+    for key, value in flat(figures).items():
+        if key != "seconds" and "loss/" not in key:
+            parts.append(f"{key} {as_text(value)}")
     write_done(directory, ", ".join([*parts, f"{figures.get('seconds', 0):.1f} s"]), reused)
-
-
-def shown(figure: str) -> bool:
-    """False for the seconds, which stand at the end, and for loss curves."""
-    return figure != "seconds" and "loss/" not in figure

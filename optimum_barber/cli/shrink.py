@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.calibration import CalibrationConfig
 from ..shrink.settings import ShrinkConfig
-from .flags import add_calibration, add_fields, add_run, flag_values
+from .flags import add_fields, add_run, flag_values
 from .terminal import hush_loading_bars
 
 HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", action="store_true", help="draw the error of every block, errors.png in DIR (extra report)"
     )
-    add_calibration(parser)
+    add_fields(parser, CalibrationConfig)
     add_fields(parser, ShrinkConfig)
 
 

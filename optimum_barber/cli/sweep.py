@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import Any
 
+from ..base.calibration import CalibrationConfig
 from ..runs.sweep.settings import SweepConfig
-from .flags import add_calibration, add_fields, add_run, flag_values
+from .flags import add_fields, add_run, flag_values
 from .terminal import hush_loading_bars, write_done
 
 HELP = "Shrink by several scorers, ratios and calibration sizes: one table, and pictures; goes on where it was stopped."
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `sweep`."""
     add_run(parser, "where tables, pictures and cells go", overwrite=False)
     parser.add_argument("--no-latency", action="store_true", help="measure neither prefill nor decode")
-    add_calibration(parser, CALIBRATION)
+    add_fields(parser, CalibrationConfig, CALIBRATION)
     add_fields(parser, SweepConfig, [name for name in SweepConfig.model_fields if name != "latency"])
 
 

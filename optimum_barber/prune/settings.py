@@ -12,8 +12,7 @@ from ..base.errors import BarberError
 from ..base.fields import DTYPES, checked_chain, one_of, parts_of
 from ..checkpoints.names import CONFIG_NAME
 from ..tensors.patterns import SparsityPattern
-from .effort import AUTO, EFFORTS
-from .effort import UNIFORM as UNIFORM
+from .effort import AUTO, EFFORTS, UNIFORM
 from .rebuild_settings import RebuildConfig
 
 PRECISIONS = ("highest", "high", "medium")
