@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from optimum_barber.cli import hush_loading_bars, hush_transformers
+from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
 from optimum_barber.runs.recipe import RunResult, run_recipe
 
 RECIPE = Path(__file__).with_name("chain.yaml")

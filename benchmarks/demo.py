@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
-from optimum_barber.cli import hush_loading_bars, hush_transformers
+from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.runs.report import picture
 from optimum_barber.text.sources import read_texts

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.one_pass import plain_seconds
 from optimum_barber import ShrinkConfig, perplexity
-from optimum_barber.cli import hush_loading_bars, hush_transformers
+from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.models.measure import latency, macs_per_token, size_of
 from optimum_barber.shrink.compensate import mean_contributions

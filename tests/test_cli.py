@@ -11,7 +11,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from optimum_barber.cli import main
+from optimum_barber.base.calibration import CalibrationConfig
+from optimum_barber.cli import COMMANDS, main
+from optimum_barber.prune.rebuild_settings import RebuildConfig
+from optimum_barber.prune.settings import BarberConfig, ReconstructConfig
 
 from .conftest import tiny_model
 
@@ -249,15 +252,67 @@ def test_plugins_tells_who_registered_what(capsys):
     assert "takes damping=0.01, block_size=128, update=True" in printed
 
 
-def test_help_is_light():
+@pytest.mark.parametrize(
+    ("flag", "texts"),
+    [
+        ("--help", ("--producer", "--pattern", "--effort", "--calibration", "--help-all", "(default: wanda)")),
+        (
+            "--help-all",
+            ("--producer", "--rebuild-ratio", "--rounds", "--calibration", "(default: sparse)"),
+        ),
+    ],
+)
+def test_help_is_light(flag, texts):
     """Neither the package nor its help may import torch or transformers."""
     script = (
         "import sys, optimum_barber, optimum_barber.cli\n"
-        "try: optimum_barber.cli.main(['prune', '--help'])\n"
+        f"try: optimum_barber.cli.main(['prune', {flag!r}])\n"
         "except SystemExit: pass\n"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0
-    for flag in ("--producer", "--pattern", "--rebuild-ratio", "--rounds", "--calibration", "(default: sparse)"):
-        assert flag in done.stdout
+    for text in texts:
+        assert text in done.stdout
+
+
+def help_of(command, flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, flag])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_short_help_has_the_flags_of_daily_use(capsys):
+    short = help_of("prune", "--help", capsys)
+    flags = set(re.findall(r"^  (?:-\w \w+, )?(--[\w-]+)", short, re.MULTILINE))
+    assert 10 <= len(flags) <= 15
+    everything = help_of("prune", "--help-all", capsys)
+    assert flags < set(re.findall(r"--[\w-]+", everything))
+    assert help_of("prune", "--help", capsys) == short
+
+
+def test_every_setting_has_a_flag_with_a_metavar_of_its_own(capsys):
+    from optimum_barber.cli.flags import FLAGS
+    from optimum_barber.cli.prune import MASKS
+
+    everything = help_of("prune", "--help-all", capsys)
+    nested = {"rebuild", "reconstruct", "calibration"}
+    names = [*(set(BarberConfig.model_fields) - nested), *RebuildConfig.model_fields, *CalibrationConfig.model_fields]
+    assert set(MASKS) < set(names)
+    for name in names:
+        flag = FLAGS.get(name, ["--" + name.removesuffix("s" if name.endswith("_args") else "").replace("_", "-")])[0]
+        assert re.search(rf"^  {flag} ", everything, re.MULTILINE), flag
+    for name in ReconstructConfig.model_fields:
+        assert ("--reconstruct-" + name.replace("_", "-") in everything) == (name != "method")
+    for command in COMMANDS:
+        text = help_of(command, "--help", capsys)
+        assert " X" not in text
+        assert "Undefined" not in text
+
+
+def test_skip_layers_is_gone(model_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["shrink", str(model_dir), "--remove", "0.3", "--skip-layers", "1", "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --skip-layers 1" in capsys.readouterr().err

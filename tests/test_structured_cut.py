@@ -148,7 +148,6 @@ REFUSED = [
     (tiny_model, {"remove_channels": 0.999}, "would take all 48 FFN channels"),
     (tiny_model, {"remove": 0.001}, "removes nothing"),
     (tiny_model, {"remove": 0.3, "round_to": 64}, "round-to 64 is larger than the layer: it has 48 FFN channels"),
-    (tiny_model, {"remove": 0.3, "skip_layers": 1}, "LlamaConfig cannot say: it has one intermediate_size"),
     (tiny_model, {"remove": 0.3, "scorer": "bipp"}, "unknown scorer 'bipp': did you mean 'bip'"),
     (tiny_model, {"remove": 0.3, "scorer_args": {"gain": 1}}, "scorer 'bip' takes no argument 'gain': .*norm_gain"),
 ]

@@ -17,12 +17,12 @@ from optimum_barber.integrations.lm_eval.cache import cache_key, cached, device_
 from optimum_barber.integrations.lm_eval.shrink import CUTTING, shrink_config, shrunk_checkpoint
 from optimum_barber.models.loading import ModelReference, resolve_model
 from optimum_barber.prune.allocations import as_allocation
-from optimum_barber.prune.effort import AUTO, EFFORTS
+from optimum_barber.prune.effort import AUTO, EFFORTS, UNIFORM
 from optimum_barber.prune.producers import as_producer
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.rebuilders import REBUILDERS
 from optimum_barber.prune.reconstructions import RECONSTRUCTIONS
-from optimum_barber.prune.settings import UNIFORM, BarberConfig
+from optimum_barber.prune.settings import BarberConfig
 from optimum_barber.prune.sparsifier import BarberSparsifier
 
 EVALUATION = {"device", "dtype", "batch_size"}  # of the evaluation where lm-eval is told; none of them decides masks

@@ -1,7 +1,7 @@
 """Which text a run reads as calibration windows. Imports neither torch nor transformers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -32,7 +32,7 @@ class CalibrationConfig(BaseModel):
         return {"texts": value} if isinstance(value, list) else value
 
 
-FLAT = tuple(name for name in CalibrationConfig.model_fields if name != "texts")
+FLAT = ("text_field", "samples", "sequence_length")  # beside `calibration` in flags, recipes and version 0.1.0
 
 
 def at_least(name: str, least: int) -> AfterValidator:
@@ -53,27 +53,32 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         flat: `samples`, `sequence_length` and `text_field` beside other settings; `calibration` is a list of texts.
     """
-    settings = {name: value for name, value in flat.items() if name not in FLAT}
-    calibration = {name: flat[name] for name in FLAT if name in flat}
-    if "calibration" in flat:
-        calibration["texts"] = flat["calibration"]
+    settings, calibration = dict(flat), {}
+    for old, new in (("calibration", "texts"), *zip(FLAT, FLAT, strict=True)):
+        if old in settings:
+            calibration[new] = settings.pop(old)
     if calibration:
         settings["calibration"] = calibration
     return settings
 
 
-def refuse_flat(owner: str, settings: Mapping[str, Any], names: tuple[str, ...] = FLAT) -> None:
+def refuse_flat(owner: str, settings: Mapping[str, Any], own: Container[str] = ()) -> None:
     """Answer fields of the calibration that stand beside it, as version 0.1.0 had them.
 
     Raises:
-        BarberError: `settings` holds one of `names`; the message shows how `owner` takes it.
+        BarberError: `settings` holds one that is not among the `own` fields of `owner`; the message shows how it is
+            taken.
     """
-    misplaced = {name: settings[name] for name in names if name in settings}
-    if misplaced:
-        moves = ", ".join(f"{name} is now calibration.{name}" for name in misplaced)
-        texts = settings.get("calibration")
-        example = {"texts": texts, **misplaced} if isinstance(texts, list) else misplaced
-        raise BarberError(f"{moves}: {owner}(calibration={json.dumps(example, default=str)})")
+    moves: list[str] = []
+    example: dict[str, Any] = {}
+    if isinstance(settings.get("calibration"), list):
+        example["texts"] = settings["calibration"]
+    for name in FLAT:
+        if name in settings and name not in own:
+            moves.append(f"{name} is now calibration.{name}")
+            example[name] = settings[name]
+    if moves:
+        raise BarberError(f"{', '.join(moves)}: {owner}(calibration={json.dumps(example, default=str)})")
 
 
 class Calibrated(BaseModel):
@@ -83,5 +88,5 @@ class Calibrated(BaseModel):
     @classmethod
     def _refuse_flat(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            refuse_flat(cls.__name__, value, tuple(name for name in FLAT if name not in cls.model_fields))
+            refuse_flat(cls.__name__, value, cls.model_fields)
         return value

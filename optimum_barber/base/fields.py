@@ -6,7 +6,7 @@ from pydantic import AfterValidator, ValidationError
 
 from .errors import BarberError, unknown_name
 
-NAMELESS = (("rebuild",), ("calibration",))  # nested settings whose fields are named without them, as flags are
+NAMELESS = ("rebuild", "calibration")  # nested settings whose fields are named without them, as flags are
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -38,8 +38,10 @@ def one_line(error: ValidationError) -> BarberError:
     faults = []
     for fault in error.errors():
         message = fault["msg"].removeprefix("Value error, ")
-        path = fault["loc"][1:] if fault["loc"][:1] in NAMELESS and len(fault["loc"]) > 1 else fault["loc"]
-        where = ".".join(map(str, path))
+        path = [str(part) for part in fault["loc"]]
+        if len(path) > 1 and path[0] in NAMELESS:
+            path = path[1:]
+        where = ".".join(path)
         own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
         faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
     return BarberError("; ".join(dict.fromkeys(faults)))

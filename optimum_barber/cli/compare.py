@@ -5,11 +5,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..base.calibration import FLAT, nested
-from ..prune.settings import BarberConfig, ReconstructConfig
+from ..prune.settings import BarberConfig
 from ..runs.compare.settings import AXES, CompareSettings
-from .options import add_calibration, number, pairs, whole
-from .prune import HAND_MADE, RECONSTRUCT, add_allocation, add_fields, field_help
+from .flags import add_fields, add_run, flag_values
+from .prune import add_shared, shared_settings
+from .terminal import hush_loading_bars, write_done
 
 HELP = "Compare mask methods on one calibration set and one evaluation: table, CSV and HTML page."
 EPILOG = f"""\
@@ -28,52 +28,27 @@ examples:
       --evaluation test.txt -o DIR
   optimum-barber report DIR -o REPORT                     # the page with a PNG of every chart
 """
-LISTS = {"producers": "NAME", "rebuilds": "NAME", "patterns": "N:M", "tasks": "TASK"}
+AXIS_FLAGS = ("producers", "rebuilds", "patterns", "sparsities", "vary", "rebuild_args")
+EVALUATION = ("evaluation", "windows", "tasks", "limit", "task_batch_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `compare`."""
-    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where cells and tables go")
+    add_run(parser, "where cells and tables go", overwrite=False)
     parser.add_argument("--dry-run", action="store_true", help="check the settings, list the cells, do nothing")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings, no table")
-    axes = parser.add_argument_group("axes")
-    for name, metavar in LISTS.items():
-        flags = ["--rebuilds", "--rebuilders"] if name == "rebuilds" else [f"--{name}"]
-        (axes if name != "tasks" else parser).add_argument(
-            *flags, nargs="+", default=argparse.SUPPRESS, metavar=metavar, help=_help(name)
-        )
-    axes.add_argument("--sparsities", nargs="+", type=number, default=[], metavar="S", help=_help("sparsities"))
-    axes.add_argument("--vary", action="append", default=[], metavar="SETTING=A,B,...", help=_help("vary"))
-    axes.add_argument("--rebuild-arg", action="append", default=[], metavar="K=V", help=_help("rebuild_args"))
-    evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--evaluation", required=True, metavar="TEXT", help=_help("evaluation"))
-    for name in ("windows", "limit", "task_batch_size"):
-        flag = "--" + name.replace("_", "-")
-        evaluation.add_argument(flag, type=whole, default=argparse.SUPPRESS, metavar="N", help=_help(name))
-    parser.add_argument("--keep-masks", action="store_true", help=_help("keep_masks"))
-    text = parser.add_argument_group("calibration and machine, the same for all cells")
-    add_calibration(text)
-    text.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
-    add_allocation(text)
-    add_fields(text, BarberConfig, {*HAND_MADE, "allocation"})
-    add_fields(text, ReconstructConfig, prefix=RECONSTRUCT)
-
-
-def _help(name: str) -> str:
-    return field_help(CompareSettings.model_fields[name]).replace("'none', 'barber'", "none barber")
+    add_fields(parser, CompareSettings, ("keep_masks",))
+    add_fields(parser.add_argument_group("axes"), CompareSettings, AXIS_FLAGS)
+    add_fields(parser.add_argument_group("evaluation"), CompareSettings, EVALUATION)
+    masks = parser.add_argument_group("masks, the same for all cells")
+    add_fields(masks, BarberConfig, ("ignore", "effort", "allocation", "allocation_args"))
+    add_shared(parser)
 
 
 def settings_from(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that the flags mean."""
-    given = vars(args)
-    own = {name: given[name] for name in CompareSettings.model_fields if name in given}
-    shared = nested({name: given[name] for name in (*BarberConfig.model_fields, *FLAT) if name in given})
-    vary = {name: values.split(",") for name, values in pairs("vary", args.vary, "rounds=1,2,4").items()}
-    arguments = pairs("rebuild-arg", args.rebuild_arg, "rounds=2")
-    shared["allocation_args"] = pairs("allocation-arg", args.allocation_arg, "spread=0.05")
-    reconstruct = {n: given[RECONSTRUCT + n] for n in ReconstructConfig.model_fields if RECONSTRUCT + n in given}
-    return {**shared, **own, "reconstruct": reconstruct, "vary": vary, "rebuild_args": arguments}
+    own = flag_values(args, CompareSettings)
+    own["vary"] = {name: values.split(",") for name, values in own.get("vary", {}).items()}
+    return {**flag_values(args, BarberConfig), **own, **shared_settings(args)}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,14 +56,14 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..runs.compare.runner import plan_of, split
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     settings = settings_from(args)
     if args.dry_run:
         plan = plan_of(args.model, Path(args.output), *split(settings))
         for name in plan.fingerprints:
-            sys.stdout.write(f"{'done already' if plan.held(name) else 'to do':<14}{name}\n")
+            state = "done already" if plan.held(name) else "to do"
+            sys.stdout.write(f"{state:<14}{name}\n")
         return 0
     return compared(args, settings)
 
@@ -99,7 +74,9 @@ def compared(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     from ..runs.report.comparison import all_runs
     from ..runs.report.markdown import rows
 
-    done = compare(args.model, args.output, quiet=args.quiet, tell=_unheard if args.quiet else tell, **settings)
+    if not args.quiet:
+        settings = {**settings, "tell": tell}
+    done = compare(args.model, args.output, quiet=args.quiet, **settings)
     if not args.quiet:
         sys.stdout.write(f"\n{rows(all_runs([*done.cells.values()], done.dense))}\n\nwritten to {done.output}\n")
     for name in done.failed:
@@ -107,14 +84,8 @@ def compared(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     return 1 if done.failed else 0
 
 
-def _unheard(name: str, record: Mapping[str, Any], reused: bool) -> None:
-    """Where nobody wants a line a cell."""
-
-
 def tell(name: str, record: Mapping[str, Any], reused: bool) -> None:
     """One line a cell, as soon as it is done."""
-    note = " (as before)" if reused else ""
-    said = record.get("error") or f"perplexity {record['perplexity']['perplexity']:.6g}"
+    figures = record.get("error") or f"perplexity {record['perplexity']['perplexity']:.6g}"
     seconds = f", {record['seconds']:.1f} s" if "seconds" in record else ""
-    sys.stdout.write(f"{name}{note}: {said}{seconds}\n")
-    sys.stdout.flush()
+    write_done(name, f"{figures}{seconds}", reused)

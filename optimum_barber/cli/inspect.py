@@ -3,28 +3,25 @@
 import argparse
 import sys
 
-from ..base.errors import BarberError
-from .options import whole
+from .flags import MODEL, check_whole, whole
 
 HELP = "Show layers, blocks and Linears of a model with an estimate of memory, work and time, or what runs it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `inspect`."""
-    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("--samples", type=whole, default=128, metavar="N", help="for the estimate (default: 128)")
-    parser.add_argument("--sequence-length", type=whole, metavar="N", help="for the estimate (default: 2048, or fewer)")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--samples", type=whole, default=128, metavar="N", help="number of windows (default: 128)")
+    parser.add_argument("--sequence-length", type=whole, metavar="N", help="tokens a window (default: 2048, or fewer)")
     parser.add_argument(
-        "--targets", action="store_true", help="which runtimes load this checkpoint, and which get faster from it"
+        "--targets", action="store_true", help="show which runtimes load this checkpoint, and which get faster from it"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Inspect; nothing but the configuration is read, and a second of the machine is taken to time it."""
-    for name in ("samples", "sequence_length"):
-        value = getattr(args, name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from 1")
+    check_whole(args, "samples", 1)
+    check_whole(args, "sequence_length", 1)
     from ..models.loading import resolve_model
     from ..prune.inspection import inspect_model, inspect_targets
 

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from .terminal import hush_loading_bars
+
 HELP = "Evaluate through lm-eval, pruning or shrinking on the fly; its subcommands and flags, with additions."
 EPILOG = """\
 additions to run:
@@ -32,15 +34,13 @@ lm-eval's own help: optimum-barber lm-eval run --help
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """lm-eval's subcommand, and all else as it stands."""
-    parser.add_argument("subcommand", choices=("run", "ls", "validate"), help="of lm-eval")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of that subcommand")
+    parser.add_argument("subcommand", choices=("run", "ls", "validate"), help="subcommand of lm-eval")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of that subcommand")
 
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to lm-eval; our additions follow its help."""
     from optimum_barber.integrations.lm_eval.run import check_installed, run_harness
-
-    from . import hush_loading_bars
 
     check_installed()
     hush_loading_bars(quiet=False)

@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from ..text.own_text.settings import OwnTextConfig
-from .prune import add_fields
+from .flags import add_fields, add_run, flag_values
+from .terminal import hush_loading_bars
 
 HELP = "Have a model write its own calibration text, where there is no other."
 EPILOG = """\
@@ -22,18 +23,14 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `own-text`."""
-    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .jsonl file that is written")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE, at the very end")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+    add_run(parser, "the .jsonl file that is written", metavar="FILE")
     add_fields(parser, OwnTextConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the text; the summary goes to standard output."""
-    config = OwnTextConfig(**{name: value for name, value in vars(args).items() if name in OwnTextConfig.model_fields})
+    config = OwnTextConfig(**flag_values(args, OwnTextConfig))
     from ..text.own_text.writer import write_own_text
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     documents = write_own_text(args.model, args.output, config, args.overwrite, args.quiet)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from inspect import Parameter
 from typing import Any
 
 from ..base.registry import Offer, PluginError, Registry
@@ -23,19 +24,22 @@ def run(args: argparse.Namespace) -> int:
     from ..shrink.scorers import SCORERS
     from ..text.sources import TEXTS
 
-    tables = {
-        registry.kind: [
-            (offer.name, offer.package, offer.version, *state(registry, offer)) for offer in registry.offers()
-        ]
-        for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS)
-    }
-    widths = [max(len(row[column]) for rows in tables.values() for row in rows) for column in range(4)]
+    tables: dict[str, list[list[str]]] = {}
+    for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS):
+        tables[registry.kind] = rows_of(registry)
+    everything = [row for rows in tables.values() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
     for kind, rows in tables.items():
         sys.stdout.write(f"{kind}s\n")
-        for *row, details in rows:
+        for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            sys.stdout.write("  ".join(["", *cells, details]).rstrip() + "\n")
+            sys.stdout.write("  ".join(["", *cells]).rstrip() + "\n")
     return 0
+
+
+def rows_of(registry: Registry[Any]) -> list[list[str]]:
+    """Name, package, version, state and details of all that a registry offers."""
+    return [[offer.name, offer.package, offer.version, *state(registry, offer)] for offer in registry.offers()]
 
 
 def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
@@ -43,9 +47,13 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
     try:
         item = registry.load(offer)
     except PluginError as error:
-        own, rest = error.__cause__, str(error).removeprefix(f"{registry.kind} {offer.name!r} of {offer} ")
-        return "BROKEN", " ".join((f"{type(own).__name__}: {own}" if own else rest).split())
-    return "ok", needs_and_takes(item) if registry.kind in ("producer", "allocation", "scorer") else ""
+        text = str(error).removeprefix(f"{registry.kind} {offer.name!r} of {offer} ")
+        if error.__cause__ is not None:
+            text = f"{type(error.__cause__).__name__}: {error.__cause__}"
+        return "BROKEN", " ".join(text.split())
+    if registry.kind not in ("producer", "allocation", "scorer"):
+        return "ok", ""
+    return "ok", needs_and_takes(item)
 
 
 def needs_and_takes(item: Any) -> str:
@@ -54,9 +62,18 @@ def needs_and_takes(item: Any) -> str:
     from ..prune.producers import as_producer
     from ..shrink.scorers import Scorer
 
-    producer = item if isinstance(item, Scorer | Allocation) else as_producer(item)
-    takes = [
-        n if p.default is p.empty else f"{n}={p.default or repr(p.default)}" for n, p in producer.arguments.items()
-    ]
-    parts = (("needs", sorted(getattr(producer, "needs", ()))), ("takes", takes))
-    return "; ".join(f"{label} {', '.join(names)}" for label, names in parts if names)
+    maker = item if isinstance(item, Scorer | Allocation) else as_producer(item)
+    parts = []
+    needs = getattr(maker, "needs", ())
+    if needs:
+        parts.append(f"needs {', '.join(sorted(needs))}")
+    if maker.arguments:
+        parts.append(f"takes {', '.join(map(shown, maker.arguments.values()))}")
+    return "; ".join(parts)
+
+
+def shown(parameter: Parameter) -> str:
+    """An argument with its default, if it has one."""
+    if parameter.default is Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default or repr(parameter.default)}"

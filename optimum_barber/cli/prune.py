@@ -2,17 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Container
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from ..base.calibration import FLAT, nested
+from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
-from ..prune.rebuild_settings import PRESETS, RebuildConfig
+from ..prune.rebuild_settings import RebuildConfig
 from ..prune.settings import BarberConfig, ReconstructConfig
-from .options import add_calibration, number, pairs, whole
+from .flags import add_fields, add_run, flag_values, shorten_help
+from .terminal import hush_loading_bars
 
 HELP = "Prune a model, rebuild its masks, write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -31,65 +28,57 @@ examples:
   torchrun --nproc-per-node 4 -m optimum_barber prune MODEL --sparsity 0.5 --calibration c4 -o OUT
   optimum-barber prune MODEL --sparsity 0.5 --preset published-code --granularity block --calibration c4 -o OUT
 """
-FLAGS = {"method": "--rebuild", "reconstruct_method": "--reconstruct"}
-HAND_MADE = {
-    "producer", "producer_args", "allocation_args", "rebuild", "reconstruct", "calibration", "ignore",
-    "pattern", "sparsity",
-}  # fmt: skip
-RECONSTRUCT = "reconstruct_"  # before the fields of ReconstructConfig in the namespace
+RECONSTRUCT = "reconstruct_"  # before the fields of ReconstructConfig, in flags and in the namespace
+DAILY = (
+    "model", "output", "overwrite", "dry_run", "resume", "producer", "sparsity", "pattern", "effort", "method", "texts",
+    "samples", "sequence_length", "device",
+)  # fmt: skip
+MASKS = ("producer", "producer_args", "sparsity", "pattern", "ignore", "allocation", "allocation_args")
+REBUILD = ("method", "preset", "error", "accept")
+BARBER = ("granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing")
+EXCHANGES = ("swaps", "newton_rounds", "shrinkage")
+MACHINE = ("device", "dtype", "precision", "batch_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `prune`."""
-    parser.add_argument("model", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+    """All flags of `prune`; the short help has those of daily use."""
+    add_run(parser, "where the checkpoint goes")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what the run takes, do nothing")
-    _add_streaming(parser)
     masks = parser.add_argument_group("first masks")
-    masks.add_argument(
-        "--producer", default="wanda", metavar="NAME", help="what makes the first masks (default: wanda)"
-    )
-    masks.add_argument("--producer-arg", action="append", default=[], metavar="K=V", help="an argument of the producer")
-    masks.add_argument(
-        "--sparse-model", metavar="DIR", help="for producer 'existing': the checkpoint whose zeros count"
-    )
-    masks.add_argument("--masks", metavar="FILE", help="for producer 'masks': the mask file")
-    masks.add_argument("--sparsity", type=number, metavar="S", help=field_help(BarberConfig.model_fields["sparsity"]))
-    masks.add_argument("--pattern", metavar="N:M", help=field_help(BarberConfig.model_fields["pattern"]))
-    masks.add_argument("--ignore", action="append", default=[], metavar="GLOB", help="leave these Linears dense")
-    add_allocation(masks)
+    add_fields(masks, BarberConfig, MASKS)
+    masks.add_argument("--sparse-model", metavar="DIR", help="checkpoint whose zeros the producer 'existing' reads")
+    masks.add_argument("--masks", metavar="FILE", help="mask file that the producer 'masks' reads")
     rebuild = parser.add_argument_group(
         "rebuild", "the defaults proved best on held-out calibration text; they depend on the pattern where it says so"
     )
-    add_fields(rebuild, RebuildConfig)
+    add_fields(rebuild, BarberConfig, ("effort",))
+    add_fields(rebuild, RebuildConfig, REBUILD)
+    add_fields(parser.add_argument_group("rebuilder barber"), RebuildConfig, BARBER)
+    add_fields(parser.add_argument_group("rebuilders swaps and gauss-newton"), RebuildConfig, EXCHANGES)
+    add_shared(parser)
+    _add_streaming(parser)
+    shorten_help(parser, DAILY)
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Flags of whatever prunes: reconstruction, calibration windows and machine."""
     reconstruct = parser.add_argument_group("reconstruction", "new values for the kept weights, the masks fixed")
     add_fields(reconstruct, ReconstructConfig, prefix=RECONSTRUCT)
-    text = parser.add_argument_group("calibration and machine")
-    add_calibration(text)
-    add_fields(text, BarberConfig, {*HAND_MADE, "allocation"})
-
-
-def add_allocation(group: Any) -> None:
-    """Flags of how the sparsity is shared out."""
-    said = field_help(BarberConfig.model_fields["allocation"])
-    group.add_argument("--allocation", default=argparse.SUPPRESS, metavar="NAME", help=said)
-    group.add_argument(
-        "--allocation-arg", action="append", default=[], metavar="K=V", help="an argument of the allocation"
-    )
+    text = parser.add_argument_group("calibration")
+    add_fields(text, CalibrationConfig)
+    add_fields(text, BarberConfig, ("seed",))
+    add_fields(parser.add_argument_group("machine"), BarberConfig, MACHINE)
 
 
 def _add_streaming(parser: argparse.ArgumentParser) -> None:
-    """Flags of a run from disk to disk."""
     disk = parser.add_argument_group("from disk to disk")
+    disk.add_argument("--resume", action="store_true", help="go on with a stopped run for DIR, if there is one")
     disk.add_argument(
         "--stream",
         choices=("auto", "always", "never"),
         default="auto",
         help="hold one decoder layer in memory at a time; auto: wherever the files allow it (default: auto)",
     )
-    disk.add_argument("--resume", action="store_true", help="go on with a stopped run for DIR, if there is one")
     disk.add_argument(
         "--activations",
         choices=("auto", "memory", "disk"),
@@ -98,71 +87,30 @@ def _add_streaming(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_fields(group: Any, model: type[BaseModel], leave: Container[str] = (), prefix: str = "") -> None:
-    """A flag for every field; what is not given on the command line stays out of the namespace."""
-    for name, field in model.model_fields.items():
-        if name not in leave:
-            flag = FLAGS.get(prefix + name, "--" + (prefix + name).replace("_", "-"))
-            group.add_argument(
-                flag,
-                dest=prefix + name,
-                default=argparse.SUPPRESS,
-                metavar=_metavar(field),
-                type=field_kind(field),
-                help=field_help(field),
-            )
-
-
-def field_kind(field: FieldInfo) -> Any:
-    """How a field's value is read from the command line."""
-    kinds: dict[Any, Any] = {int: whole, int | None: whole, float: number}
-    return kinds.get(field.annotation, str)
-
-
-def _metavar(field: FieldInfo) -> str:
-    return "N" if field_kind(field) is whole else "X"
-
-
-def field_help(field: FieldInfo) -> str:
-    """The field's description, with its default."""
-    text = (field.description or "").replace("%", "%%")
-    default = field.get_default()
-    return text if default is None or "default" in text else f"{text} (default: {default})"
-
-
 def config_from(args: argparse.Namespace) -> BarberConfig:
     """The configuration that the flags mean."""
-    given = vars(args)
-    settings = {n: given[n] for n in (*BarberConfig.model_fields, *FLAT) if n in given and n not in HAND_MADE}
-    settings = nested({**settings, "calibration": args.calibration})
-    rebuild = {n: given[n] for n in RebuildConfig.model_fields if n in given}
-    if "preset" in rebuild and rebuild["preset"] not in PRESETS:
-        rebuild = {"preset": rebuild["preset"]}
-    reconstruct = {n: given[RECONSTRUCT + n] for n in ReconstructConfig.model_fields if RECONSTRUCT + n in given}
-    return BarberConfig(
-        producer=args.producer,
-        producer_args=_producer_arguments(args),
-        allocation_args=pairs("allocation-arg", args.allocation_arg, "spread=0.05"),
-        sparsity=args.sparsity,
-        pattern=args.pattern,
-        ignore=args.ignore,
-        rebuild=rebuild,  # type: ignore[arg-type]
-        reconstruct=reconstruct,  # type: ignore[arg-type]
-        **settings,
-    )
+    settings = {**flag_values(args, BarberConfig), **shared_settings(args), "rebuild": flag_values(args, RebuildConfig)}
+    _add_masks(args, settings)
+    return BarberConfig(**settings)
 
 
-def _producer_arguments(args: argparse.Namespace) -> dict[str, str]:
-    arguments = pairs("producer-arg", args.producer_arg, "damping=0.05")
-    for flag, producer in (("sparse_model", "existing"), ("masks", "masks")):
-        value = getattr(args, flag)
-        if value is not None and args.producer != producer:
-            raise BarberError(f"--{flag.replace('_', '-')} goes with --producer {producer}, not {args.producer!r}")
-        if value is None and args.producer == producer and flag not in arguments:
-            raise BarberError(f"producer {producer!r} needs --{flag.replace('_', '-')}")
+def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The nested settings of whatever prunes: reconstruction and calibration windows."""
+    reconstruct = flag_values(args, ReconstructConfig, RECONSTRUCT)
+    return {"reconstruct": reconstruct, "calibration": flag_values(args, CalibrationConfig)}
+
+
+def _add_masks(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Give a producer that reads masks the argument that the flag for it holds."""
+    producer, arguments = settings.get("producer", "wanda"), settings.setdefault("producer_args", {})
+    for name, reader in (("sparse_model", "existing"), ("masks", "masks")):
+        value, flag = getattr(args, name), "--" + name.replace("_", "-")
+        if value is not None and producer != reader:
+            raise BarberError(f"{flag} goes with --producer {reader}, not {producer!r}")
         if value is not None:
-            arguments[flag] = value
-    return arguments
+            arguments[name] = value
+        elif producer == reader and name not in arguments:
+            raise BarberError(f"producer {producer!r} needs {flag}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,7 +119,6 @@ def run(args: argparse.Namespace) -> int:
     from ..base.output import check_output
     from ..models.loading import resolve_model
     from ..prune.sparsifier import BarberSparsifier
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)

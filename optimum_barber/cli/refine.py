@@ -4,16 +4,16 @@ import argparse
 import sys
 from typing import Any
 
-from ..base.calibration import FLAT, nested
+from ..base.calibration import CalibrationConfig
 from ..prune.refine.settings import RefineConfig
-from .options import add_calibration
-from .prune import add_fields
+from .flags import add_fields, add_run, flag_values
+from .terminal import hush_loading_bars
 
 HELP = "Refine the masks of a pruned checkpoint by the divergence of its next token from the dense model's."
 EPILOG = """\
 prune looks at one block at a time, refine at the whole model: it takes the gradient of KL(dense || sparse) by all
 weights, kept and pruned, lets each row exchange one pair that lowers it, as far as windows that it did not learn from
-agree, and does so again. No weight changes its value; every row, and every N:M group, keeps as many as
+(every fourth) agree, and does so again. No weight changes its value; every row, and every N:M group, keeps as many as
 before. The dense model lies in memory as a whole, in float32, with several times the weights that are pruned.
 
 SPARSE is a checkpoint that prune or refine wrote; DIR is the same with better masks, and its report.json says by how
@@ -28,21 +28,18 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `refine`."""
     parser.add_argument("sparse", metavar="SPARSE", help="directory of a pruned checkpoint")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
+    add_run(parser, "where the checkpoint goes", model=False)
     parser.add_argument("--base", metavar="MODEL", help="the dense model (default: the one that SPARSE says)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
-    add_calibration(parser)
-    add_fields(parser, RefineConfig, ("calibration",))
+    add_fields(parser, CalibrationConfig)
+    add_fields(parser, RefineConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Refine; the summary goes to standard output."""
-    names = {*RefineConfig.model_fields, *FLAT}
-    config = RefineConfig(**nested({name: value for name, value in vars(args).items() if name in names}))
+    settings = {"calibration": flag_values(args, CalibrationConfig), **flag_values(args, RefineConfig)}
+    config = RefineConfig(**settings)
     from ..base.output import check_output
     from ..prune.refine.refiner import BarberRefiner
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     check_output(args.output, args.overwrite, [])

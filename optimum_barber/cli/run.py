@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any
 
+from .terminal import hush_loading_bars, write_done
+
 HELP = "Run a recipe: prune, rebuild, tune, merge, quantize, evaluate, report, from one YAML file."
 EPILOG = """\
 A stage whose settings and inputs have not changed since the last run is not done again; a run that was stopped
@@ -35,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run; a line a stage says what it did, the last where the model is."""
     from ..base.errors import BarberError
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     if args.list:
@@ -76,12 +77,14 @@ def dry_run(name: str, settings: list[str]) -> str:
     from ..runs.recipe.validation import read_recipe
 
     recipe = read_recipe(find_recipe(name), settings)
-    given = recipe.calibration
     lines = [f"recipe        {recipe.name} -> {recipe.output}"]
     for step in steps_of(recipe):
-        said = ", ".join(f"{k} {_plain(v)}" for k, v in step.stage.model_dump(exclude_defaults=True).items())
-        lines.append(f"{step.directory:<14}{'done already' if step.done else 'to do':<14}{said}".rstrip())
-    page = inspect_model(resolve_model(recipe.model), given.samples, given.sequence_length)
+        changed = step.stage.model_dump(exclude_defaults=True)
+        text = ", ".join(f"{key} {_plain(value)}" for key, value in changed.items())
+        state = "done already" if step.done else "to do"
+        lines.append(f"{step.directory:<14}{state:<14}{text}".rstrip())
+    calibration = recipe.calibration
+    page = inspect_model(resolve_model(recipe.model), calibration.samples, calibration.sequence_length)
     return "\n".join(lines) + "\n" + page
 
 
@@ -94,9 +97,8 @@ def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     from ..runs.recipe.stages.evaluate import flat
     from ..runs.report.page import as_text
 
-    said = [
-        f"{key} {as_text(value)}" for key, value in flat(figures).items() if key != "seconds" and "loss/" not in key
-    ]
-    note, seconds = " (as before)" if reused else "", f"{figures.get('seconds', 0):.1f} s"
-    sys.stdout.write(f"{directory}{note}: {', '.join([*said, seconds])}\n")
-    sys.stdout.flush()
+    parts = []
+    for key, value in flat(figures).items():
+        if key != "seconds" and "loss/" not in key:
+            parts.append(f"{key} {as_text(value)}")
+    write_done(directory, ", ".join([*parts, f"{figures.get('seconds', 0):.1f} s"]), reused)

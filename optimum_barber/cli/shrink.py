@@ -4,10 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from ..base.calibration import FLAT, nested
+from ..base.calibration import CalibrationConfig
 from ..shrink.settings import ShrinkConfig
-from .options import add_calibration, pairs, whole
-from .prune import field_help, field_kind
+from .flags import add_fields, add_run, flag_values
+from .terminal import hush_loading_bars
 
 HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
 EPILOG = """\
@@ -29,42 +29,23 @@ examples:
   optimum-barber shrink MODEL --structure OTHER_OUT/pruned_structure.json -o OUT
 """
 PICTURE_NAME = "errors.png"
-HAND_MADE = {"scorer_args", "calibration"}
-SHARES = ("remove", "remove_heads", "remove_channels")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `shrink`."""
-    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds, at the very end")
+    add_run(parser, "where the checkpoint goes")
     parser.add_argument("--no-latency", action="store_true", help="measure no latency for the report")
     parser.add_argument(
         "--picture", action="store_true", help="draw the error of every block, errors.png in DIR (extra report)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
-    parser.add_argument("--scorer-arg", action="append", default=[], metavar="K=V", help="an argument of the scorer")
-    add_calibration(parser)
-    for name, field in ShrinkConfig.model_fields.items():
-        if field.annotation is bool:
-            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
-        elif name not in HAND_MADE:
-            parser.add_argument(
-                "--" + name.replace("_", "-"),
-                default=argparse.SUPPRESS,
-                metavar="S" if name in SHARES else "N" if field_kind(field) is whole else "X",
-                type=str if name in SHARES else field_kind(field),
-                help=field_help(field),
-            )
+    add_fields(parser, CalibrationConfig)
+    add_fields(parser, ShrinkConfig)
 
 
 def config_from(args: argparse.Namespace) -> ShrinkConfig:
     """The configuration that the flags mean."""
-    given = vars(args)
-    names = {*ShrinkConfig.model_fields, *FLAT} - {"scorer_args"}
-    settings = nested({name: given[name] for name in names if name in given})
-    arguments = pairs("scorer-arg", args.scorer_arg, "norm_gain=true")
-    return ShrinkConfig(scorer_args=arguments, **settings)
+    settings = {"calibration": flag_values(args, CalibrationConfig), **flag_values(args, ShrinkConfig)}
+    return ShrinkConfig(**settings)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from ..models.loading import load_model, load_tokenizer, resolve_model
     from ..runs.report.cuts import error_picture
     from ..shrink.shrinker import BarberShrinker
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
@@ -115,7 +95,7 @@ def summary(report: dict[str, Any], output: str, base: dict[str, Any], model_typ
     """What a run did, in a few lines."""
     before, after = report["before"], report["after"]
     asked = f", asked {report['asked']:g}" if report["asked"] is not None else ""
-    lines = [f"{'removed':<20} {report['removed']:.4f} of attention and MLP{asked}"]
+    lines = [("removed", f"{report['removed']:.4f} of attention and MLP{asked}")]
     for label, old, new in (
         ("heads a layer", report["heads"]["before"], report["heads"]["after"]),
         ("FFN channels a layer", report["channels"]["before"], report["channels"]["after"]),
@@ -123,24 +103,23 @@ def summary(report: dict[str, Any], output: str, base: dict[str, Any], model_typ
         ("bytes", before["weight_bytes"], after["weight_bytes"]),
         ("MACs a token", round(before["macs_per_token"]), round(after["macs_per_token"])),
     ):
-        lines.append(f"{label:<20} {old:,} -> {new:,} ({new / old:.3f})")
-    lines += speeds(before, after)
+        lines.append((label, f"{old:,} -> {new:,} ({new / old:.3f})"))
+    if "latency" in after:
+        lines += speeds(before["latency"], after["latency"])
     if model_type != base["model_type"]:
-        lines.append(
-            f"{'written as':<20} {model_type}, which computes the same: {base['model_type']}'s configuration refuses "
-            f"{report['heads']['after']} heads"
-        )
-    return "\n".join([*lines, f"{'written to':<20} {output}"]) + "\n"
+        refusal = f"{base['model_type']}'s configuration refuses {report['heads']['after']} heads"
+        lines.append(("written as", f"{model_type}, which computes the same: {refusal}"))
+    lines.append(("written to", output))
+    return "".join(f"{label:<20} {text}\n" for label, text in lines)
 
 
-def speeds(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def speeds(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str]]:
     """Latency before and after, a line each for prefill and decode."""
-    if "latency" not in after:
-        return []
-    old, new = before["latency"], after["latency"]
-    how = f"{old['prompt']} tokens, batch {old['batch']}, {old['dtype']} on {old['device']}, {old['threads']} threads"
-    return [
-        f"{name + ' seconds':<20} {old[name]['median']:.4f} -> {new[name]['median']:.4f} "
-        f"({new[name]['median'] / old[name]['median']:.3f}); {how if name == 'prefill' else 'one token after them'}"
-        for name in ("prefill", "decode")
-    ]
+    prompt = (
+        f"{old['prompt']} tokens, batch {old['batch']}, {old['dtype']} on {old['device']}, {old['threads']} threads"
+    )
+    lines = []
+    for name, note in (("prefill", prompt), ("decode", "one token after them")):
+        before, after = old[name]["median"], new[name]["median"]
+        lines.append((f"{name} seconds", f"{before:.4f} -> {after:.4f} ({after / before:.3f}); {note}"))
+    return lines

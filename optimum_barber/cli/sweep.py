@@ -4,10 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from ..base.calibration import FLAT, nested
+from ..base.calibration import CalibrationConfig
 from ..runs.sweep.settings import SweepConfig
-from .options import add_calibration, whole
-from .prune import field_help, field_kind
+from .flags import add_fields, add_run, flag_values
+from .terminal import hush_loading_bars, write_done
 
 HELP = "Shrink by several scorers, ratios and calibration sizes: one table, and pictures; goes on where it was stopped."
 EPILOG = """\
@@ -20,40 +20,28 @@ examples:
   optimum-barber sweep MODEL --scorers bip taylor --remove 0.2 --samples 8 16 32 64 128 --calibration c4 \\
       --sequence-length 512 --evaluation wikitext2 -o SIZES
 """
-LISTS = {"scorers": ("NAME", str), "remove": ("S", str), "samples": ("N", whole)}
+CALIBRATION = ("texts", "text_field", "sequence_length")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `sweep`."""
-    parser.add_argument("model", metavar="MODEL", help="hub id, directory, GGUF file, or installed:PACKAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where tables, pictures and cells go")
+    add_run(parser, "where tables, pictures and cells go", overwrite=False)
     parser.add_argument("--no-latency", action="store_true", help="measure neither prefill nor decode")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
-    add_calibration(parser, leave=("samples",))
-    for name, field in SweepConfig.model_fields.items():
-        if name in ("calibration", "latency"):
-            continue
-        letter, kind = LISTS.get(name, ("N" if field_kind(field) is whole else "X", field_kind(field)))
-        shape: dict[str, Any] = {"nargs": "+"} if name in LISTS else {}
-        parser.add_argument(
-            "--" + name.replace("_", "-"), default=argparse.SUPPRESS, metavar=letter, type=kind,
-            required=field.is_required(), help=field_help(field), **shape,
-        )  # fmt: skip
+    add_fields(parser, CalibrationConfig, CALIBRATION)
+    add_fields(parser, SweepConfig, [name for name in SweepConfig.model_fields if name != "latency"])
 
 
 def config_from(args: argparse.Namespace) -> SweepConfig:
     """The configuration that the flags mean."""
-    samples = {"samples": args.samples} if "samples" in args else {}
-    names = {*SweepConfig.model_fields, *FLAT} - {"samples"}
-    given = nested({name: value for name, value in vars(args).items() if name in names})
-    return SweepConfig(**given, **samples, latency=not args.no_latency)
+    calibration = {name: getattr(args, name) for name in CALIBRATION if name in args}
+    settings = {"calibration": calibration, "latency": not args.no_latency, **flag_values(args, SweepConfig)}
+    return SweepConfig(**settings)
 
 
 def run(args: argparse.Namespace) -> int:
     """Sweep; a line a cell, and the table at the end."""
     config = config_from(args)
     from ..runs.sweep.runner import run_sweep
-    from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
     if args.quiet:
@@ -66,6 +54,4 @@ def run(args: argparse.Namespace) -> int:
 
 def tell(name: str, result: dict[str, Any], reused: bool) -> None:
     """One line a cell, as soon as it is done."""
-    note = " (as before)" if reused else ""
-    sys.stdout.write(f"{name}{note}: perplexity {result['perplexity']['perplexity']:.2f}\n")
-    sys.stdout.flush()
+    write_done(name, f"perplexity {result['perplexity']['perplexity']:.2f}", reused)

@@ -9,9 +9,9 @@ from ..checkpoints.write import module_sparsity, software
 from ..models.linears import linear_shapes
 from ..tensors.budget import Shares
 from ..tensors.masks import PackedMask
+from .effort import UNIFORM
 from .pipeline import BlockReport
 from .plan import Run
-from .settings import UNIFORM
 
 SUMMED = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
 

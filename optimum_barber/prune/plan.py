@@ -11,12 +11,12 @@ from ..models.source import ModelSource
 from ..tensors.patterns import SparsityPattern
 from ..text.windows import TokenWindows
 from .allocations import as_allocation
-from .effort import AUTO
+from .effort import AUTO, UNIFORM
 from .pipeline import Plan
 from .producers import Producer, as_producer
 from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
-from .settings import UNIFORM, BarberConfig
+from .settings import BarberConfig
 
 
 @dataclass

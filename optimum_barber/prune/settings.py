@@ -12,8 +12,7 @@ from ..base.errors import BarberError
 from ..base.fields import DTYPES, checked_chain, one_of, parts_of
 from ..checkpoints.names import CONFIG_NAME
 from ..tensors.patterns import SparsityPattern
-from .effort import AUTO, EFFORTS
-from .effort import UNIFORM as UNIFORM
+from .effort import AUTO, EFFORTS, UNIFORM
 from .rebuild_settings import RebuildConfig
 
 PRECISIONS = ("highest", "high", "medium")
@@ -76,7 +75,7 @@ class BarberConfig(Calibrated):
         ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
     )
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
-    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random masks")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
     device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",

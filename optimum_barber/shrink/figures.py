@@ -37,7 +37,7 @@ def describe_cut(
         scorer, settings, calibration = origin.scorer, origin.settings, origin.calibration
     else:
         scorer = {"name": config.scorer, "arguments": cut.arguments}
-        settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields}
+        settings = settings_record(config)
         calibration = calibration_record(config, windows)
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
@@ -50,6 +50,13 @@ def describe_cut(
         model_type=cut.config.model_type,
         software=software(),
     )
+
+
+def settings_record(config: ShrinkConfig) -> dict[str, Any]:
+    """What was asked for, with the setting that version 0.1.0 had and always refused."""
+    last = ("compensate", "structure")
+    settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields if name not in last}
+    return {**settings, "skip_layers": 0, **{name: getattr(config, name) for name in last}}
 
 
 def calibration_record(config: ShrinkConfig, windows: TokenWindows | None) -> dict[str, Any] | None:

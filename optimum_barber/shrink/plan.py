@@ -61,11 +61,6 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     source = ModelSource(model, choose_device(config.device))
     structure = structure_of(source)
     units = units_of(source, config.head_unit if replayed is None else replayed.unit)
-    if config.skip_layers:
-        raise BarberError(
-            f"skip-layers {config.skip_layers} would leave layers of different widths, which "
-            f"{type(model.config).__name__} cannot say: it has one {structure.width} and one number of heads for all"
-        )
     linears: list[nn.Linear] = []
     for members in source.architecture.blocks.values():
         linears += linears_of(source.stack[0], members).values()

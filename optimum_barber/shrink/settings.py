@@ -44,27 +44,21 @@ class ShrinkSettings(BaseModel):
         "unit, FFN channels make up the total",
     )
     remove_heads: Annotated[float | None, _share("remove heads", False)] = Field(
-        None, description="share of the heads, in [0, 1); with --remove, the channels make up the rest"
+        None, description="share of the heads to remove, in [0, 1); with --remove, the channels make up the rest"
     )
     remove_channels: Annotated[float | None, _share("remove channels", False)] = Field(
-        None, description="share of the FFN channels, in [0, 1); instead of --remove"
+        None, description="share of the FFN channels to remove, in [0, 1), instead of --remove"
     )
     head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
         "group",
-        description="under grouped-query attention: group, a KV head with all its query heads; or query, the same "
-        "number of query heads in every group",
+        description="unit of grouped-query attention to remove: group (a KV head with all its query heads) or query "
+        "(the same number of query heads in every group)",
     )
-    round_to: int = Field(1, ge=1, description="FFN channels stay in multiples of this, such as 64")
-    skip_layers: int = Field(
-        0,
-        ge=0,
-        description="leave the first and the last so many decoder layers whole; refused, since no configuration of the "
-        "known families can say layers of different widths",
-    )
+    round_to: int = Field(1, ge=1, description="multiple to which the FFN channels that stay are rounded, such as 64")
     compensate: bool = Field(
         False,
-        description="give back, as biases, what the removed units contribute on average; refused where the "
-        "configuration cannot say them",
+        description="give back, as biases, what the removed units contribute on average, where the model's "
+        "configuration has biases",
     )
     structure: str | None = Field(
         None, description="a pruned_structure.json, or the directory that holds it, to cut again as it says"
@@ -94,11 +88,12 @@ class ShrinkConfig(Calibrated, ShrinkSettings):
     calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
         CalibrationConfig(), description="the calibration windows"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random scores")
-    device: str = Field("auto", description="where blocks are worked on: auto, cpu, cuda, cuda:1, ...")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
+    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="of the result: auto keeps the model's own (GGUF: float16); float32, float16 or bfloat16"
+        "auto",
+        description="dtype of the result: float32, float16, bfloat16, or auto for the model's own (GGUF: float16)",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="samples on the device at once (default: all); never changes a result"
+        None, ge=1, description="number of samples on the device at once (default: all); never changes a result"
     )

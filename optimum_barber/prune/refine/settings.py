@@ -12,12 +12,14 @@ class RefineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rounds: int = Field(2, ge=1, description="of gradient, exchange and measurement at most; they end where none helps")
-    exchanges: int = Field(1, ge=1, description="most exchanges a row and round")
+    rounds: int = Field(
+        2, ge=1, description="largest number of gradient-exchange-measure rounds, fewer when none helps"
+    )
+    exchanges: int = Field(1, ge=1, description="largest number of exchanges a row and round")
     shrinkage: float = Field(
         0.3, ge=0, lt=1,
-        description="of the Gram matrices to their diagonal, and of gradients to each weight's own gain by being kept: "
-        "calibration tokens are few",
+        description="share by which Gram matrices shrink to their diagonal, and gradients to each weight's own gain by "
+        "being kept: calibration tokens are few",
     )  # fmt: skip
 
 
@@ -30,5 +32,5 @@ class RefineConfig(Calibrated, RefineSettings):
         CalibrationConfig(),
         description="the calibration windows; every fourth measures, the others are learned from",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows")
-    device: str = Field("auto", description="where the model is worked on: auto, cpu, cuda, cuda:1, ...")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
+    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")

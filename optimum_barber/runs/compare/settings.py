@@ -30,15 +30,15 @@ class CompareSettings(BaseModel):
         ["none", "barber"], min_length=1,
         description="rebuilders or chains of them, each NAME or NAME,K=V,K=V with settings of its own",
     )  # fmt: skip
-    patterns: list[str] = Field(["unstructured"], min_length=1, description="'unstructured' and N:M")
+    patterns: list[str] = Field(["unstructured"], min_length=1, description="patterns of masks: 'unstructured' and N:M")
     sparsities: list[float] = Field([], description="shares of weights to prune, for the pattern 'unstructured'")
-    vary: dict[str, list[Any]] = Field({}, description="further axes: a setting and the values it takes")
+    vary: dict[str, list[Any]] = Field({}, description="further axes, a setting and the values it takes")
     rebuild_args: dict[str, Any] = Field({}, description="settings of all rebuilds")
     evaluation: str = Field(description="text for perplexity: a file, c4, wikitext2, ptb or pydoc")
-    windows: int | None = Field(None, ge=1, description="spread so many windows over that text; default: all")
+    windows: int | None = Field(None, ge=1, description="number of windows spread over that text (default: all)")
     tasks: list[str] = Field([], description="lm-eval tasks; choice:FILE.jsonl and rolling:FILE are local ones")
-    limit: int | None = Field(None, ge=1, description="rows a task; default: all")
-    task_batch_size: int = Field(1, ge=1, description="rows of a task at once")
+    limit: int | None = Field(None, ge=1, description="number of rows a task (default: all)")
+    task_batch_size: int = Field(1, ge=1, description="number of rows of a task at once")
     keep_masks: bool = Field(False, description="keep the masks of every cell")
 
     @field_validator("vary")

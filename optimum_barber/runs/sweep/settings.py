@@ -16,26 +16,27 @@ class SweepConfig(Calibrated):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scorers: list[str] = Field(["bip"], min_length=1, description="what ranks heads and channels, one after the other")
+    scorers: list[str] = Field(["bip"], min_length=1, description="scorers of heads and channels")
     remove: list[Share] = Field(
         min_length=1, description="shares of the parameters of attention and MLP to remove, each in (0, 1)"
     )
     samples: list[Annotated[int, Field(ge=1)]] = Field(
-        [128], min_length=1, description="how many calibration windows, one number after the other"
+        [128], min_length=1, description="numbers of calibration windows"
     )
     calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
         CalibrationConfig(), description="the calibration windows, but for their number"
     )
     evaluation: str = Field(description="text for the perplexity: a file, c4, wikitext2, ptb or pydoc")
-    windows: int | None = Field(None, ge=1, description="spread so many windows over the evaluation; default: all")
+    windows: int | None = Field(None, ge=1, description="number of windows spread over the evaluation (default: all)")
     head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
-        "group", description="under grouped-query attention: group, a KV head with its query heads; or query"
+        "group",
+        description="unit of grouped-query attention: group (a KV head with its query heads) or query",
     )
-    round_to: int = Field(1, ge=1, description="FFN channels stay in multiples of this, such as 64")
-    seed: int = Field(0, ge=0, lt=2**63, description="decides the windows and random scores")
-    device: str = Field("auto", description="where the models run: auto, cpu, cuda, cuda:1, ...")
+    round_to: int = Field(1, ge=1, description="multiple to which the FFN channels that stay are rounded, such as 64")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
+    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="of the weights: auto keeps the model's own; a CPU computes in float32 all the same"
+        "auto", description="dtype of the weights, or auto for the model's own; a CPU computes in float32 all the same"
     )
     latency: bool = Field(True, description="measure prefill and decode, once for every shape")
 

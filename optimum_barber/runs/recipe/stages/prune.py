@@ -9,13 +9,13 @@ from ....base.arguments import parse_arguments
 from ....base.errors import BarberError
 from ....base.fields import one_line, one_of
 from ....checkpoints.record import read_record
-from ....prune.effort import EFFORTS
+from ....prune.effort import EFFORTS, UNIFORM
 from ....prune.pipeline import BlockReport
 from ....prune.plan import check_allocation
 from ....prune.producers import as_producer
 from ....prune.rebuild_settings import RebuildConfig
 from ....prune.rebuilders import chain_of
-from ....prune.settings import UNIFORM, BarberConfig, ReconstructConfig
+from ....prune.settings import BarberConfig, ReconstructConfig
 from ..stage import Stage, Work, stage
 
 if TYPE_CHECKING:

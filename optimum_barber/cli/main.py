@@ -1,0 +1,109 @@
+"""`optimum-barber`: one parser for all commands. Heavy imports happen in the command that needs them."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from pydantic import ValidationError
+
+from ..base.errors import BarberError
+from ..base.fields import one_line
+from ..base.memory import return_freed_buffers
+from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
+from . import run as run_command
+from .launch import Voice, first, joined, one_complaint, several
+from .terminal import hush_transformers
+
+COMMANDS = {
+    "prune": prune,
+    "refine": refine,
+    "own-text": own_text,
+    "shrink": shrink,
+    "sweep": sweep,
+    "run": run_command,
+    "compare": compare,
+    "eval": evaluate,
+    "lm-eval": lm_eval,
+    "report": report,
+    "verify": verify,
+    "inspect": inspect,
+    "plugins": plugins,
+}
+SHARED = ("prune",)  # commands whose work several processes share
+OWN = ("lm-eval",)  # those that know launchers themselves
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="optimum-barber", description="Prune a causal LM and rebuild its sparsity mask with LLM-Barber."
+    )
+    add_commands(parser)
+    return parser
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` all commands; `optimum-cli barber` has them from here too."""
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=getattr(module, "EPILOG", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse a command line and run its command."""
+    return_freed_buffers()
+    with one_complaint():
+        args = build_parser().parse_args(argv)
+    return execute(args)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run one command; 0 for success, 1 for a failed check, 2 for bad input, 130 when interrupted.
+
+    The processes of a launcher such as torchrun share its work; only the first of them prints and logs.
+    """
+    with nullcontext(Voice()) if args.command in OWN else joined() as voice:
+        args.quiet = getattr(args, "quiet", False) or not (first() or args.command in OWN)
+        try:
+            return _run(args)
+        except ValidationError as error:
+            return _fail(one_line(error), voice)
+        except BarberError as error:
+            return _fail(error, voice)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            sys.stdout = open(os.devnull, "w")  # what is left in the buffer goes nowhere
+            return 0
+        except KeyboardInterrupt:
+            if first():
+                sys.stderr.write("interrupted: nothing was left half-written\n")
+            return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    level = logging.ERROR if args.quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    hush_transformers(args.quiet)
+    if several() and args.command not in (*SHARED, *OWN):
+        raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
+    with warnings.catch_warnings():
+        if args.quiet:
+            warnings.simplefilter("ignore")
+        return int(args.run(args) or 0)
+
+
+def _fail(error: BarberError, voice: Voice) -> int:
+    """One line for bad input; a recipe's faults are a line each."""
+    voice.say(str(error), error)
+    return error.status

@@ -1,0 +1,27 @@
+"""What the commands write to the terminal, and what others are kept from writing there."""
+
+import os
+import sys
+
+
+def hush_transformers(quiet: bool) -> None:
+    """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the default of bars that no call can switch off
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def hush_loading_bars(quiet: bool) -> None:
+    """The same for bars that only a call can switch off; imports transformers."""
+    if quiet or not sys.stderr.isatty():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+
+
+def write_done(name: str, text: str, reused: bool) -> None:
+    """Write one line about a finished stage or cell at once."""
+    note = " (as before)" if reused else ""
+    sys.stdout.write(f"{name}{note}: {text}\n")
+    sys.stdout.flush()
