@@ -9,7 +9,7 @@ import torch
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import UnfinishedError
 from optimum_barber.models import activations as activations_module
-from optimum_barber.models.activations import Activations, Transfer, within_memory
+from optimum_barber.models.activations import Activations, Transfer, retry_with_fewer_samples
 from optimum_barber.models.device import matrix_products
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.prune.cost.needs import batched
@@ -127,7 +127,7 @@ def test_a_rank_does_not_go_back_while_others_wait():
 
     held = Activations([torch.zeros(1)] * 4)
     with pytest.raises(UnfinishedError, match="block: out of memory with 4 of .* give a smaller --batch-size"):
-        within_memory("block", work, [held], alone=False)
+        retry_with_fewer_samples("block", work, [held], alone=False)
     assert held.together == 4
 
 

@@ -1,6 +1,5 @@
 """An adapter's directory: reading, writing, and the check that it belongs to a model."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import read_json_object
+from optimum_barber.base.fingerprint import of_path
 from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, open_masks
 from optimum_barber.checkpoints.record import SparsityConfig
@@ -61,7 +61,7 @@ class Adapter:
     @property
     def sha256(self) -> str:
         """Hash of the adapter's weights."""
-        return hashlib.sha256((self.directory / ADAPTER_WEIGHTS_NAME).read_bytes()).hexdigest()
+        return of_path(str(self.directory / ADAPTER_WEIGHTS_NAME))
 
     def base(self, model: Base | None) -> Base:
         """Return the model to open it on: `model`, or the recorded one.

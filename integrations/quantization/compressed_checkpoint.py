@@ -15,7 +15,7 @@ FORMAT = "pack-quantized"
 
 
 def check_installed() -> None:
-    """Refuse to begin without compressed-tensors.
+    """Check that compressed-tensors is installed.
 
     Raises:
         MissingExtraError: says how to install it.
@@ -62,8 +62,10 @@ def quantization_config(model: nn.Module, names: Mapping[str, Any], bits: int, g
         strategy="channel" if group_size is None else "group",
         group_size=group_size,
     )
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    others = [name for name in linears if name not in names]
+    others = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name not in names:
+            others.append(name)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights, format=FORMAT)
     return QuantizationConfig(config_groups={"group_0": scheme}, ignore=others, format=FORMAT)
 

@@ -48,17 +48,19 @@ def _check_apart(output: Path, path: Path, name: str | Path) -> None:
 
 
 def _check_place(output: Path, overwrite: bool, name: str | Path) -> None:
-    """Refuse what no directory can be put in place of."""
+    """Refuse a path at which no directory can be put."""
     if os.path.ismount(output):
         raise BarberError(f"output {name} is a mount point, which cannot be replaced: give a folder within it")
-    if output.exists() and not output.is_dir():
-        raise BarberError(f"output {name} is a file")
-    parent = next(parent for parent in output.parents if parent.exists())
+    parent = output.parent
+    while not parent.exists():
+        parent = parent.parent
     place = parent
-    if output.is_dir():
+    if output.exists():
+        place = output
+        if not output.is_dir():
+            raise BarberError(f"output {name} is a file")
         if any(output.iterdir()) and not overwrite:
             raise BarberError(f"output {name} is not empty: give another, or --overwrite")
-        place = output
     if not parent.is_dir() or not os.access(place, os.W_OK):
         raise BarberError(f"output {name} cannot be written: no permission in {parent}")
 
@@ -109,7 +111,7 @@ def unfinished(partial: Path) -> bool:
 
 
 @contextmanager
-def alone(output: Path, folder: str = "") -> Iterator[None]:
+def output_lock(output: Path, folder: str = "") -> Iterator[None]:
     """Hold a lock, so that no other run works on this output inside the block.
 
     Args:
@@ -203,7 +205,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
 
 
-def shown(directory: Path, seconds: int = 60) -> Path:
+def wait_for_directory(directory: Path, seconds: int = 60) -> Path:
     """Wait for a directory that another rank has made, which a network file system may show late, and return it.
 
     Raises:

@@ -35,7 +35,7 @@ class RankGroup(Ranks):
 
     def __init__(self, device: torch.device) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
-        with lost(self.index):
+        with rank_errors(self.index):
             self._group = dist.new_group(backend="gloo", timeout=STUCK)
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._wire = torch.device("cpu")  # where tensors lie when they are sent
@@ -70,7 +70,7 @@ class RankGroup(Ranks):
         mine = torch.zeros(self.count, size, dtype=piece.dtype, device=self._wire)
         mine.view(-1)[: len(piece)] = piece
         theirs = torch.empty_like(mine)
-        with lost(self.index):
+        with rank_errors(self.index):
             dist.all_to_all_single(theirs, mine, group=self._tensors)
         total = theirs[0]
         for part in theirs[1:]:
@@ -80,7 +80,7 @@ class RankGroup(Ranks):
     def _all(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which have one shape."""
         tensors = [torch.empty_like(tensor) for _ in range(self.count)]
-        with lost(self.index):
+        with rank_errors(self.index):
             dist.all_gather(tensors, tensor, group=self._tensors)
         return tensors
 
@@ -97,7 +97,7 @@ class RankGroup(Ranks):
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Return the first rank's tensor; the others pass one of its shape and dtype, which may be overwritten."""
         sent = tensor.to(self._wire).contiguous()
-        with lost(self.index):
+        with rank_errors(self.index):
             dist.broadcast(_bytes(sent), 0, group=self._tensors)
         return tensor if self.first else sent.to(tensor.device)
 
@@ -118,7 +118,7 @@ class RankGroup(Ranks):
         """Yield all samples in their order on the first rank, one at a time on the CPU; the others only send theirs."""
         if not self.first:
             for sample in samples:
-                with lost(self.index):
+                with rank_errors(self.index):
                     dist.send(sample.cpu().contiguous(), 0, group=self._group)
             return
         yield from samples
@@ -126,7 +126,7 @@ class RankGroup(Ranks):
             share = self.share(total, rank)
             for _ in range(share.first, share.end):
                 sample = torch.empty_like(samples[0], device="cpu")
-                with lost(self.index):
+                with rank_errors(self.index):
                     dist.recv(sample, rank, group=self._group)
                 yield sample
 
@@ -148,7 +148,7 @@ class RankGroup(Ranks):
 
     def wait(self) -> None:
         """Wait for all ranks, however long it takes."""
-        with lost(self.index):
+        with rank_errors(self.index):
             dist.barrier(group=self._patient)
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def lost(index: int) -> Iterator[None]:
+def rank_errors(index: int) -> Iterator[None]:
     """Turn a failed connection into one line.
 
     Raises:

@@ -88,7 +88,7 @@ class Activations:
         self.device: torch.device | None = None
         self._samples: list[Tensor] = []
         placed = map(self._placed, samples)
-        self._samples.extend(placed if folder is None else _mapped(placed, folder))
+        self._samples.extend(_mapped(placed, folder) if folder else placed)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -163,7 +163,9 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def within_memory(name: str, work: Callable[[], Result], inputs: Sequence[Activations], alone: bool) -> Result:
+def retry_with_fewer_samples(
+    name: str, work: Callable[[], Result], inputs: Sequence[Activations], alone: bool
+) -> Result:
     """Run `work()`; when the device runs out of memory, again with half as many samples there at once.
 
     How many are there never changes a result. `work` must leave nothing behind when it fails.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.ranks import ALONE, Ranks
-from ..models.activations import Activations, within_memory
+from ..models.activations import Activations, retry_with_fewer_samples
 from ..models.blocks import Block, DecoderLayer
 from ..models.source import LayerSource
 from ..tensors.input_statistics import InputRecorder
@@ -134,7 +134,7 @@ def prune(
                 kept |= block_masks
                 outputs.append(output)
             passed_on = partial(advance, layer, hidden, outputs)
-            hidden = within_memory(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
+            hidden = retry_with_fewer_samples(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
             masks |= source.commit(index, kept, hidden)
     return masks
 
@@ -150,7 +150,7 @@ def prune_block(
     """Settle and commit a block: its masks, and its outputs under them."""
     started, alone = time.perf_counter(), plan.ranks.count == 1
     settled = partial(settle, layer, block, hidden, outputs, plan)
-    trial, first, figures = within_memory(block.name, settled, [hidden, *outputs], alone)
+    trial, first, figures = retry_with_fewer_samples(block.name, settled, [hidden, *outputs], alone)
     output = trial.outputs(trial.masks)
     callback(report(block, trial, first, figures, started))
     trial.commit()

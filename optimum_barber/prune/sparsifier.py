@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from ..base.errors import BarberError
 from ..base.files import is_there
-from ..base.output import check_output, shown, staged
+from ..base.output import check_output, staged, wait_for_directory
 from ..base.rank_group import all_ranks
 from ..base.ranks import Ranks
 from ..checkpoints.pruned import carry_structure
@@ -149,7 +149,7 @@ class BarberSparsifier:
                 run.plan.scratch = progress.directory if needs.place == "disk" else None
                 self._prune_on_disk(run, source, progress, callbacks, quiet)
             together.wait()
-        record = read_record(shown(output))
+        record = read_record(wait_for_directory(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
         return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
 

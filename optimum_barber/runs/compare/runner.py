@@ -9,7 +9,7 @@ from typing import Any
 from ...base.calibration import refuse_flat
 from ...base.errors import BarberError, unknown_name
 from ...base.files import write_json
-from ...base.output import alone, check_output
+from ...base.output import check_output, output_lock
 from ...checkpoints.write import software
 from ...models.loading import ModelReference, resolve_model
 from ...prune.settings import BarberConfig
@@ -93,7 +93,7 @@ def run(
     if not all(map(plan.held, plan.fingerprints)):
         bench = Bench.open(plan.reference, settings, base, plan.cells, quiet)
     output.mkdir(parents=True, exist_ok=True)
-    with alone(output):
+    with output_lock(output):
         return _run(plan, bench, tell)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...base.errors import FailedCheckError
 from ...base.files import write_json
-from ...base.output import alone, staged
+from ...base.output import output_lock, staged
 from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
 from ..verify import verify_product
@@ -102,7 +102,7 @@ def run_recipe(
     """
     recipe = read_recipe(find_recipe(str(name)), settings)
     output = open_output(recipe.output)
-    with alone(output):
+    with output_lock(output):
         return _run(recipe, str(name), output, track, quiet, tell)
 
 

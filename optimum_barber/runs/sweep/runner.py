@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...base.files import write_json
-from ...base.output import alone
+from ...base.output import output_lock
 from ...checkpoints.write import software
 from ...models.device import choose_device
 from ...models.loading import ModelReference, load_config, resolve_model
@@ -74,7 +74,7 @@ def run_sweep(
     bench = Bench.load(reference, config, quiet) if missing else None
     cuts = {cell.name: plan_cut(bench.shrinker.model, cell.config) for cell in missing if bench and cell.config}
     settings = settings_of(config, reference)
-    with alone(open_output(str(output), *mark)):
+    with output_lock(open_output(str(output), *mark)):
         write_json(directory / SWEEP_NAME, {**settings, "software": software()})
         for name in reused:
             tell(name, found[name], True)
