@@ -4,7 +4,7 @@
         [--sequence-length 2048] [--producers magnitude wanda sparsegpt] [--rebuild barber] [--work DIR]
 
 Random bf16 weights are written to the disk, then pruned from there with each producer and rebuilt: seconds, the peak of
-the device's allocator, and the floating-point operations of the products that the run needs over its seconds. Then, on
+the device's allocator, and the floating-point operations of the forecast's passes over its seconds. Then, on
 CUDA, torch's semi-structured tensors against dense ones: each shape of Linear by the tokens at once, and prefill and
 decoding of a whole model in which the Linears are semi-structured that gain for the tokens of the prefill.
 """
@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base.memory import peak_memory, reset_peak_memory
 from optimum_barber.models.architectures import architecture_of, decoder_stack
 from optimum_barber.models.loading import empty_model, resolve_model
 from optimum_barber.models.measure import latency, timed
-from optimum_barber.prune.cost.timing import stages
-from optimum_barber.prune.cost.work import Tokens, shapes_of, total
-from optimum_barber.prune.pipeline import peak_memory, reset_peak_memory
-from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.cost.forecast import forward_flops, work_of
 from optimum_barber.tensors.masks import keep_highest
 from optimum_barber.tensors.patterns import SparsityPattern
 
@@ -77,12 +76,8 @@ def pruned(args: argparse.Namespace, config: object, model: Path, output: Path, 
     sparsifier = BarberSparsifier(None, None, resolve_model(str(model)), stream="always")
     sparsifier.sparsify(settings, windows, save_dir=output, quiet=True)
     seconds, memory = time.perf_counter() - started, f"{peak_memory() / 2**30:.1f} GiB"
-    empty = empty_model(config)
-    architecture = architecture_of(empty)
-    path, stack = decoder_stack(empty, architecture)
-    tokens = Tokens(args.samples, args.sequence_length, args.hidden_size)
-    shapes = shapes_of(stack, path, architecture, args.hidden_size)
-    flops = total(stages(shapes, tokens, settings, PRODUCERS[producer].needs, 0).values()).flops
+    passes = work_of(settings, settings.sparsity_pattern(), args.samples)[0]
+    flops = passes * args.samples * forward_flops(ModelSource(empty_model(config)), args.sequence_length)
     return f"| {producer} + {args.rebuild} | {seconds / 60:.1f} | {memory} | {flops / seconds / 1e12:.2f} |"
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from optimum_barber import BarberSparsifier
-from optimum_barber.base.memory import return_freed_buffers
+from optimum_barber.base.memory import peak_memory, reset_peak_memory, return_freed_buffers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.models.source import ModelSource
-from optimum_barber.prune.pipeline import BlockReport, peak_memory, reset_peak_memory
+from optimum_barber.prune.pipeline import BlockReport
 from optimum_barber.prune.settings import BarberConfig
 from optimum_barber.text.windows import calibration_windows
 

@@ -160,7 +160,7 @@ def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     grams = 1 - EXCHANGING.isdisjoint(parts_of(args.rebuild))
     needs = needs_of(stack, architecture, args.hidden_size, args.samples, args.sequence_length, 2 * parameters, grams)
     embedding = 4 * VOCABULARY * args.hidden_size
-    activations = ACTIVATION_COPIES * args.samples * needs.sample
+    activations = ACTIVATION_COPIES * args.samples * needs.window
     bound = embedding + 4 * needs.layer + activations + 600 * MB
     shape = [str(args.samples), str(args.sequence_length), args.activations]
     command = [sys.executable, "-c", RUN, str(work / "model"), str(work / "out"), args.rebuild, *shape]

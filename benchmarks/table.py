@@ -18,9 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier, SparsifyResult, perplexity
-from optimum_barber.base.memory import return_freed_buffers, trim
+from optimum_barber.base.memory import peak_memory, reset_peak_memory, return_freed_buffers, trim
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
-from optimum_barber.prune.pipeline import peak_memory, reset_peak_memory
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_barber.tensors.bits import infinite_where, kept_or_zero, signed
+from optimum_barber.tensors.masks import infinite_where, kept_or_zero, signed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

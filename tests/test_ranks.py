@@ -204,8 +204,8 @@ def test_what_several_ranks_cannot_do():
 
 
 def test_what_each_of_several_ranks_takes():
-    alone = Needs(layer=10, gram=0, sample=7, within=0, samples=5, checkpoint=1)
-    shared = Needs(layer=10, gram=0, sample=7, within=0, samples=5, checkpoint=1, ranks=2)
+    alone = Needs(layer=10, gram=0, window=7, window_outputs=0, windows=5, checkpoint=1)
+    shared = Needs(layer=10, gram=0, window=7, window_outputs=0, windows=5, checkpoint=1, ranks=2)
     assert alone.memory - shared.memory == ACTIVATION_COPIES * 2 * 7
     assert alone.disk == shared.disk
     assert "for each of 2 ranks" in shared.lines()[0]

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_barber.prune.rebuilders.ratio import climb
-from optimum_barber.tensors.exchange import Exchange, from_groups, positive_pairs, to_groups
-from optimum_barber.tensors.group_exchange import GroupExchange, RowExchange
+from optimum_barber.tensors.exchange import Exchange, GroupExchange, RowExchange, from_groups, positive_pairs, to_groups
 from optimum_barber.tensors.masks import holds_pattern
 from optimum_barber.tensors.patterns import SparsityPattern
 

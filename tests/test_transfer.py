@@ -12,7 +12,7 @@ from optimum_barber.models import activations as activations_module
 from optimum_barber.models.activations import Activations, Transfer, retry_with_fewer_samples
 from optimum_barber.models.device import matrix_products
 from optimum_barber.models.loading import resolve_model
-from optimum_barber.prune.cost.needs import batched
+from optimum_barber.prune.cost.needs import with_batch_size
 
 from .conftest import tiny_model, tiny_windows
 from .test_preflight import NEEDS
@@ -133,16 +133,16 @@ def test_a_rank_does_not_go_back_while_others_wait():
 
 def test_the_batch_is_as_large_as_the_device_has_room_for():
     on = replace(NEEDS, device=True)
-    sample = on.device_memory - on.work  # of all windows
-    assert batched(on, None) is on
-    assert batched(on, on.device_memory) is on
-    found = batched(on, on.device_memory - 1)
-    assert found.batch_size == on.share - 1
+    sample = on.device_memory - on.layer_work  # of all windows
+    assert with_batch_size(on, None) is on
+    assert with_batch_size(on, on.device_memory) is on
+    found = with_batch_size(on, on.device_memory - 1)
+    assert found.batch_size == on.windows_per_rank - 1
     assert found.device_memory <= on.device_memory - 1
     assert found.memory > on.memory
-    assert batched(on, on.work + sample // on.share).batch_size == 1
-    assert batched(on, on.work).batch_size is None  # refused where everything is checked
-    assert batched(replace(on, batch_size=2), 0).batch_size == 2
+    assert with_batch_size(on, on.layer_work + sample // on.windows_per_rank).batch_size == 1
+    assert with_batch_size(on, on.layer_work).batch_size is None  # refused where everything is checked
+    assert with_batch_size(replace(on, batch_size=2), 0).batch_size == 2
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

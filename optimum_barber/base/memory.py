@@ -1,10 +1,15 @@
-"""How a process of ours holds its memory: freed buffers go back to the system, where glibc is its C library."""
+"""Memory and disk: what is free, what a process takes, and, with glibc, how freed buffers go back to the system."""
 
 import ctypes
 import gc
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT_SIZED = 4 * 2**20  # bytes; activations of a window are smaller and stay in the heap, where reuse is free
 HEAP_TOP = 16 * 2**20  # bytes; activations come and go there, and pages that went back would be faulted in every time
@@ -88,3 +93,59 @@ def resident() -> int:
 
 def _libc() -> Any:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def free_memory(device: "torch.device | None" = None) -> int | None:
+    """Bytes that this process may still take, of a CUDA device or else of the host; None where the system is silent."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = _numbers(Path("/proc/meminfo")).get("MemAvailable:")
+    if available is None:
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        taken = _numbers(group / "memory.stat")["anon"]
+    except (OSError, ValueError, KeyError):  # no group, or one without a limit
+        return 1024 * available
+    return min(1024 * available, limit - taken)
+
+
+def _numbers(table: Path) -> dict[str, int]:
+    """The first number of each line of a table of the kernel by its first word; empty where there is no table."""
+    try:
+        lines = table.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    rows = [line.split() for line in lines]
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def free_disk(directory: Path) -> int:
+    """Bytes that the file system has left where `directory` is, or will be."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def peak_memory() -> int:
+    """Bytes: the CUDA allocator's peak where a GPU is in use, else the process's largest resident size."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew: on CUDA, and where the system allows it for a process (Linux)."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as switch:
+        switch.write("5")

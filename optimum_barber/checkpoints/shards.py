@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import BarberError
 from ..base.files import sync_directory, write_all
-from ..tensors.bits import raw
+from ..tensors.masks import raw_bytes
 
 DTYPES = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
@@ -144,7 +144,7 @@ class TensorFile:
         entry, position, checksum = self.entries[name], self._starts[name], 0
         assert tuple(tensor.shape) == entry.shape, (name, tensor.shape, entry.shape)
         for piece in tensor.detach().reshape(-1).split(CHUNK):
-            data = raw(piece.to("cpu", entry.dtype))
+            data = raw_bytes(piece.to("cpu", entry.dtype))
             write_all(self._file, data, position)
             position, checksum = position + len(data), zlib.crc32(data, checksum)
         return checksum

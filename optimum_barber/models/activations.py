@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.errors import UnfinishedError
 from ..base.files import write_all
 from ..base.ranks import Share
-from ..tensors.bits import raw
+from ..tensors.masks import raw_bytes
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -148,7 +148,7 @@ def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for sample in samples:
             shapes.append((sample.dtype, sample.shape))
-            write_all(file.fileno(), raw(sample), size)
+            write_all(file.fileno(), raw_bytes(sample), size)
             size = aligned(size + sample.nbytes)
         os.ftruncate(file.fileno(), size)
         content = mmap.mmap(file.fileno(), 0) if shapes else b""

@@ -1,8 +1,6 @@
-"""What would be pruned in a model, an estimate of memory and work, and what runs it: from its configuration alone."""
+"""What would be pruned in a model, an estimate of memory and time, and what runs it: from its configuration alone."""
 
-import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +13,13 @@ from ..models.device import choose_device
 from ..models.loading import ModelReference, empty_model, load_config
 from ..models.source import ModelSource
 from ..text.windows import sequence_length
+from .cost.forecast import forecast
 from .cost.needs import GIB, LAYER_COPIES, needs_of
-from .cost.rates import predict
-from .cost.timing import table
-from .pipeline import Plan
-from .producers import PRODUCERS
 from .settings import BarberConfig
 
 
 def inspect_model(reference: ModelReference, samples: int, length: int | None) -> str:
-    """A page about the model: layers, blocks, Linears, memory and work."""
+    """Describe the model on one page: layers, blocks, Linears, memory and time."""
     config = load_config(reference)
     config.__dict__.pop("quantization_config", None)
     source = ModelSource(empty_model(config), choose_device("auto"))
@@ -35,13 +30,15 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
         f"layers        {len(source)} x {type(source.stack[0]).__name__} in {source.path}",
     ]
     for block, members in source.architecture.blocks.items():
-        shapes = {n: f"{m.out_features}x{m.in_features}" for n, m in linears_of(source.stack[0], members).items()}
-        lines.append(f"{block:<13} {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
-    return "\n".join(lines + estimate(source, samples, sequence_length(config, length))) + "\n"
+        linears = linears_of(source.stack[0], members)
+        shapes = [f"{name} {linear.out_features}x{linear.in_features}" for name, linear in linears.items()]
+        lines.append(f"{block:<13} {', '.join(shapes)}")
+    lines += estimate(source, samples, sequence_length(config, length))
+    return "\n".join(lines) + "\n"
 
 
 def inspect_targets(reference: ModelReference) -> str:
-    """Which runtimes load a checkpoint, and which get faster from it.
+    """Say which runtimes load a checkpoint, and which get faster from it.
 
     Raises:
         BarberError: it is a GGUF file, or quantized in a way that the table does not know.
@@ -52,31 +49,32 @@ def inspect_targets(reference: ModelReference) -> str:
 
 
 def estimate(source: ModelSource, samples: int, length: int) -> list[str]:
-    """Prunable weights, memory beyond the loaded model or in all, matrix products, and the time of a default run."""
+    """Return lines about prunable weights, memory beyond the loaded model or in all, and a default run's time."""
     config: Any = source.model.config
-    blocks = source.architecture.blocks.values()
-    prunable = sum(m.weight.numel() for layer in source.stack for b in blocks for m in linears_of(layer, b).values())
+    prunable = 0
+    for layer in source.stack:
+        for members in source.architecture.blocks.values():
+            prunable += sum(linear.weight.numel() for linear in linears_of(layer, members).values())
+    layers = Counter(type(layer).__name__ for layer in source.stack)
+    counts = ", ".join(f"{name}: {count}" for name, count in layers.items())
     dtype = getattr(config, "dtype", None) or torch.float32
     hidden = getattr(config.get_text_config(), "hidden_size", 0)
     written = parameters(source.model) * dtype.itemsize
     needs = needs_of(source.stack, source.architecture, hidden, samples, length, written, grams=1)
     settings = BarberConfig(sparsity=0.5)
-    plan = Plan(PRODUCERS["wanda"], settings.sparsity_pattern())
     flops = 2 * prunable * samples * length
     return [
-        f"prunable      {prunable:,} weights ({dict(Counter(type(m).__name__ for m in source.stack))})".replace(
-            "'", ""
-        ),
-        f"memory        {(needs.work + needs.waiting) / GIB:.2f} GiB beyond the model, where it is loaded whole: 4 "
-        f"decoder layers in float32 {LAYER_COPIES * needs.layer / GIB:.2f}, activations of {samples * length:,} tokens "
-        f"{needs.waiting / GIB:.2f}",
+        f"prunable      {prunable:,} weights ({{{counts}}})",
+        f"memory        {(needs.layer_work + needs.activation_bytes) / GIB:.2f} GiB beyond the model, where it is "
+        f"loaded whole: 4 decoder layers in float32 {LAYER_COPIES * needs.layer / GIB:.2f}, activations of "
+        f"{samples * length:,} tokens {needs.activation_bytes / GIB:.2f}",
         *needs.lines(),
         f"work          {flops / 1e12:.2f} TFLOP a forward pass over these tokens; a default run takes about 10",
         "a default run, Wanda at 50 % and the default rebuild:",
-        *table(predict(source, plan, settings, (samples, length), needs.checkpoint, Path(tempfile.gettempdir()))),
+        forecast(source, settings, settings.sparsity_pattern(), samples, length),
     ]
 
 
 def parameters(module: nn.Module) -> int:
-    """How many parameters, tied ones once."""
+    """Count the parameters, tied ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.memory import peak_memory
 from ..base.ranks import ALONE, Ranks
 from ..models.activations import Activations, retry_with_fewer_samples
 from ..models.blocks import Block, DecoderLayer
@@ -278,21 +278,3 @@ def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]
     """The layer's output for every sample, from the outputs of its blocks."""
     streams = zip(hidden, *outputs, strict=True)
     return hidden.like(layer.output(h, blocks) for h, *blocks in streams)
-
-
-def peak_memory() -> int:
-    """Bytes: the CUDA allocator's peak where a GPU is in use, else the process's largest resident size."""
-    import resource
-    import sys
-
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew: on CUDA, and where the system allows it for a process (Linux)."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as switch:
-        switch.write("5")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..base.memory import WORTH_TRIMMING, heap
 from ..base.ranks import ALONE, Ranks
 from ..models.activations import Activations
-from ..tensors.bits import kept_or_zero
 from ..tensors.derivatives import backward, differentiable
 from ..tensors.input_statistics import InputStatistics
+from ..tensors.masks import kept_or_zero
 from ..tensors.objectives import SQUARED_ERROR, Objective
 from ..tensors.patterns import SparsityPattern
 from ..tensors.scores import GradientReduction

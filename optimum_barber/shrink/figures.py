@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.memory import peak_memory
 from ..checkpoints.names import STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import software
 from ..models.architectures import positions
 from ..models.measure import latency, macs_per_token, size_of
 from ..models.source import working_copy
-from ..prune.pipeline import peak_memory
 from ..text.windows import TokenWindows
 from .cut_errors import block_errors, layer_errors
 from .plan import Cut

@@ -17,7 +17,7 @@ FLATTEST = 1e-6  # least slope of a log error: an error that does not rise is as
 
 @dataclass
 class Shares:
-    """What an allocation gives.
+    """The sparsity of each block, as an allocation shares it out.
 
     Attributes:
         sparsity: share of the prunable weights of each block that is pruned, in (0, 1), by name.
@@ -38,10 +38,12 @@ def patterns_of(shares: Mapping[str, float], sizes: Sizes, target: float) -> dic
     """
     if all(share == target for share in shares.values()):
         return {}
+    patterns = {name: SparsityPattern(share) for name, share in shares.items()}
     counts = quotas(shares, sizes, target)
-    weights = {name: count for linears in sizes.values() for name, count in linears.items()}
-    blocks = {name: SparsityPattern(share) for name, share in shares.items()}
-    return blocks | {name: SparsityPattern.of_count(count, weights[name]) for name, count in counts.items()}
+    for linears in sizes.values():
+        for name, weights in linears.items():
+            patterns[name] = SparsityPattern.of_count(counts[name], weights)
+    return patterns
 
 
 def quotas(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str, int]:
@@ -58,16 +60,25 @@ def quotas(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str
     Raises:
         BarberError: the shares do not come to the target.
     """
-    total = sum(sum(linears.values()) for linears in sizes.values())
-    asked = math.floor(Fraction(str(target)) * total)
-    given = sum((Fraction(shares[block]) * sum(linears.values()) for block, linears in sizes.items()), Fraction())
-    if abs(given / total - Fraction(target)) > TOLERANCE:
-        raise BarberError(f"the allocation's shares come to sparsity {float(given / total):.4f}, expected {target:g}")
-    shift = (asked - given) / total
-    due = {n: (Fraction(shares[block]) + shift) * w for block, linears in sizes.items() for n, w in linears.items()}
-    counts = {name: math.floor(exact) for name, exact in due.items()}
-    first = sorted(due, key=lambda name: counts[name] - due[name])[: asked - sum(counts.values())]
-    return {name: count + (name in first) for name, count in counts.items()}
+    total, shared = 0, Fraction()
+    for block, linears in sizes.items():
+        weights = sum(linears.values())
+        total += weights
+        shared += Fraction(shares[block]) * weights
+    if abs(shared / total - Fraction(target)) > TOLERANCE:
+        raise BarberError(f"the allocation's shares come to sparsity {float(shared / total):.4f}, expected {target:g}")
+    expected = math.floor(Fraction(str(target)) * total)
+    shift = (expected - shared) / total
+    counts, fractions = dict[str, int](), dict[str, Fraction]()
+    for block, linears in sizes.items():
+        for name, weights in linears.items():
+            due = (Fraction(shares[block]) + shift) * weights
+            counts[name] = math.floor(due)
+            fractions[name] = due - counts[name]
+    largest_first = sorted(fractions, key=fractions.__getitem__, reverse=True)
+    for name in largest_first[: expected - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 @dataclass(frozen=True)
@@ -117,18 +128,20 @@ def least_error(
         highest: of every block's sparsity.
     """
 
-    def split(log_price: float) -> list[float]:
-        pairs = zip(curves, weights, strict=True)
-        return [min(max(curve.where(log_price, count), lowest), highest) for curve, count in pairs]
+    blocks = list(zip(curves, weights, strict=True))
 
-    prices = [
-        curve.level + curve.slope * s + math.log(curve.slope / count)
-        for curve, count in zip(curves, weights, strict=True)
-        for s in (lowest, highest)
-    ]
-    low, high, asked = min(prices), max(prices), target * sum(weights)
+    def split(log_price: float) -> list[float]:
+        return [min(max(curve.where(log_price, count), lowest), highest) for curve, count in blocks]
+
+    prices = []
+    for curve, count in blocks:
+        for sparsity in (lowest, highest):
+            prices.append(curve.level + curve.slope * sparsity + math.log(curve.slope / count))
+    low, high, expected = min(prices), max(prices), target * sum(weights)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        reached = sum(s * count for s, count in zip(split(middle), weights, strict=True))
-        low, high = (middle, high) if reached < asked else (low, middle)
+        if sum(s * count for s, count in zip(split(middle), weights, strict=True)) < expected:
+            low = middle
+        else:
+            high = middle
     return split(high)

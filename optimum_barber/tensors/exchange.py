@@ -1,8 +1,8 @@
 """LLM-Barber's exchange of pruned against kept weights (METHODS: LLM-Barber, steps 4 to 6). Torch only.
 
-In every group the pruned weights, most important first, are paired with the kept weights, least
-important first; pair i is worth S_grow(i) - S_prune(i), which falls with i. N+ pairs are worth more
-than zero, and an exchange at the ratio alpha swaps the first floor(alpha * N+) of them (Eq. 9-11).
+In every comparison group the pruned weights, most important first, are paired with the kept weights, least important
+first. Pair i is worth S_grow(i) - S_prune(i), which falls with i. N+ pairs are worth more than zero, and an exchange at
+the ratio alpha swaps the first floor(alpha * N+) of them (Eq. 9-11).
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .masks import count_true, fill_up
+from .masks import count_true, fill_up, rank_in_group
 from .order import extremes, kth_smallest
 
 
@@ -25,28 +25,29 @@ def to_groups(tensors: Sequence[Tensor], granularity: str) -> list[Tensor]:
         return [torch.cat([tensor.reshape(-1) for tensor in tensors])[None]]
     if granularity == "layer":
         return [tensor.reshape(1, -1) for tensor in tensors]
-    return [tensor.t() if granularity == "input" else tensor for tensor in tensors]
+    if granularity == "input":
+        return [tensor.t() for tensor in tensors]
+    return list(tensors)
 
 
 def from_groups(groups: Sequence[Tensor], shapes: Sequence[torch.Size], granularity: str) -> list[Tensor]:
     """The inverse of `to_groups`."""
     if granularity == "block":
-        parts = groups[0][0].split([shape.numel() for shape in shapes])
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    if granularity == "input":
-        return [group.t().contiguous() for group in groups]
+        groups = groups[0][0].split([shape.numel() for shape in shapes])
+    elif granularity == "input":
+        groups = [group.t().contiguous() for group in groups]
     return [group.reshape(shape) for group, shape in zip(groups, shapes, strict=True)]
 
 
 def positive_pairs(importance: Tensor, keep: Tensor) -> Tensor:
     """N+ of each group, without pairing anything.
 
-    With K weights kept in the group and t the K-th largest importance of all its weights, pair k is
-    worth more than zero as long as a threshold fits between its members; so
-    N+ = max(#{pruned, S > t}, #{kept, S < t}). The two differ only by ties at t.
+    With K weights kept in the group and t the K-th largest importance of all its weights, pair k is worth more than
+    zero as long as a threshold fits between its members; so N+ = max(#{pruned, S > t}, #{kept, S < t}). The two differ
+    only by ties at t.
 
     Args:
-        importance: (groups, width), >= 0.
+        importance: S, (groups, width), >= 0.
         keep: (groups, width) bool.
 
     Returns:
@@ -77,7 +78,11 @@ def swap_counts(positive: Tensor, ratio: float) -> Tensor:
 
 
 class Extremes:
-    """The highest or lowest candidates of each row, ranked once and taken in any number up to `most`."""
+    """The highest or lowest candidates of each row, ranked once and taken in any number up to `most`.
+
+    Attributes:
+        ranked: the scores of these candidates, (rows, most), from the extreme inwards.
+    """
 
     def __init__(self, scores: Tensor, candidates: Tensor, most: int, largest: bool) -> None:
         self.scores, self.candidates, self.largest = scores, candidates, largest
@@ -114,13 +119,13 @@ class Ranking(ABC):
         """N+ summed over all groups."""
         return sum(int(positive.sum()) for positive in self.positive)
 
-    def most(self, ratio: float) -> list[int]:
-        """The largest number of swaps in any group at this ratio, for every matrix of groups."""
-        return [int(swap_counts(positive, ratio).max()) for positive in self.positive]
-
     @abstractmethod
     def values(self) -> Tensor:
         """The ranked pair values, best first within a group; those of groups with fewer pairs end in 0 or below."""
+
+    @abstractmethod
+    def at(self, ratio: float) -> list[Tensor]:
+        """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
 
     def outlier_share(self) -> float:
         """The share of the worthwhile pairs whose value lies above the upper Tukey fence, Q3 + 1.5 (Q3 - Q1).
@@ -134,9 +139,34 @@ class Ranking(ABC):
         upper, lower = values[len(values) // 4], values[3 * len(values) // 4]
         return float((values > upper + 1.5 * (upper - lower)).count_nonzero()) / len(values)
 
-    @abstractmethod
-    def at(self, ratio: float) -> list[Tensor]:
-        """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
+
+class RankedGroups:
+    """The pairs of one matrix of groups.
+
+    Args:
+        importance: S, (groups, width), >= 0.
+        keep: (groups, width) bool.
+        largest_ratio: the largest ratio that will be asked for, in [0, 1].
+    """
+
+    def __init__(self, importance: Tensor, keep: Tensor, largest_ratio: float) -> None:
+        self.importance, self.keep = importance, keep
+        self.positive = positive_pairs(importance, keep)
+        most = int(swap_counts(self.positive, largest_ratio).max())
+        self.grow = Extremes(importance, ~keep, most, largest=True)
+        self.prune = Extremes(importance, keep, most, largest=False)
+
+    def values(self) -> Tensor:
+        """S_grow - S_prune of every ranked pair, flat."""
+        return (self.grow.ranked - self.prune.ranked).reshape(-1)
+
+    def grown(self, ratio: float) -> Tensor:
+        """True where the first floor(ratio * N+) pairs of each group grow a weight, (groups, width)."""
+        return self.grow.take(swap_counts(self.positive, ratio))
+
+    def at(self, ratio: float) -> Tensor:
+        """The keep mask after swapping these pairs, (groups, width)."""
+        return self.keep ^ self.grown(ratio) ^ self.prune.take(swap_counts(self.positive, ratio))
 
 
 class Exchange(Ranking):
@@ -154,21 +184,106 @@ class Exchange(Ranking):
     ) -> None:
         self.granularity = granularity
         self.shapes = [mask.shape for mask in keep]
-        self.keep = to_groups(keep, granularity)
-        scores = to_groups(importance, granularity)
-        self.positive = [positive_pairs(s, k) for s, k in zip(scores, self.keep, strict=True)]
-        most = self.most(largest_ratio)
-        self._grow = [Extremes(s, ~k, m, True) for s, k, m in zip(scores, self.keep, most, strict=True)]
-        self._prune = [Extremes(s, k, m, False) for s, k, m in zip(scores, self.keep, most, strict=True)]
+        pairs = zip(to_groups(importance, granularity), to_groups(keep, granularity), strict=True)
+        self.matrices = [RankedGroups(scores, mask, largest_ratio) for scores, mask in pairs]
+        self.positive = [groups.positive for groups in self.matrices]
 
     def values(self) -> Tensor:
         """S_grow - S_prune of every ranked pair, one flat tensor."""
-        return torch.cat([(g.ranked - p.ranked).reshape(-1) for g, p in zip(self._grow, self._prune, strict=True)])
+        return torch.cat([groups.values() for groups in self.matrices])
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
-        rebuilt = []
-        for keep, grow, prune, positive in zip(self.keep, self._grow, self._prune, self.positive, strict=True):
-            counts = swap_counts(positive, ratio)
-            rebuilt.append(keep ^ grow.take(counts) ^ prune.take(counts))
-        return from_groups(rebuilt, self.shapes, self.granularity)
+        return from_groups([groups.at(ratio) for groups in self.matrices], self.shapes, self.granularity)
+
+
+class RowExchange(Exchange):
+    """`pairing: row` of N:M (published code): output rows decide what grows, M-groups what makes room.
+
+    In each output row the floor(ratio * N+) most important pruned weights grow. In each M-group as many of the least
+    important kept weights go as grew there. Where more than N would grow in one M-group, the N most important do.
+
+    Args:
+        importance: S of each Linear, (out, in), >= 0.
+        keep: keep mask of each Linear, (out, in) bool, N of every M.
+        group: M.
+        largest_ratio: the largest ratio that `at` will be asked for, in [0, 1].
+    """
+
+    def __init__(
+        self, importance: Sequence[Tensor], keep: Sequence[Tensor], group: int, largest_ratio: float = 1.0
+    ) -> None:
+        super().__init__(importance, keep, "output", largest_ratio)
+        self.group = group
+
+    def at(self, ratio: float) -> list[Tensor]:
+        """The keep masks after growing the first floor(ratio * N+) weights of each row."""
+        return [self._swapped(rows, rows.grown(ratio)) for rows in self.matrices]
+
+    def _swapped(self, rows: RankedGroups, grown: Tensor) -> Tensor:
+        scores, kept, grown = (t.reshape(-1, self.group) for t in (rows.importance, rows.keep, grown))
+        grown = grown & (rank_in_group(-scores.masked_fill(~grown, -torch.inf)) < kept.sum(1, keepdim=True))
+        leaves = rank_in_group(scores.masked_fill(~kept, torch.inf)) < grown.sum(1, keepdim=True)
+        return (kept ^ grown ^ leaves).reshape(rows.keep.shape)
+
+
+class GroupExchange(Ranking):
+    """`pairing: group` of N:M (paper, III-D): pairs are formed inside each M-group and compete within a scope.
+
+    An M-group offers min(N, M - N) pairs. Of a scope's N+ pairs worth more than zero the floor(ratio * N+) best are
+    swapped, equal values in the order of their M-groups.
+
+    Args:
+        importance: S of each Linear, (out, in), >= 0.
+        keep: keep mask of each Linear, (out, in) bool, N of every M.
+        group: M.
+        scope: output, layer or block.
+        largest_ratio: the largest ratio that `at` will be asked for, in [0, 1].
+    """
+
+    def __init__(
+        self, importance: Sequence[Tensor], keep: Sequence[Tensor], group: int, scope: str, largest_ratio: float = 1.0
+    ) -> None:
+        self.group, self.scope, self.keep = group, scope, list(keep)
+        self._places, values = list[tuple[Tensor, Tensor]](), list[Tensor]()
+        for scores, mask in zip(importance, keep, strict=True):
+            grow, prune, value = _group_pairs(scores.reshape(-1, group), mask.reshape(-1, group))
+            self._places.append((grow, prune))
+            values.append(value.reshape(scores.shape[0], -1))
+        self._shapes = [value.shape for value in values]
+        self.positive, self._best = list[Tensor](), list[Extremes]()
+        for scoped in to_groups(values, scope):
+            positive = count_true(scoped > 0)
+            most = int(swap_counts(positive, largest_ratio).max())
+            self.positive.append(positive)
+            self._best.append(Extremes(scoped, scoped > 0, most, largest=True))
+
+    def values(self) -> Tensor:
+        """Every ranked pair value of every scope, one flat tensor."""
+        return torch.cat([best.ranked.reshape(-1) for best in self._best])
+
+    def at(self, ratio: float) -> list[Tensor]:
+        """The keep masks after swapping the best floor(ratio * N+) pairs of each scope."""
+        counts = [swap_counts(positive, ratio) for positive in self.positive]
+        chosen = [best.take(count) for best, count in zip(self._best, counts, strict=True)]
+        swapped = from_groups(chosen, self._shapes, self.scope)
+        linears = zip(self.keep, swapped, self._places, strict=True)
+        return [keep ^ self._flipped(keep, pairs, places) for keep, pairs, places in linears]
+
+    def _flipped(self, keep: Tensor, swapped: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
+        """True at both members of each swapped pair, (out, in)."""
+        flips = torch.zeros_like(keep).reshape(-1, self.group)
+        swapped = swapped.reshape(places[0].shape)
+        for place in places:
+            flips |= torch.zeros_like(flips).scatter_(1, place, swapped)
+        return flips.reshape(keep.shape)
+
+
+def _group_pairs(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Position grown, position pruned and value of each pair: three of (groups, min(N, M - N))."""
+    kept = int(keep[0].sum())
+    pairs = min(kept, keep.shape[1] - kept)
+    grow = scores.masked_fill(keep, -torch.inf).sort(dim=1, descending=True, stable=True)
+    prune = scores.masked_fill(~keep, torch.inf).sort(dim=1, stable=True)
+    value = grow.values[:, :pairs] - prune.values[:, :pairs]
+    return grow.indices[:, :pairs], prune.indices[:, :pairs], value

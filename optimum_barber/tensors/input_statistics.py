@@ -1,7 +1,8 @@
-"""Statistics of the inputs of Linears, summed sample by sample, only those that somebody asked for. Torch only."""
+"""Statistics of the inputs of Linears, summed sample by sample, only those that are needed. Torch only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,14 @@ STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 
 @dataclass
 class InputStatistics:
-    """What is known of one Linear's input X, (tokens, in), over the whole calibration set.
+    """Statistics of one Linear's input X, (tokens, in), over the whole calibration set.
 
     Attributes:
-        input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless asked for.
-        gram: H = sum over tokens of x x^T, (in, in) float32; None unless asked for.
-        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless asked for.
-        input_sum: sum over tokens of X_tj of each channel j, (in,) float32; None unless asked for.
-        tokens: how many tokens were seen.
+        input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless needed.
+        gram: H = sum over tokens of x x^T, (in, in) float32; None unless needed.
+        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless needed.
+        input_sum: sum over tokens of X_tj of each channel j, (in,) float32; None unless needed.
+        tokens: number of tokens.
     """
 
     input_norm: Tensor | None = None
@@ -37,7 +38,7 @@ class InputStatistics:
 
 
 class _InputSums:
-    """What is summed of one input."""
+    """The sums over one input."""
 
     def __init__(self, needs: frozenset[str]) -> None:
         self.channels = {name: Sum() for name in CHANNELS if name in needs}
@@ -57,11 +58,14 @@ class _InputSums:
         tokens = int(sum(ranks.gather([self.tokens])))
         if not tokens:
             return InputStatistics()
-        found = {name: total.over(ranks) for name, total in self.channels.items()}
-        if "input_norm" in found:
-            found["input_norm"].sqrt_()
-        gram = None if self.gram is None else self.gram.over(ranks)
-        return InputStatistics(gram=gram, tokens=tokens, **found)
+        statistics = InputStatistics(tokens=tokens)
+        for name, total in self.channels.items():
+            setattr(statistics, name, total.over(ranks))
+        if statistics.input_norm is not None:
+            statistics.input_norm.sqrt_()
+        if self.gram is not None:
+            statistics.gram = self.gram.over(ranks)
+        return statistics
 
 
 class InputRecorder:
@@ -77,8 +81,9 @@ class InputRecorder:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "InputRecorder":
-        for name, linear in self.linears.items() if self.needs else ():
-            self._handles.append(linear.register_forward_pre_hook(self._hook(name)))
+        if self.needs:
+            for name, linear in self.linears.items():
+                self._handles.append(linear.register_forward_pre_hook(partial(self._add, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,20 +91,21 @@ class InputRecorder:
             handle.remove()
         self._last = None
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if self._last is not None and self._last[0] is args[0]:
-                self._sums[name] = self._last[1]
-            else:
-                self._sums[name].add(args[0].detach().reshape(-1, args[0].shape[-1]))
-                self._last = (args[0], self._sums[name])
-
-        return add
+    def _add(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        if self._last is not None and self._last[0] is x:
+            self._sums[name] = self._last[1]
+        else:
+            self._sums[name].add(x.detach().reshape(-1, x.shape[-1]))
+            self._last = (x, self._sums[name])
 
     def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
         """The statistics by Linear over all ranks, to be asked for once.
 
         Linears with the same input hold the same tensors.
         """
-        totals = {key: sums.over(ranks) for key, sums in {id(s): s for s in self._sums.values()}.items()}
-        return {n: replace(totals[id(s)]) for n, s in self._sums.items()}
+        totals: dict[_InputSums, InputStatistics] = {}
+        for sums in self._sums.values():
+            if sums not in totals:
+                totals[sums] = sums.over(ranks)
+        return {name: replace(totals[sums]) for name, sums in self._sums.items()}

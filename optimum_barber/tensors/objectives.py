@@ -1,4 +1,4 @@
-"""What an output under masks is worth beside the dense one: the measure that a trial's errors are of. Torch only.
+"""Objectives: the error of an output under masks beside the dense one. Torch only.
 
 Rebuilders that look at a small change D of the weights take the error summed over tokens for quadratic around them: by
 its slope and by random vectors u whose outer products are, on average, the Gauss-Newton part of half of its second
@@ -13,13 +13,13 @@ from torch.nn import functional
 
 
 class Objective(Protocol):
-    """Measures outputs of one sample, (1, tokens, channels), against targets."""
+    """The error E of the outputs of one sample, (1, tokens, channels), against targets."""
 
     def error(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         """E of one sample, a scalar that can be differentiated; `weights` of the tokens are (1, tokens, 1)."""
 
     def units(self, output: Tensor) -> float:
-        """What turns E of one sample into the sum whose second derivative `probe` is of."""
+        """The factor from E of one sample to the sum whose second derivative `probe` samples."""
 
     def probe(self, output: Tensor, weights: Tensor | None, seed: int) -> Tensor:
         """A random vector u of the output's shape, the same for the same seed on every device."""

@@ -1,5 +1,6 @@
 """Order statistics of long rows: numpy on the CPU, where torch is slower or carries 64-bit positions along."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +29,9 @@ def extremes(row: Tensor, candidates: Tensor, count: int, largest: bool) -> Tens
     cut = len(values) - count if largest else count
     if 0 < cut < len(values):
         values.partition(cut)
-    ranked = values[cut:].copy() if largest else values[:cut].copy()
-    ranked.sort()
-    return torch.from_numpy(ranked).flip(0) if largest else torch.from_numpy(ranked)
+    if largest:
+        return torch.from_numpy(np.sort(values[cut:])).flip(0)
+    return torch.from_numpy(np.sort(values[:cut]))
 
 
 def lowest(values: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Importance of weights from weights and gradients (METHODS: LLM-Barber, steps 2 and 3). Torch only."""
 
-import torch
 from torch import Tensor
 
 from ..base.ranks import ALONE, Ranks
@@ -29,7 +28,8 @@ class GradientReduction:
         Raises:
             RuntimeError: no gradient was added.
         """
-        mean = self.total.over(ranks).div_(int(sum(ranks.gather([self.samples]))))
+        samples = int(sum(ranks.gather([self.samples])))
+        mean = self.total.over(ranks).div_(samples)
         return mean.sqrt_() if self.squared else mean.abs_()
 
 
@@ -45,10 +45,15 @@ def importance(weight: Tensor, gradient: Tensor | None, metric: str = "weight_gr
     """
     if metric == "weight" or gradient is None:
         return weight.abs()
-    return gradient if metric == "gradient" else gradient.mul_(weight).abs_()
+    if metric == "gradient":
+        return gradient
+    return gradient.mul_(weight).abs_()
 
 
 def finite(tensors: list[Tensor]) -> bool:
     """Whether no value of any tensor is NaN or infinite."""
-    ends = [end for tensor in tensors for end in tensor.aminmax()]  # NaN where any value is
-    return bool(torch.stack(ends).isfinite().all()) if ends else True
+    for tensor in tensors:
+        lowest, highest = tensor.aminmax()  # NaN where any value is
+        if not bool(lowest.isfinite() & highest.isfinite()):
+            return False
+    return True

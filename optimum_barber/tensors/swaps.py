@@ -10,13 +10,14 @@ and c then by v_i G_i - v_j G_j. Rows are independent. One exchange costs O(rows
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .swap_steps import FreeRows, GroupRows, Rows, turn_of
 
-Begin = Callable[[Tensor, Tensor, Tensor], Rows]  # of some rows, by values, keep masks and what they feel
+Begin = Callable[[Tensor, Tensor, Tensor], Rows]  # takes the values, keep masks and slopes of some rows
 
 TOGETHER = 2**18  # weights worked on at once by each thread of the CPU: what an exchange touches stays near
 TOGETHER_ON_DEVICE = 2**23  # elsewhere: few steps, each of them large
@@ -45,41 +46,47 @@ def exchange(
         (rows, width) bool, every row (every M-group) with as many kept as before.
     """
     if group is None:
-        thorough = most is None
-        return _exchanged(values, keep, correlation, most, lambda v, m, c: FreeRows(v, m, gram, c, thorough))
-    values, keep, correlation, ordered = (by_place(rows, group) for rows in (values, keep, correlation, gram))
+        begin: Begin = partial(FreeRows, gram=gram, thorough=most is None)
+        return _exchanged(values, keep, correlation, most, begin)
+    values, keep, correlation, gram = (by_place(rows, group) for rows in (values, keep, correlation, gram))
     slopes = turn_of(values, keep).mul_(correlation)
-    rebuilt = _exchanged(values, keep, slopes, most, lambda v, m, s: GroupRows(v, m, ordered, s, group), group)
-    return by_group(rebuilt, group)
+    begin = partial(GroupRows, gram=gram, group=group)
+    return by_group(_exchanged(values, keep, slopes, most, begin, group), group)
 
 
 def by_place(rows: Tensor, group: int) -> Tensor:
-    """Rows with the same place of all M-groups side by side, so that pairs are formed along long rows."""
+    """Order the columns by their place in the M-group, then by the group: pairs are formed along long rows."""
     return rows.view(len(rows), -1, group).transpose(1, 2).reshape(rows.shape)
 
 
 def by_group(rows: Tensor, group: int) -> Tensor:
-    """Such rows as they were."""
+    """The inverse of `by_place`."""
     return rows.view(len(rows), group, -1).transpose(1, 2).reshape(rows.shape)
 
 
 def _exchanged(
-    values: Tensor, keep: Tensor, felt: Tensor, most: int | None, begin: Begin, group: int | None = None
+    values: Tensor, keep: Tensor, slopes: Tensor, most: int | None, begin: Begin, group: int | None = None
 ) -> Tensor:
     """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together.
 
-    What rows feel of all exchanges so far is c, or c times `turn`, as whatever begins a leg has it.
+    Between the legs `slopes`, (rows, width), carries what all exchanges so far have changed: c, or turn * c, as the
+    rows that `begin` makes have it.
     """
-    keep, felt = keep.clone(), felt.clone()
+    keep, slopes = keep.clone(), slopes.clone()
     at_once = TOGETHER * torch.get_num_threads() if values.device.type == "cpu" else TOGETHER_ON_DEVICE
     together = at_once // max((group or 4) // 4, 1)
     going, left, steps = torch.arange(len(keep), device=keep.device), most, LEG
     while len(going) and left != 0:
-        legs, steps = [], steps if left is None else min(steps, left)
+        if left is not None:
+            steps = min(steps, left)
+            left -= steps
+        improvable = []
         for rows in going.split(max(together // values.shape[1], 1)):
-            v, m, f = (tensor.index_select(0, rows) for tensor in (values, keep, felt))
-            legs.append(rows[begin(v, m, f).run(steps)])
-            keep.index_copy_(0, rows, m), felt.index_copy_(0, rows, f)
-        going, left = torch.cat(legs), None if left is None else left - steps
-        steps *= 1 if group is None else LONGER
+            v, m, s = (tensor.index_select(0, rows) for tensor in (values, keep, slopes))
+            improvable.append(rows[begin(v, m, s).run(steps)])
+            keep.index_copy_(0, rows, m)
+            slopes.index_copy_(0, rows, s)
+        going = torch.cat(improvable)
+        if group is not None:
+            steps *= LONGER
     return keep

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...tensors.exchange import Exchange, Ranking
-from ...tensors.group_exchange import GroupExchange, RowExchange
+from ...tensors.exchange import Exchange, GroupExchange, Ranking, RowExchange
 from ...tensors.pair_values import pair_distribution
 from ...tensors.scores import finite, importance
 from ..block_cache import Masks

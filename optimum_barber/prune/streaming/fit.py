@@ -3,23 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ...base.memory import free_disk, free_memory
 from ...base.output import partial_of
 from ...models.device import choose_device
+from ..cost.forecast import forecast
 from ..cost.needs import (
     GIB,
     LAYER_COPIES,
     TRAINED_COPIES,
     Needs,
-    batched,
     check_fit,
-    free_device_memory,
-    free_disk,
-    free_memory,
     needs_of,
-    placed,
+    with_batch_size,
+    with_place,
 )
-from ..cost.rates import predict
-from ..cost.timing import table
 from ..plan import Run
 from ..rebuild_settings import EXCHANGING
 from .disk import DiskCheckpoint, DiskSource
@@ -39,7 +36,8 @@ def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output
     """
     samples, length = run.windows.tokens.shape
     device = run.source.device
-    free, free_on_device = free_memory(), free_device_memory(device)
+    free = free_memory()
+    free_on_device = free_memory(device) if device.type == "cuda" else None
     if free is not None:
         free //= run.plan.ranks.local
     needs = replace(
@@ -49,7 +47,7 @@ def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output
         ranks=run.plan.ranks.count,
         copies=TRAINED_COPIES if "gradient" in run.config.reconstruct.chain else LAYER_COPIES,
     )
-    needs = placed(batched(needs, free_on_device), activations, free)
+    needs = with_place(with_batch_size(needs, free_on_device), activations, free)
     check_fit(needs, free, free_on_device, free_disk(output) + used_disk(partial_of(output)))
     return needs
 
@@ -73,7 +71,7 @@ def estimate(checkpoint: DiskCheckpoint, samples: int, length: int, grams: int =
         cast = written[name].bytes if written[name].dtype != stored[name].dtype else 0
         largest_outer = max(largest_outer, unpacked + cast)
     needs = needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
-    return replace(needs, around=largest_outer)
+    return replace(needs, largest_outer_tensor=largest_outer)
 
 
 def gram_copies(run: Run) -> int:
@@ -103,7 +101,6 @@ def preview(checkpoint: DiskCheckpoint, run: Run, activations: str, output: Path
         *needs.lines(),
         f"free          {memory:.2f} GiB of memory, {disk:.2f} GiB of disk: it fits",
     ]
-    if run.plan.ranks.count == 1:  # the time of several is not predicted
-        seconds = predict(run.source, run.plan, run.config, (samples, length), needs.checkpoint, output)
-        lines += table(seconds)
+    if run.plan.ranks.count == 1:  # the forecast is of one process
+        lines.append(forecast(run.source, run.config, run.plan.pattern, samples, length))
     return "\n".join(lines) + "\n"

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
+from ...base.memory import peak_memory, reset_peak_memory
 from ...checkpoints.record import write_masks
 from ...models.device import choose_device
 from ...models.loading import ModelReference, load_model, load_tokenizer
 from ...models.source import ModelSource
-from ...prune.pipeline import peak_memory, reset_peak_memory
 from ...prune.plan import make_plan
 from ...prune.settings import BarberConfig
 from ...prune.sparsifier import BarberSparsifier

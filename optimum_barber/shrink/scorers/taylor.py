@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...base.errors import BarberError
+from ...base.memory import free_memory
 from ...models.blocks import forward_of
 from ...models.source import working_copy
 from ..units import LayerUnits, linear_of
@@ -84,18 +84,6 @@ def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) 
             f"scorer 'taylor' needs {need / 2**30:.3g} GiB beside the model for its gradients, {free / 2**30:.3g} GiB "
             f"are free on {device}: take bip, which needs one decoder layer at a time"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes on the device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    table = Path("/proc/meminfo")
-    if table.is_file():
-        for line in table.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 @contextmanager
