@@ -6,16 +6,51 @@ import pytest
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
+from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.cost.needs import (
     GIB,
     INTERPRETER,
     Needs,
     check_fit,
+    needs_of,
     spelled,
     with_place,
 )
+from optimum_barber.tensors.input_statistics import InputRecorder
+from optimum_barber.tensors.masks import PackedMask
+
+from .conftest import tiny_model, tiny_windows
 
 NEEDS = Needs(layer=2 * GIB, gram=0, window=GIB, window_outputs=0, windows=4, checkpoint=10 * GIB)
+
+
+def test_the_sizes_of_a_run_are_those_of_its_tensors():
+    source = ModelSource(tiny_model())
+    windows = tiny_windows(samples=8, length=16)
+    needs = needs_of(source.stack, source.architecture, 32, 8, 16, 1000, grams=1)
+    hidden = list(source.begin(windows))
+    outputs, grams, closing, bits = [], [], [], 0
+    for layer in source.layers():
+        assert needs.layer == sum(p.numel() * p.element_size() for p in layer.module.parameters())
+        streams = []
+        for block in layer.blocks:
+            block_input = layer.input_of(block, hidden[0], streams)
+            seen = []
+            for linear in block.linears.values():
+                linear.register_forward_hook(lambda _, args, output, seen=seen: seen.append((args[0], output)))
+            with InputRecorder(block.linears, frozenset(["gram"])) as recorder:
+                streams.append(block(block_input))
+            outputs.append(sum(output.nbytes for _, output in seen))
+            closing.append(seen[-1][0].nbytes)  # the Linear that runs last closes its block
+            distinct = {id(statistics.gram): statistics.gram for statistics in recorder.result().values()}
+            grams.append(sum(gram.nbytes for gram in distinct.values()))
+            bits += sum(PackedMask.pack(linear.weight > 0).bits.nbytes for linear in block.linears.values())
+    assert needs.window == hidden[0].nbytes and needs.windows == 8
+    assert needs.window_outputs == max(outputs)
+    assert needs.window_closing_inputs == max(closing)
+    assert needs.gram == max(grams)
+    assert needs.checkpoint == 1000 + 2 * bits
+    assert needs_of(source.stack, source.architecture, 32, 8, 16, 1000, grams=2).gram == 2 * needs.gram
 
 
 def test_on_a_device_the_activations_of_a_batch_lie_there():

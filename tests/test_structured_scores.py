@@ -178,8 +178,8 @@ def test_sums_over_units_are_the_loops(hidden, count, width, start):
     expected = [
         sum(values[start + u * width + i, j].item() for i in range(width) for j in range(hidden)) for u in range(count)
     ]
-    assert scores.summed(values, 0, start, width, count).tolist() == pytest.approx(expected, abs=1e-4)
-    assert scores.summed(values.t(), 1, start, width, count).tolist() == pytest.approx(expected, abs=1e-4)
+    assert scores.unit_sums(values, 0, start, width, count).tolist() == pytest.approx(expected, abs=1e-4)
+    assert scores.unit_sums(values.t(), 1, start, width, count).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @given(st.lists(st.integers(0, 4), min_size=4, max_size=12).filter(lambda v: len(v) % 2 == 0), st.sampled_from([1, 2]))
@@ -208,7 +208,7 @@ def test_exchanges_find_a_choice_that_no_single_exchange_betters(seed, groups, w
     weight, each = torch.randn(4, 6 * width, generator=generator), 6 // groups
     matrix = scores.error_matrix(weight.double(), inputs.double().t() @ inputs.double(), width)
     start = [u for u in range(6) if u % each < 1]
-    kept = scores.exchanged(matrix, start, groups)
+    kept = scores.exchange_units(matrix, start, groups)
     best = output_error(inputs, weight, width, kept)
     assert len(kept) == len(start)
     assert best <= output_error(inputs, weight, width, start) * (1 + 1e-9)

@@ -11,7 +11,7 @@ from ..base.errors import BarberError
 from ..models.architectures import ARCHITECTURES, Structure
 from ..models.blocks import Block
 from ..models.source import ModelSource
-from ..tensors.unit_scores import summed
+from ..tensors.unit_scores import unit_sums
 
 HEADS, CHANNELS = "heads", "channels"
 KIND_OF_BLOCK = {"attention": HEADS, "mlp": CHANNELS}
@@ -64,7 +64,7 @@ class Units:
         parts = []
         for part in self.slices:
             if part.linear in values:
-                parts.append(summed(values[part.linear], part.axis, part.start, part.width, self.count))
+                parts.append(unit_sums(values[part.linear], part.axis, part.start, part.width, self.count))
         return torch.stack(parts).sum(0)
 
     def kept(self, units: Sequence[int], size: int, linear: str, axis: int) -> Tensor:

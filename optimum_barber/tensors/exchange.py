@@ -87,7 +87,7 @@ class Extremes:
     def __init__(self, scores: Tensor, candidates: Tensor, most: int, largest: bool) -> None:
         self.scores, self.candidates, self.largest = scores, candidates, largest
         self.void = -torch.inf if largest else torch.inf
-        if scores.shape[0] == 1:  # half the memory and time of masking, and one row needs no alignment
+        if len(scores) == 1:  # half the memory and time of masking, and one row needs no alignment
             self.ranked = extremes(scores[0], candidates[0], most, largest)[None]
         else:
             masked = scores.masked_fill(~candidates, self.void)
@@ -204,10 +204,7 @@ class RowExchange(Exchange):
     important kept weights go as grew there. Where more than N would grow in one M-group, the N most important do.
 
     Args:
-        importance: S of each Linear, (out, in), >= 0.
-        keep: keep mask of each Linear, (out, in) bool, N of every M.
-        group: M.
-        largest_ratio: the largest ratio that `at` will be asked for, in [0, 1].
+        group: M; the others are those of `Exchange`, with N of every M kept.
     """
 
     def __init__(
@@ -234,11 +231,8 @@ class GroupExchange(Ranking):
     swapped, equal values in the order of their M-groups.
 
     Args:
-        importance: S of each Linear, (out, in), >= 0.
-        keep: keep mask of each Linear, (out, in) bool, N of every M.
-        group: M.
+        group: M; the others are those of `Exchange`, with N of every M kept.
         scope: output, layer or block.
-        largest_ratio: the largest ratio that `at` will be asked for, in [0, 1].
     """
 
     def __init__(

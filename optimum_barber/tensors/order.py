@@ -34,7 +34,7 @@ def extremes(row: Tensor, candidates: Tensor, count: int, largest: bool) -> Tens
     return torch.from_numpy(np.sort(values[:cut]))
 
 
-def lowest(values: Tensor) -> Tensor:
+def lowest_column(values: Tensor) -> Tensor:
     """Where each row of a (rows, width) float tensor is lowest, (rows,) int64; ties fall to the lower index."""
     if values.device.type != "cpu":
         return values.argmin(dim=1)

@@ -11,7 +11,7 @@ BINS = 40
 DECADES = 8.0  # below the largest value; what is smaller still counts into the lowest bin
 
 
-def pair_distribution(values: Tensor, swapped: int) -> dict[str, Any] | None:
+def pair_value_histogram(values: Tensor, swapped: int) -> dict[str, Any] | None:
     """Positive pair values counted in bins of equal width on a log scale.
 
     Args:

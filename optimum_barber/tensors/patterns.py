@@ -9,7 +9,7 @@ from ..base.errors import BarberError
 
 @dataclass(frozen=True)
 class SparsityPattern:
-    """What a keep mask must look like.
+    """How many weights a keep mask prunes, and within what.
 
     Attributes:
         sparsity: share of weights pruned, in (0, 1).
@@ -48,9 +48,8 @@ class SparsityPattern:
     @classmethod
     def of_count(cls, count: int, weights: int) -> "SparsityPattern":
         """The unstructured pattern that prunes exactly `count` of the `weights` of a Linear."""
-        return cls(
-            (count + 0.5) / weights, whole=True
-        )  # in the middle of the ratios with that floor: no rounding hurts
+        middle = (count + 0.5) / weights  # of the ratios with that floor: no rounding hurts
+        return cls(middle, whole=True)
 
     @property
     def semi_structured(self) -> bool:
@@ -82,7 +81,6 @@ class SparsityPattern:
 
 def _parse_n_of_m(pattern: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    keep, group = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 0 < keep < group:
-        raise BarberError(f"pattern {pattern!r} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4")
-    return keep, group
+    if match and 0 < int(match[1]) < int(match[2]):
+        return int(match[1]), int(match[2])
+    raise BarberError(f"pattern {pattern!r} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4")

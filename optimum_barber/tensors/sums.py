@@ -17,7 +17,7 @@ PIECE = 2**16  # numbers added at once on the CPU, where torch first copies them
 
 
 class Sum:
-    """The sum of tensors of one shape and dtype, which may be given in any order."""
+    """The sum of tensors of one shape and dtype, added in any order."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
@@ -27,8 +27,10 @@ class Sum:
         """Add what one sample contributes."""
         if self._total is None:
             self._total, self._dtype = torch.zeros_like(part, dtype=torch.float64), part.dtype
-        together = PIECE if part.device.type == "cpu" else part.numel()
-        rows = max(together * len(part) // max(part.numel(), 1), 1)
+        rows = len(part)
+        if part.device.type == "cpu":
+            rows = PIECE * rows // max(part.numel(), 1)
+        rows = max(rows, 1)
         for total, piece in zip(self._total.split(rows), part.split(rows), strict=True):
             total.add_(piece)
 
@@ -63,7 +65,8 @@ class Products:
             self._shape = left.shape[1], right.shape[1]
             self._sums = [Sum() for _ in _strips(left.shape[1])]
         for total, strip in zip(self._sums, _strips(left.shape[1]), strict=True):
-            total.add(left[:, strip].t() @ (right[:, strip.start :] if self.symmetric else right))
+            columns = right[:, self._first_column(strip) :]
+            total.add(left[:, strip].t() @ columns)
 
     def over(self, ranks: Ranks = ALONE) -> Tensor:
         """The sum over all ranks, (rows, columns). To be asked for once.
@@ -71,21 +74,20 @@ class Products:
         Raises:
             RuntimeError: nothing was added.
         """
-        found: Tensor | None = None
+        product: Tensor | None = None
         for total, strip in zip(self._sums, _strips(self._shape[0]), strict=True):
             rows = total.over(ranks)
-            found = rows.new_empty(self._shape) if found is None else found
-            found[strip, strip.start if self.symmetric else 0 :] = rows
+            if product is None:
+                product = rows.new_empty(self._shape)
+            product[strip, self._first_column(strip) :] = rows
             if self.symmetric:
-                found[strip.stop :, strip] = rows[:, len(rows) :].t()
-        if found is None:
+                product[strip.stop :, strip] = rows[:, len(rows) :].t()
+        if product is None:
             raise RuntimeError("nothing was added to a sum")
-        return found
+        return product
 
-
-def entries(width: int) -> int:
-    """How many entries of a Gram matrix are computed."""
-    return sum((strip.stop - strip.start) * (width - strip.start) for strip in _strips(width))
+    def _first_column(self, strip: slice) -> int:
+        return int(strip.start) if self.symmetric else 0
 
 
 def _strips(width: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .masks import infinite_where, signed
-from .order import lowest
+from .order import lowest_column
 
 PAIRS = 2**24  # examined at once where every pair of a row is
 Step = Callable[[], Tensor]  # exchanges a pair in each row where that helps; in which rows it did, (rows,) bool
@@ -112,7 +112,7 @@ class FreeRows(Rows):
     def _cheapest(self, alone: Tensor) -> tuple[Tensor, Tensor]:
         """The column of each row whose change of state costs least, and that cost; infinite where there is none."""
         costs = torch.addcmul(alone, self.turn, self.correlation, out=self.costs)
-        column = lowest(costs)
+        column = lowest_column(costs)
         return column, costs[self.row_indices, column]
 
     def _add_to_correlation(self, columns: Tensor, factors: Tensor) -> None:
@@ -146,7 +146,7 @@ class FreeRows(Rows):
         """The best pair of each of some rows, and whether it lowers the error."""
         pairs = kept[:, :, None] + pruned[:, None, :]
         pairs = pairs.sub_(2 * values[:, :, None] * values[:, None, :] * self.gram).flatten(1)
-        best, width = lowest(pairs), kept.shape[1]
+        best, width = lowest_column(pairs), kept.shape[1]
         return torch.stack((best // width, best % width), dim=1), pairs.gather(1, best[:, None])[:, 0] < 0
 
 
@@ -214,7 +214,7 @@ class GroupRows(Rows):
         """Exchange the best pair within any M-group of each row."""
         slopes = self.slopes.view(self.members_shape)
         torch.baddbmm(self.joint, self.members_of, slopes, out=self.costs)  # one product beats many sums
-        best = lowest(self.costs.flatten(1))
+        best = lowest_column(self.costs.flatten(1))
         places = best // self.groups  # index of the pair's places
         group = (best - self.first_pairs.index_select(0, places))[:, None]
         pair = self.columns.index_select(0, places) + group

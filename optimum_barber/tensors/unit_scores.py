@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 
-def carried(weight: Tensor, behind: Tensor) -> Tensor:
+def input_importance(weight: Tensor, output_importance: Tensor) -> Tensor:
     """|W|^T v: what the importance v of a Linear's outputs makes of its inputs.
 
     Args:
         weight: W, (out, in).
-        behind: v >= 0, (out,).
+        output_importance: v >= 0, (out,).
 
     Returns:
         (in,), >= 0.
     """
-    return weight.abs().t() @ behind
+    return weight.abs().t() @ output_importance
 
 
-def through_mlp(makers: Sequence[Tensor], down: Tensor, behind: Tensor, gain: Tensor | None = None) -> Tensor:
+def mlp_input_importance(
+    makers: Sequence[Tensor], down: Tensor, output_importance: Tensor, gain: Tensor | None = None
+) -> Tensor:
     """What the importance v of a layer's outputs makes of what enters its MLP beside the residual (inside of Eq. 8).
 
     v + |gain| * sum over makers of |W|^T (|W_down|^T v), with vectors alone: never a (hidden, hidden) product.
@@ -27,35 +29,37 @@ def through_mlp(makers: Sequence[Tensor], down: Tensor, behind: Tensor, gain: Te
     Args:
         makers: W_up, and W_gate where the MLP has one, (channels, hidden) each.
         down: W_down, (hidden, channels).
-        behind: v >= 0, (hidden,).
+        output_importance: v >= 0, (hidden,).
         gain: of the norm in front of the MLP, (hidden,); None for 1, as the paper has it.
 
     Returns:
         (hidden,), >= 0.
     """
-    channels = carried(down, behind)
-    inner = torch.stack([carried(weight, channels) for weight in makers]).sum(0)
-    return behind + (inner if gain is None else gain.abs() * inner)
+    channels = input_importance(down, output_importance)
+    inner = torch.stack([input_importance(weight, channels) for weight in makers]).sum(0)
+    if gain is not None:
+        inner = gain.abs() * inner
+    return output_importance + inner
 
 
-def influence(input_abs: Tensor, weight: Tensor, behind: Tensor) -> Tensor:
+def channel_influence(input_abs: Tensor, weight: Tensor, output_importance: Tensor) -> Tensor:
     """The bound on the change of the layer's output when an input channel of a Linear goes (Eq. 8 and 9).
 
     s_j = (sum over tokens of |x_tj|) * (|W|^T v)_j; v = 1 for an FFN's down projection (Eq. 9), and what
-    `through_mlp` makes of 1 for an attention's output projection (Eq. 8).
+    `mlp_input_importance` makes of 1 for an attention's output projection (Eq. 8).
 
     Args:
         input_abs: sum over tokens of |x|, (in,).
         weight: W of the Linear that reads the channels, (out, in).
-        behind: v, (out,).
+        output_importance: v, (out,).
 
     Returns:
         (in,), >= 0.
     """
-    return input_abs * carried(weight, behind)
+    return input_abs * input_importance(weight, output_importance)
 
 
-def summed(values: Tensor, axis: int, start: int, width: int, count: int) -> Tensor:
+def unit_sums(values: Tensor, axis: int, start: int, width: int, count: int) -> Tensor:
     """Sums over the units of one Linear: unit u is `width` rows (axis 0) or columns (axis 1) from start + u * width.
 
     Args:
@@ -88,7 +92,7 @@ def error_matrix(weight: Tensor, gram: Tensor, width: int) -> Tensor:
     return pairs.reshape(count, width, count, width).sum((1, 3)).double()
 
 
-def exchanged(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortlist: int = 256) -> list[int]:
+def exchange_units(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortlist: int = 256) -> list[int]:
     """Kept units after the exchanges that lower E most, one after the other, until none of the shortlist lowers it.
 
     With R the units that go and c = K 1_R, half the derivative of E that |W ∂E/∂W| sums up to over a unit's columns,
@@ -110,8 +114,8 @@ def exchanged(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortlist: i
     group = torch.arange(count, device=matrix.device) // (count // groups)
     for _ in range(count):
         back, gone = own - 2 * slope, own + 2 * slope
-        u = _lowest(back, out, shortlist)
-        v = _lowest(gone, ~out, shortlist)
+        u = _lowest_indices(back, out, shortlist)
+        v = _lowest_indices(gone, ~out, shortlist)
         change = back[u][:, None] + gone[v][None, :] - 2 * matrix[u][:, v]
         change = change.masked_fill(group[u][:, None] != group[v][None, :], torch.inf)
         if not change.numel() or change.min() >= -1e-9 * own.sum():
@@ -123,7 +127,7 @@ def exchanged(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortlist: i
     return (~out).nonzero()[:, 0].tolist()
 
 
-def _lowest(values: Tensor, among: Tensor, count: int) -> Tensor:
+def _lowest_indices(values: Tensor, among: Tensor, count: int) -> Tensor:
     """Indices of the `count` lowest values where `among` holds, (count or fewer,)."""
     indices = among.nonzero()[:, 0]
     return indices[values[indices].argsort(stable=True)[:count]]

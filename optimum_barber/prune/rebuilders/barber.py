@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ...tensors.exchange import Exchange, GroupExchange, Ranking, RowExchange
-from ...tensors.pair_values import pair_distribution
+from ...tensors.pair_values import pair_value_histogram
 from ...tensors.scores import finite, importance
 from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
@@ -61,7 +61,7 @@ def _propose(
     rounds.append({
         "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
         "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
-        "values": pair_distribution(ranking.values(), proposal.swaps),
+        "values": pair_value_histogram(ranking.values(), proposal.swaps),
     })  # fmt: skip
     return proposal.masks
 

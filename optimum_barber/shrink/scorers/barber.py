@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...tensors.unit_scores import error_matrix, exchanged
+from ...tensors.unit_scores import error_matrix, exchange_units
 from ..choose import highest
 from .base import UnitInput, scorer
 from .bip import bip
@@ -22,7 +22,7 @@ def barber(inputs: UnitInput) -> Tensor:
     assert gram is not None
     scores = bip(inputs)
     matrix = error_matrix(inputs.weights[name], gram, units.slices[-1].width)
-    kept = exchanged(matrix, highest(scores, units, inputs.keep), units.groups)
+    kept = exchange_units(matrix, highest(scores, units, inputs.keep), units.groups)
     return above(scores, kept)
 
 

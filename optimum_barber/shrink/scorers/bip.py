@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...tensors.unit_scores import influence, summed, through_mlp
+from ...tensors.unit_scores import channel_influence, mlp_input_importance, unit_sums
 from ..units import HEADS
 from .base import UnitInput, scorer
 
@@ -17,6 +17,6 @@ def bip(inputs: UnitInput, *, norm_gain: bool = False) -> Tensor:
     importance = torch.ones_like(weight[:, 0])
     if inputs.units.kind == HEADS:
         gain = inputs.gain if norm_gain else None
-        importance = through_mlp(inputs.makers, inputs.weights[inputs.structure.down], importance, gain)
+        importance = mlp_input_importance(inputs.makers, inputs.weights[inputs.structure.down], importance, gain)
     part = inputs.units.slices[-1]
-    return summed(influence(input_abs, weight, importance), 0, part.start, part.width, inputs.units.count)
+    return unit_sums(channel_influence(input_abs, weight, importance), 0, part.start, part.width, inputs.units.count)

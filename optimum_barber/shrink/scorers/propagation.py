@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...tensors.unit_scores import carried, summed
+from ...tensors.unit_scores import input_importance, unit_sums
 from ..units import CHANNELS, HEADS, Units, linear_of
 from .base import ModelInput, scorer
 
@@ -27,15 +27,15 @@ def through_layer(layer: nn.Module, inputs: ModelInput, importance: Tensor) -> t
     def weight(name: str) -> Tensor:
         return linear_of(layer, name).weight.detach().float().cpu()
 
-    channels = carried(weight(structure.down), importance)
+    channels = input_importance(weight(structure.down), importance)
     makers = {name: _rows(units[CHANNELS], name, channels) for name in structure.makers}
-    between = importance + sum(carried(weight(name), rows) for name, rows in makers.items())
-    outputs = carried(weight(structure.output), between)
+    between = importance + sum(input_importance(weight(name), rows) for name, rows in makers.items())
+    outputs = input_importance(weight(structure.output), between)
     value = structure.attention[2]
     values = _values(units[HEADS], outputs)  # the last rows, where they are fused with queries and keys
     part = units[HEADS].slices[-1]
-    heads = summed(outputs, 0, part.start, part.width, units[HEADS].count)
-    return {HEADS: heads, CHANNELS: channels}, between + carried(weight(value)[-len(values) :], values)
+    heads = unit_sums(outputs, 0, part.start, part.width, units[HEADS].count)
+    return {HEADS: heads, CHANNELS: channels}, between + input_importance(weight(value)[-len(values) :], values)
 
 
 def _rows(units: Units, name: str, channels: Tensor) -> Tensor:
