@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare; a line a cell as it is done, the table at the end."""
     from pathlib import Path
 
-    from ..runs.compare.runner import plan_of, split
+    from ..runs.compare.plan import plan_of, split
     from . import hush_loading_bars
 
     hush_loading_bars(args.quiet)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan = plan_of(args.model, Path(args.output), *split(settings))
         for name in plan.fingerprints:
-            sys.stdout.write(f"{'done already' if plan.held(name) else 'to do':<14}{name}\n")
+            sys.stdout.write(f"{'done already' if plan.read(name) else 'to do':<14}{name}\n")
         return 0
     return compared(args, settings)
 
