@@ -10,7 +10,7 @@ from optimum_barber import BarberConfig
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
 from optimum_barber.runs.compare import compare
-from optimum_barber.runs.compare.bench import Bench
+from optimum_barber.runs.compare.benchmark import MaskBenchmark
 from optimum_barber.runs.compare.cells import CompareError, cells_of
 from optimum_barber.runs.compare.settings import CompareSettings
 from optimum_barber.runs.report.html import html
@@ -122,7 +122,7 @@ def test_a_second_run_does_only_what_is_missing_or_changed(done, model_dir, tmp_
     shutil.copytree(done.output, output)
     same = AXES | SHARED | {"patterns": ["unstructured", "2:4"], "keep_masks": True}
     opened = []
-    monkeypatch.setattr(Bench, "open", classmethod(lambda *args: opened.append(args)))
+    monkeypatch.setattr(MaskBenchmark, "__init__", lambda *args: opened.append(args))
     again = compare(str(model_dir), output, quiet=True, **same)
     assert (opened, again.reused, again.cells) == ([], list(done.cells), done.cells)
     monkeypatch.undo()
@@ -139,14 +139,14 @@ def test_a_second_run_does_only_what_is_missing_or_changed(done, model_dir, tmp_
 
 
 def test_a_killed_run_goes_on(done, model_dir, tmp_path, monkeypatch):
-    output, own = tmp_path / "killed", Bench.run
+    output, own = tmp_path / "killed", MaskBenchmark.run
 
     def killed(self, cell, masks=None):
         if cell.config.producer == "wanda":
             raise KeyboardInterrupt
         return own(self, cell, masks)
 
-    monkeypatch.setattr(Bench, "run", killed)
+    monkeypatch.setattr(MaskBenchmark, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         compare(str(model_dir), output, quiet=True, **AXES | SHARED)
     assert "2 of 4 runs" in html(page_of(output))
@@ -158,14 +158,14 @@ def test_a_killed_run_goes_on(done, model_dir, tmp_path, monkeypatch):
 
 
 def test_a_cell_that_fails_is_told_and_tried_again(model_dir, tmp_path, monkeypatch, capsys):
-    own = Bench.run
+    own = MaskBenchmark.run
 
     def failing(self, cell, masks=None):
         if cell.config.producer == "magnitude":
             raise BarberError("no luck")
         return own(self, cell, masks)
 
-    monkeypatch.setattr(Bench, "run", failing)
+    monkeypatch.setattr(MaskBenchmark, "run", failing)
     command = ["compare", str(model_dir), "--producers", "magnitude", "wanda", "--rebuilds", "none", "--sparsities",
                "0.5", *FLAGS, "-o", str(tmp_path / "out")]  # fmt: skip
     assert main([*command, "--dry-run"]) == 0

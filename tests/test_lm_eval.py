@@ -15,9 +15,10 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
-from optimum_barber.integrations.lm_eval import settings as lm_eval_settings
-from optimum_barber.integrations.lm_eval.run import evaluate_tasks
-from optimum_barber.integrations.lm_eval.settings import barber_config, checkpoint_for
+from optimum_barber.integrations.lm_eval import checkpoint as lm_eval_checkpoint
+from optimum_barber.integrations.lm_eval.arguments import barber_config
+from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
+from optimum_barber.runs.tasks.evaluate import evaluate_tasks
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("datasets")
@@ -127,8 +128,8 @@ def test_the_cache_knows_all_that_decides_the_masks(model_dir, tmp_path, text_fi
 
     first = done()
     with monkeypatch.context() as patch:
-        patch.setattr(lm_eval_settings, "BarberSparsifier", lm_eval_settings.BarberSparsifier)
-        patch.setattr(lm_eval_settings.BarberSparsifier, "sparsify", lambda *_, **__: pytest.fail("pruned again"))
+        patch.setattr(lm_eval_checkpoint, "BarberSparsifier", lm_eval_checkpoint.BarberSparsifier)
+        patch.setattr(lm_eval_checkpoint.BarberSparsifier, "sparsify", lambda *_, **__: pytest.fail("pruned again"))
         assert done() == first
     assert read_record(first).base_model["name"] == str(model)
     keys = {first, done(sparsity=0.6), done(seed=1), done(producer="magnitude")}

@@ -8,10 +8,10 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import build_parser
 from optimum_barber.cli.shrink import config_from
-from optimum_barber.integrations.lm_eval import shrink as lm_eval_shrink
-from optimum_barber.integrations.lm_eval.run import evaluate_tasks
-from optimum_barber.integrations.lm_eval.settings import checkpoint_for
-from optimum_barber.integrations.lm_eval.shrink import shrink_config
+from optimum_barber.integrations.lm_eval import checkpoint as lm_eval_checkpoint
+from optimum_barber.integrations.lm_eval.arguments import shrink_config
+from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
+from optimum_barber.runs.tasks.evaluate import evaluate_tasks
 
 from .test_lm_eval import cache, harness, tasks  # noqa: F401 - fixtures
 
@@ -69,7 +69,7 @@ def test_the_cache_knows_all_that_decides_the_cut(model_dir, tmp_path, monkeypat
 
     first = done()
     with monkeypatch.context() as patch:
-        patch.setattr(lm_eval_shrink.BarberShrinker, "shrink", lambda *_, **__: pytest.fail("cut again"))
+        patch.setattr(lm_eval_checkpoint.BarberShrinker, "shrink", lambda *_, **__: pytest.fail("cut again"))
         assert done() == first
     keys = {first, done(remove=0.4), done(scorer="magnitude"), done(norm_gain=True), done(seed=1)}
     assert len(keys) == 5

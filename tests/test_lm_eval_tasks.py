@@ -11,11 +11,11 @@ from peft import LoraConfig
 from optimum_barber.base.errors import BarberError, MissingExtraError
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.checkpoints.record import read_record
-from optimum_barber.integrations.lm_eval import run as lm_eval_run
-from optimum_barber.integrations.lm_eval.offline import offline_tasks
-from optimum_barber.integrations.lm_eval.run import evaluate_tasks
-from optimum_barber.integrations.lm_eval.settings import checkpoint_for
+from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
+from optimum_barber.runs.tasks import evaluate as evaluation
+from optimum_barber.runs.tasks.evaluate import evaluate_tasks
+from optimum_barber.runs.tasks.offline import offline_tasks
 
 from .conftest import tiny_windows
 
@@ -188,6 +188,6 @@ def test_what_cannot_be_evaluated_is_one_line(model_dir, tasks, monkeypatch):
             evaluate_tasks(model_dir, ["arc_esy"])
     with pytest.raises(BarberError, match="unknown dtype 'half'"):
         evaluate_tasks(model_dir, tasks, dtype="half")
-    monkeypatch.setattr(lm_eval_run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'optimum-barber\[eval\]'"):
         evaluate_tasks(model_dir, tasks)

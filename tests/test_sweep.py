@@ -12,7 +12,7 @@ from optimum_barber import BarberShrinker, ShrinkConfig, SweepConfig, perplexity
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import main
 from optimum_barber.models.source import ModelSource
-from optimum_barber.runs.sweep import runner
+from optimum_barber.runs.sweep import benchmark
 from optimum_barber.shrink import scan as scoring
 from optimum_barber.shrink.cut_errors import block_errors
 from optimum_barber.shrink.plan import plan_cut
@@ -89,9 +89,9 @@ def test_a_stopped_sweep_goes_on_and_only_what_changed_is_measured_again(swept, 
     other = run_sweep(model_dir, SweepConfig(**{**SETTINGS, "windows": 3}), output, quiet=True)
     assert other.reused == []
     (output / "cells" / "dense.json").write_text("{")
-    monkeypatch.setattr(runner, "choose_units", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(benchmark, "choose_units", lambda *_: pytest.fail("scored again"))
     assert run_sweep(model_dir, SweepConfig(**{**SETTINGS, "windows": 3}), output, quiet=True).reused == NAMES[1:]
-    monkeypatch.setattr(runner.Bench, "load", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr(benchmark.CutBenchmark, "__init__", lambda *_: pytest.fail("loaded again"))
     assert run_sweep(model_dir, SweepConfig(**{**SETTINGS, "windows": 3}), output, quiet=True).reused == NAMES
 
 
@@ -103,8 +103,8 @@ def test_one_pass_serves_all_and_each_shape_is_timed_once(model_dir, tmp_path, m
         monkeypatch.setattr(module, name, lambda *a, **k: (counts.update([name]), made(*a, **k))[1])
 
     counted(scoring, "choose_by_block")
-    counted(runner, "latency")
-    monkeypatch.setattr("optimum_barber.shrink.figures.latency", runner.latency)
+    counted(benchmark, "latency")
+    monkeypatch.setattr("optimum_barber.shrink.figures.latency", benchmark.latency)
     settings = {**SETTINGS, "scorers": ["bip", "wanda", "barber", "taylor"], "samples": [2], "latency": True}
     result = run_sweep(model_dir, SweepConfig(**settings), tmp_path / "out", quiet=True)
     assert counts == {"choose_by_block": 1, "latency": 1 + 2 * 2}  # dense; before and after at two ratios

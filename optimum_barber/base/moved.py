@@ -30,6 +30,11 @@ NEW_NAME = {
     "streaming": "prune.streaming", "disk": "prune.streaming", "progress": "prune.streaming",
     "preflight": "prune.cost", "work": "prune.cost", "timing": "prune.cost", "rates": "prune.cost",
     "structured": "shrink",
+    "integrations.lm_eval_cache": "integrations.lm_eval.checkpoint",
+    "integrations.lm_eval_offline": "runs.tasks.offline",
+    "integrations.lm_eval_run": "runs.tasks.evaluate",
+    "integrations.lm_eval_settings": "integrations.lm_eval.checkpoint",
+    "integrations.lm_eval_shrink": "integrations.lm_eval.arguments",
     "integrations.masked_lora": "integrations.lora.masked_lora",
     "integrations.quantize_settings": "integrations.quantization.settings",
     "integrations.compressed_checkpoint": "integrations.quantization.compressed_checkpoint",
@@ -37,7 +42,7 @@ NEW_NAME = {
 # Package of `integrations` -> its modules, whose names began with the package's.
 PREFIXED = {
     "lora": "adapter binding checkpoint layer settings trainer training",
-    "lm_eval": "cache model offline run settings shrink",
+    "lm_eval": "model",
 }
 
 

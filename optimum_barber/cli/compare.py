@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     """Compare; a line a cell as it is done, the table at the end."""
     from pathlib import Path
 
-    from ..runs.compare.runner import plan_of, split
+    from ..runs.compare.plan import plan_of, split
 
     hush_loading_bars(args.quiet)
     settings = settings_from(args)
     if args.dry_run:
         plan = plan_of(args.model, Path(args.output), *split(settings))
         for name in plan.fingerprints:
-            state = "done already" if plan.held(name) else "to do"
+            state = "done already" if plan.read(name) else "to do"
             sys.stdout.write(f"{state:<14}{name}\n")
         return 0
     return compared(args, settings)

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to lm-eval; our additions follow its help."""
-    from optimum_barber.integrations.lm_eval.run import check_installed, run_harness
+    from optimum_barber.integrations.lm_eval.run import run_harness
+    from optimum_barber.runs.tasks.evaluate import check_installed
 
     check_installed()
     hush_loading_bars(quiet=False)

@@ -94,7 +94,7 @@ def _plain(value: Any) -> str:
 
 def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     """One line a stage, as soon as it is done."""
-    from ..runs.recipe.stages.evaluate import flat
+    from ..runs.figures import flat
     from ..runs.report.page import as_text
 
     parts = []

@@ -145,7 +145,7 @@ class ModelSource:
 
 
 @contextmanager
-def working_copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def working_copy(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Move floating-point weights of `module` to `device` and `dtype`, without gradients, and back to what each was."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [(tensor.device, tensor.dtype) for tensor in tensors]

@@ -49,8 +49,8 @@ class ReconstructConfig(BaseModel):
         return parts_of(self.method)
 
 
-class BarberConfig(Calibrated):
-    """Everything that decides a run, but the model itself and where its result goes."""
+class PruneSettings(BaseModel):
+    """Which masks a run makes, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -74,6 +74,22 @@ class BarberConfig(Calibrated):
     reconstruct: ReconstructConfig = Field(
         ReconstructConfig(), description="how kept weights get new values under the rebuilt masks"
     )
+    batch_size: int | None = Field(
+        None, ge=1,
+        description="number of samples on the device at once (default: all that fit); never changes a result",
+    )  # fmt: skip
+    ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
+
+    @field_serializer("producer")
+    def _producer_name(self, producer: Any) -> str:
+        return producer if isinstance(producer, str) else getattr(producer, "__qualname__", type(producer).__name__)
+
+
+class BarberConfig(Calibrated, PruneSettings):
+    """Everything that decides a run, but the model itself and where its result goes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
     device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
@@ -86,11 +102,6 @@ class BarberConfig(Calibrated):
         description="precision of float32 matrix products, as in torch: highest, or high (TF32 on a GPU) and medium "
         "(bfloat16 parts), which are faster where the hardware has them and change masks a little",
     )
-    batch_size: int | None = Field(
-        None, ge=1,
-        description="number of samples on the device at once (default: all that fit); never changes a result",
-    )  # fmt: skip
-    ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
 
     @model_validator(mode="before")
     @classmethod
@@ -105,10 +116,6 @@ class BarberConfig(Calibrated):
         if self.sparsity is not None or self.pattern is not None:
             self.sparsity_pattern()
         return self
-
-    @field_serializer("producer")
-    def _producer_name(self, producer: Any) -> str:
-        return producer if isinstance(producer, str) else getattr(producer, "__qualname__", type(producer).__name__)
 
     @property
     def producer_name(self) -> str:

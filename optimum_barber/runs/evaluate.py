@@ -7,10 +7,10 @@ import torch
 
 from ..checkpoints.names import ADAPTER_CONFIG_NAME
 from ..models.device import choose_device, working_dtype
-from ..models.loading import load_model, load_tokenizer, resolve_model
+from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from ..text.perplexity import perplexity
 from ..text.sources import read_texts
-from ..text.windows import consecutive_windows, sequence_length, tokenize
+from ..text.windows import TokenWindows, consecutive_windows, sequence_length, tokenize
 
 
 def evaluate_model(
@@ -36,22 +36,34 @@ def evaluate_model(
         device: auto, cpu, cuda, ...
         quiet: no progress bar.
     """
-    model, tokenizer, config = _opened(name, dtype, choose_device(device))
-    tokens = tokenize(read_texts(text, "evaluation", field), tokenizer)
-    chosen = consecutive_windows(tokens, sequence_length(config, length), windows, text)
-    return {"model": name, **perplexity(model, chosen, quiet).as_dict()}
-
-
-def _opened(name: str, dtype: str, device: torch.device) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and configuration."""
-    dtype = working_dtype(dtype, device)
+    chosen = choose_device(device)
+    dtype = working_dtype(dtype, chosen)
+    model: Any
     if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
-        from optimum_barber.integrations.lora.checkpoint import load_adapter
+        model, reference = load_adapted(Path(name), dtype, chosen)
+        config = model.get_base_model().config
+    else:
+        reference = resolve_model(name)
+        model = load_model(reference, dtype, quantized=True).to(chosen)
+        config = model.config
+    tokens = evaluation_windows(text, load_tokenizer(reference), config, length, windows, field)
+    return {"model": name, **perplexity(model, tokens, quiet).as_dict()}
 
-        model = load_adapter(Path(name))
-        model = model if dtype == "auto" else model.to(getattr(torch, dtype))
-        base = model.get_base_model()
-        return model.to(device), load_tokenizer(resolve_model(base.config.name_or_path)), base.config
-    reference = resolve_model(name)
-    model = load_model(reference, dtype, quantized=True).to(device)
-    return model, load_tokenizer(reference), model.config
+
+def evaluation_windows(
+    text: str, tokenizer: Any, config: Any, length: int | None, windows: int | None, field: str
+) -> TokenWindows:
+    """Return consecutive windows of the evaluation part of a text; see `evaluate_model` for the arguments."""
+    size = sequence_length(config, length)
+    tokens = tokenize(read_texts(text, "evaluation", field), tokenizer)
+    return consecutive_windows(tokens, size, windows, text)
+
+
+def load_adapted(adapter: Path, dtype: str, device: torch.device) -> tuple[Any, ModelReference]:
+    """Load an adapter on its model, under the masks that it was trained under; and tell where that model lies."""
+    from optimum_barber.integrations.lora.checkpoint import load_adapter
+
+    model = load_adapter(adapter)
+    if dtype != "auto":
+        model = model.to(getattr(torch, dtype))
+    return model.to(device), resolve_model(model.get_base_model().config.name_or_path)

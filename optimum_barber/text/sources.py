@@ -88,6 +88,13 @@ def split_by_document(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     return sampled, joined
 
 
+def text_faults(sources: Sequence[str]) -> list[str]:
+    """Return one line for each text that is neither a file nor registered."""
+    known = ", ".join(TEXTS)
+    missing = [source for source in sources if source not in TEXTS and not is_file(source)]
+    return [f"text {source!r} is neither a file nor one of {known}" for source in missing]
+
+
 def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
     """Return the documents of a text file (one), a .jsonl file (one object a line) or a registered text.
 
@@ -97,7 +104,7 @@ def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
     if is_registered(source):
         return TEXTS[source](split)
     if not is_file(source):
-        raise BarberError(f"text {source!r} is neither a file nor one of {', '.join(TEXTS)}")
+        raise BarberError(text_faults([source])[0])
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,17 +1,11 @@
 """Producers, rebuilders, patterns and settings on equal terms: one calibration set, one evaluation, one table."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .runner import Comparison as Comparison
-    from .runner import compare as compare
-
-__all__ = ["Comparison", "compare"]
+from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """The verb is imported when first asked for: the command line reads the settings alone."""
-    if name not in __all__:
+    """Import the verb when it is first asked for: the command line reads the settings alone."""
+    if name not in ("Comparison", "compare"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import runner
 

@@ -8,10 +8,8 @@ from ...base.errors import BarberError, unknown_name
 from ...prune.rebuild_settings import RebuildConfig
 from ...prune.settings import BarberConfig
 
-FIXED = {
-    "producer", "producer_args", "effort", "allocation_args", "sparsity", "pattern", "rebuild", "calibration", "device",
-    "dtype", "ignore",
-}  # fmt: skip
+OF_A_CELL = {"producer", "producer_args", "rebuild", "pattern", "sparsity"}  # fields of BarberConfig that cells decide
+FIXED = OF_A_CELL | {"effort", "allocation_args", "calibration", "device", "dtype", "ignore"}
 CALIBRATION_AXES = ("samples", "sequence_length")
 REBUILD_AXES = [name for name in RebuildConfig.model_fields if name != "method"]
 AXES = [*REBUILD_AXES, *CALIBRATION_AXES, *(name for name in BarberConfig.model_fields if name not in FIXED)]
@@ -56,18 +54,22 @@ ALIAS = "as"
 
 
 def named(text: str) -> tuple[str, dict[str, str]]:
-    """NAME,K=V,K=V as the name and its arguments; `as=LABEL` among them is none.
+    """Split NAME,K=V,K=V into the name and its arguments, without the label `as=LABEL`.
 
     Raises:
         BarberError: of another form.
     """
     name, *pairs = text.split(",")
-    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    if not name or len(found) < len(pairs):
+    arguments = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if not name or len(arguments) < len(pairs):
         raise BarberError(f"{text!r} is not legal: NAME or NAME,K=V,K=V, such as barber,rounds=2")
-    return name, {key: value for key, value in found.items() if key != ALIAS}
+    arguments.pop(ALIAS, None)
+    return name, arguments
 
 
 def label_of(text: str) -> str:
-    """What stands for NAME,K=V,as=LABEL in tables: LABEL, or the text where it has none."""
-    return next((pair[len(ALIAS) + 1 :] for pair in text.split(",") if pair.startswith(f"{ALIAS}=")), text)
+    """Return what stands for NAME,K=V,as=LABEL in tables: LABEL, or the text where it has none."""
+    for pair in text.split(","):
+        if pair.startswith(f"{ALIAS}="):
+            return pair.removeprefix(f"{ALIAS}=")
+    return text

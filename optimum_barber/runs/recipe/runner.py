@@ -2,41 +2,38 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import FailedCheckError
 from ...base.files import write_json
+from ...base.fingerprint import digest, of_path
 from ...base.output import output_lock, staged
+from ...base.version import __version__
 from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
+from ..cells import Teller, tell_nobody
+from ..directory import open_directory
+from ..figures import flat
+from ..fingerprint import of_model
 from ..verify import verify_product
-from . import fingerprint
-from .directory import STAGE_NAME, now, open_output, read_stage, write_run
+from .directory import MODEL, RUN_NAME, STAGE_NAME, read_stage
 from .schema import Recipe
 from .shipped import find_recipe
-from .stage import MODEL, Stage, Work
-from .stages.evaluate import flat
+from .stage import Stage, StageContext
 from .tracking import Trackers
 from .validation import read_recipe
 
 SCRATCH = ".unfinished"
-Teller = Callable[[str, dict[str, Any], bool], None]
 
 
 @dataclass
 class Step:
-    """One stage in its place.
-
-    Attributes:
-        directory: name of its directory in the output.
-        stage: its settings.
-        fingerprint: of everything that it works from.
-        done: whether the directory holds its result already.
-    """
+    """A stage, the name of its directory, and whether that holds its result already."""
 
     directory: str
     stage: Stage
@@ -46,7 +43,7 @@ class Step:
 
 @dataclass
 class RunResult:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         model: the last model or adapter that a stage made; the recipe's own where none did.
@@ -64,18 +61,27 @@ class RunResult:
 
 
 def steps_of(recipe: Recipe) -> list[Step]:
-    """All stages with their fingerprints, which follow from the settings alone."""
+    """Return all stages with their fingerprints, which follow from the settings alone."""
     steps: list[Step] = []
-    model = fingerprint.of_model(recipe.model)
+    model = of_model(recipe.model)
     for number, stage in enumerate(recipe.stages, 1):
-        before = model if stage.gives else fingerprint.digest([model, *(step.fingerprint for step in steps)])
-        found = fingerprint.of_stage(recipe, stage, before)
-        model = found if stage.gives else model
+        before = [step.fingerprint for step in steps]
+        fingerprint = fingerprint_of(recipe, stage, model if stage.gives else digest([model, *before]))
+        if stage.gives:
+            model = fingerprint
         directory = f"{number:02d}-{stage.kind}"
-        held = Path(recipe.output).expanduser() / directory
-        done = read_stage(held).get("fingerprint") == found and (not stage.gives or (held / MODEL).is_dir())
-        steps.append(Step(directory, stage, found, done))
+        path = Path(recipe.output).expanduser() / directory
+        complete = not stage.gives or (path / MODEL).is_dir()
+        done = complete and read_stage(path).get("fingerprint") == fingerprint
+        steps.append(Step(directory, stage, fingerprint, done))
     return steps
+
+
+def fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
+    """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
+    shared = {"calibration": recipe.calibration.model_dump(), "device": recipe.device, "dtype": recipe.dtype}
+    files = [of_path(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
+    return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
 
 
 def run_recipe(
@@ -84,7 +90,7 @@ def run_recipe(
     *,
     track: Sequence[str] = (),
     quiet: bool = False,
-    tell: Teller = lambda directory, figures, reused: None,
+    tell: Teller = tell_nobody,
 ) -> RunResult:
     """Run a recipe; stages whose result is there already are not done again.
 
@@ -101,75 +107,89 @@ def run_recipe(
         FailedCheckError: a stage lost a zero.
     """
     recipe = read_recipe(find_recipe(str(name)), settings)
-    output = open_output(recipe.output)
+    output = open_directory(recipe.output, RUN_NAME, "run of a recipe")
     with output_lock(output):
-        return _run(recipe, str(name), output, track, quiet, tell)
+        steps = steps_of(recipe)
+        trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", recipe.flat_settings())
+        run = _Run(recipe, str(name), output, trackers, quiet)
+        try:
+            for step in steps:
+                run.note("running", step.directory)
+                run.do(step)
+                tell(step.directory, run.result.stages[step.directory], step.done)
+            run.note("finished")
+        except BaseException as error:
+            run.note("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+            raise
+        finally:
+            trackers.finish()
+    return run.result
 
 
-def _run(recipe: Recipe, name: str, output: Path, track: Sequence[str], quiet: bool, tell: Teller) -> RunResult:
-    steps = steps_of(recipe)
-    trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", flat_settings(recipe))
-    result = RunResult(recipe.model, output, base=recipe.model)
-    record = {"name": recipe.name, "recipe": name, "started": now(), "software": software(),
-              "settings": flat_settings(recipe)}  # fmt: skip
-    try:
-        for step in steps:
-            _note(result, record, "running", step.directory)
-            _do(recipe, step, result, trackers, quiet)
-            tell(step.directory, result.stages[step.directory], step.done)
-        _note(result, record, "finished")
-    except BaseException as error:
-        _note(result, record, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
-        raise
-    finally:
-        trackers.finish()
-    return result
+class _Run:
+    """A run of a recipe and its results so far."""
 
+    def __init__(self, recipe: Recipe, name: str, output: Path, trackers: Trackers, quiet: bool) -> None:
+        self.recipe = recipe
+        self.trackers = trackers
+        self.quiet = quiet
+        self.result = RunResult(recipe.model, output, base=recipe.model)
+        self.settings = recipe.flat_settings()
+        self.record = {
+            "name": recipe.name, "recipe": name, "started": _now(), "software": software(), "settings": self.settings,
+        }  # fmt: skip
 
-def _do(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, quiet: bool) -> None:
-    """One stage: its record from before, or its work."""
-    directory = result.output / step.directory
-    if step.done:
-        figures = read_stage(directory)["figures"]
-        result.reused.append(step.directory)
-    else:
-        figures = _work(recipe, step, result, trackers, quiet)
-    result.stages[step.directory] = figures
-    if step.stage.gives:
-        result.model = str(directory / MODEL)
-    if step.stage.gives == "dense":
-        result.base = result.model
+    def note(self, status: str, running: str | None = None, error: str = "") -> None:
+        """Bring `run.json` up to date."""
+        results = asdict(self.result)
+        del results["output"]
+        finished = None if running else _now()
+        content = {**self.record, "status": status, "running": running, "error": error or None, "finished": finished}
+        write_json(self.result.output / RUN_NAME, {**content, **results})
 
-
-def _work(recipe: Recipe, step: Step, result: RunResult, trackers: Trackers, quiet: bool) -> dict[str, Any]:
-    """Do a stage in a directory beside, check what it made, put it in place."""
-
-    def log(figures: Mapping[str, Any], at: int | None) -> None:
-        trackers.log({f"{step.directory}/{name}": value for name, value in figures.items()}, at)
-
-    scratch = result.output / SCRATCH / step.fingerprint[:16]
-    started = time.perf_counter()
-    with staged(result.output / step.directory) as partial:
-        work = Work(recipe, result.model, partial, scratch, result.base, dict(result.stages), quiet, log)
-        figures = step.stage.run(work)
+    def do(self, step: Step) -> None:
+        """Do one stage, or take its figures from an earlier run."""
+        result, directory = self.result, self.result.output / step.directory
+        if step.done:
+            figures = read_stage(directory)["figures"]
+            result.reused.append(step.directory)
+        else:
+            figures = self._work(step, directory)
+        result.stages[step.directory] = figures
         if step.stage.gives:
-            figures |= verified(work.target, step.directory)
-        figures["seconds"] = time.perf_counter() - started
-        log(flat(figures), None)
-        write_json(partial / STAGE_NAME, {"kind": step.stage.kind, "fingerprint": step.fingerprint, "figures": figures})
-    shutil.rmtree(scratch, ignore_errors=True)
-    with suppress(OSError):
-        scratch.parent.rmdir()
-    return figures
+            result.model = str(directory / MODEL)
+        if step.stage.gives == "dense":
+            result.base = result.model
+
+    def _work(self, step: Step, directory: Path) -> dict[str, Any]:
+        """Do a stage in a directory beside, check what it made, put it in place."""
+
+        def log(figures: Mapping[str, Any], at: int | None) -> None:
+            self.trackers.log({f"{step.directory}/{name}": value for name, value in figures.items()}, at)
+
+        scratch = self.result.output / SCRATCH / step.fingerprint[:16]
+        started = time.perf_counter()
+        with staged(directory) as partial:
+            context = StageContext(
+                self.recipe, self.result.model, self.result.base, partial, scratch, dict(self.result.stages),
+                self.settings, self.quiet, log,
+            )  # fmt: skip
+            figures = step.stage.run(context)
+            if step.stage.gives:
+                figures |= verified(context.output_model, step.directory)
+            figures["seconds"] = time.perf_counter() - started
+            log(flat(figures), None)
+            record = {"kind": step.stage.kind, "fingerprint": step.fingerprint, "figures": figures}
+            write_json(partial / STAGE_NAME, record)
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.parent.rmdir()
+        return figures
 
 
 def verified(model: Path, name: str) -> dict[str, Any]:
-    """How many zeros a stage's model keeps; empty for a model without masks.
-
-    Raises:
-        FailedCheckError: a zero is lost, a mask is not the recorded one, or a cut model has not the recorded shapes.
-    """
-    if not any((model / name).is_file() for name in (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME)):
+    """Return how many zeros a stage's model keeps; raises FailedCheckError if it is not what its record says."""
+    if not any((model / record).is_file() for record in (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME)):
         return {}
     outcome = verify_product(model, weights=False)
     if outcome.faults:
@@ -177,21 +197,5 @@ def verified(model: Path, name: str) -> dict[str, Any]:
     return {"zeros": outcome.zeros, "pruned": outcome.pruned} if outcome.modules else {}
 
 
-def _note(result: RunResult, record: dict[str, Any], status: str, running: str | None = None, error: str = "") -> None:
-    """Bring `run.json` up to date."""
-    content = {
-        **record, "status": status, "running": running, "error": error or None, "finished": None if running else now(),
-        **{key: value for key, value in asdict(result).items() if key != "output"},
-    }  # fmt: skip
-    write_run(result.output, content)
-
-
-def flat_settings(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's settings as one level of plain values."""
-    found: dict[str, Any] = {"model": recipe.model}
-    for key, value in recipe.calibration.model_dump().items():
-        found[f"calibration/{key}"] = value if isinstance(value, int | float | str) else str(value)
-    for number, stage in enumerate(recipe.stages, 1):
-        for key, value in stage.model_dump().items():
-            found[f"{number:02d}-{stage.kind}/{key}"] = value if isinstance(value, int | float) else str(value)
-    return found
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

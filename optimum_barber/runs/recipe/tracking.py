@@ -28,12 +28,13 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         PartialState()
-        missing = [name for name in names if name not in [str(tracker) for tracker in get_available_trackers()]]
+        available = [str(tracker) for tracker in get_available_trackers()]
+        missing = [name for name in names if name not in available]
         if missing:
             raise BarberError(f"track {missing[0]!r} needs its package: pip install {missing[0]}")
         for name in names:
-            made = LOGGER_TYPE_TO_CLASS[name]
-            tracker = made(run, **({"logging_dir": str(directory)} if made.requires_logging_directory else {}))
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            tracker = kind(run, logging_dir=str(directory)) if kind.requires_logging_directory else kind(run)
             tracker.start()
             tracker.store_init_configuration(dict(settings))
             self._trackers.append(tracker)

@@ -1,6 +1,6 @@
 """A recipe file checked whole, before any work: every fault with its line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ...base.errors import BarberError, unknown_name
+from ...base.fields import one_line
 from ...base.files import is_there
-from ...text.sources import TEXTS
+from ...text.sources import text_faults
 from . import stages as _stages  # noqa: F401 - registers the stages
 from .document import Document, Path_, read_document
 from .schema import Recipe
@@ -28,18 +29,20 @@ class Fault:
 class RecipeError(BarberError):
     """All faults of a recipe, one line each."""
 
-    def __init__(self, name: str, document: Document, faults: Sequence[Fault]) -> None:
-        located = sorted(((document.line(fault.path) or 0, fault) for fault in faults), key=lambda item: item[0])
-        lines = [f"{name}:{line}: {where(fault.path)}{fault.message}" for line, fault in located]
+    def __init__(self, name: str, document: Document, faults: Iterable[Fault]) -> None:
+        lines = []
+        for fault in sorted(faults, key=lambda fault: document.line(fault.path) or 0):
+            lines.append(f"{name}:{document.line(fault.path) or 0}: {place(fault.path)}{fault.message}")
         super().__init__("\n".join(dict.fromkeys(lines)))
 
 
-def where(path: Path_) -> str:
-    """A path as a reader says it: `stages 2, quantize.bits: `."""
+def place(path: Path_) -> str:
+    """Return a path as a reader says it: `stages 2, quantize.bits: `."""
     parts = [str(part) for part in path]
     if len(parts) > 1 and parts[0] == "stages":
-        return f"stages {int(parts[1]) + 1}{', ' if parts[2:] else ''}{'.'.join(parts[2:])}: "
-    return f"{'.'.join(parts)}: " if parts else ""
+        number, setting = int(parts[1]) + 1, ".".join(parts[2:])
+        return f"stages {number}, {setting}: " if setting else f"stages {number}: "
+    return ".".join(parts) + ": " if parts else ""
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -56,35 +59,31 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     document = read_document(path)
     if not isinstance(document.content, dict):
         raise BarberError(f"recipe {path} holds no settings: model, stages and output are needed")
-    content = document.content
-    apply_settings(content, settings)
-    recipe, faults = check(content)
+    apply_settings(document.content, settings)
+    faults: list[Fault] = []
+    recipe = _recipe(document.content, faults)
+    if recipe is not None and not faults:
+        faults += [*order_faults(recipe), *file_faults(recipe), *stage_faults(recipe)]
     if recipe is None or faults:
         raise RecipeError(str(path), document, faults)
     return recipe
 
 
-def check(content: Mapping[str, Any]) -> tuple[Recipe | None, list[Fault]]:
-    """The recipe, if nothing is wrong with it, and all faults."""
-    variables = content.get("variables")
-    filled, unknown = substitute({k: v for k, v in content.items() if k != "variables"}, variables or {})
-    faults = [Fault(*item) for item in unknown]
-    given = filled.get("stages")
-    stages = [_stage(item, index, faults) for index, item in enumerate(given if isinstance(given, list) else ())]
-    whole = {**filled, "variables": variables or {}}
-    if isinstance(given, list):
-        whole["stages"] = [stage for stage in stages if stage is not None]
-    recipe = _validated(Recipe, whole, (), faults)
-    if recipe is not None and not faults:
-        faults += [*order_faults(recipe), *file_faults(recipe)]
-        for index, stage in enumerate(recipe.stages):
-            faults += [Fault(("stages", index, stage.kind, key), text) for key, text in stage.faults(recipe)]
-    return (recipe if not faults else None), faults
+def _recipe(content: Mapping[str, Any], faults: list[Fault]) -> Recipe | None:
+    """Return the recipe that the content of a file means; the faults of single settings go into `faults`."""
+    content = dict(content)
+    variables = content.pop("variables", None) or {}
+    values, unknown = substitute(content, variables)
+    faults += [Fault(path, message) for path, message in unknown]
+    values["variables"] = variables
+    if isinstance(values.get("stages"), list):
+        stages = [_stage(item, ("stages", index), faults) for index, item in enumerate(values["stages"])]
+        values["stages"] = [stage for stage in stages if stage is not None]
+    return _validated(Recipe, values, (), faults)
 
 
-def _stage(item: Any, index: int, faults: list[Fault]) -> Stage | None:
-    """The stage that one item of `stages` means; its faults go into `faults`."""
-    path: Path_ = ("stages", index)
+def _stage(item: Any, path: Path_, faults: list[Fault]) -> Stage | None:
+    """Return the stage that one item of `stages` means; its faults go into `faults`."""
     if isinstance(item, str):
         item = {item: None}
     if not isinstance(item, dict) or len(item) != 1:
@@ -92,29 +91,29 @@ def _stage(item: Any, index: int, faults: list[Fault]) -> Stage | None:
         return None
     kind, settings = next(iter(item.items()))
     try:
-        made = STAGES[kind]
+        stage = STAGES[kind]
     except BarberError as error:
         faults.append(Fault(path, str(error)))
         return None
     if not isinstance(settings, dict | None):
         faults.append(Fault((*path, kind), f"{settings!r} is not legal: settings by name"))
         return None
-    return _validated(made, settings or {}, (*path, kind), faults)
+    return _validated(stage, settings or {}, (*path, kind), faults)
 
 
-def _validated(model: Any, given: Mapping[str, Any], path: Path_, faults: list[Fault]) -> Any:
+def _validated(model: Any, values: Mapping[str, Any], path: Path_, faults: list[Fault]) -> Any:
     try:
-        return model.model_validate(given)
+        return model.model_validate(values)
     except ValidationError as error:
         faults += [Fault((*path, *fault["loc"]), describe(fault, model)) for fault in error.errors()]
         return None
 
 
 def describe(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """A pydantic fault in our words; an unknown key with the nearest ones."""
-    own = fault.get("ctx", {}).get("error")
-    if isinstance(own, BarberError):
-        return str(own)
+    """Word a pydantic fault, an unknown key with the nearest known ones."""
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, BarberError):
+        return str(cause)
     if fault["type"] == "extra_forbidden":
         return str(unknown_name("setting", str(fault["loc"][-1]), _fields(model, fault["loc"][:-1])))
     if fault["type"] == "missing":
@@ -123,48 +122,60 @@ def describe(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
-    """The settings that are known at `path` within a model."""
+    """Return the settings that are known at `path` within a model."""
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
     return list(model.model_fields)
 
 
-def order_faults(recipe: Recipe) -> list[Fault]:
-    """Stages that cannot begin with what the stage before them leaves."""
-    faults, state = [], "dense"
-    makers = {made.gives: kind for kind, made in STAGES.items() if made.gives}
+def order_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Yield a fault for each stage that cannot begin with what the stages before it leave."""
+    makers = {"dense": "the dense model"}
+    for kind, made in STAGES.items():
+        if made.gives and made.gives != "dense":
+            makers[made.gives] = kind
+    state = "dense"
     for index, stage in enumerate(recipe.stages):
         if state not in stage.follows:
-            able = " or ".join(makers.get(s, "nothing") if s != "dense" else "the dense model" for s in stage.follows)
-            faults.append(
-                Fault(("stages", index), f"{stage.kind} cannot work on a model that is {state}: it follows {able}")
-            )
+            able = " or ".join(makers[each] for each in stage.follows)
+            message = f"{stage.kind} cannot work on a model that is {state}: it follows {able}"
+            yield Fault(("stages", index), message)
         state = stage.gives or state
-    return faults
 
 
-def file_faults(recipe: Recipe) -> list[Fault]:
-    """Files that are missing, and an output that would overwrite what is read."""
-    faults = [
-        Fault(("calibration", "texts", index), f"text {text!r} is neither a file nor one of {', '.join(TEXTS)}")
-        for index, text in enumerate(recipe.calibration.texts)
-        if not known_text(text)
-    ]
-    read = [recipe.model, *recipe.calibration.texts]
+def file_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Yield a fault for each file that is missing, and for each that lies in the output or holds it."""
+    texts = recipe.calibration.texts
+    for index, text in enumerate(texts):
+        for message in text_faults([text]):
+            yield Fault(("calibration", "texts", index), message)
+    read = [recipe.model, *texts]
     for index, stage in enumerate(recipe.stages):
-        path: Path_ = ("stages", index, stage.kind)
-        faults += [Fault(path, f"{name!r} does not exist") for name in stage.files() if not is_there(Path(name))]
-        faults += [Fault(path, f"text {text!r} is neither a file nor one of {', '.join(TEXTS)}")
-                   for text in stage.texts() if not known_text(text)]  # fmt: skip
+        missing = [f"{name!r} does not exist" for name in stage.files() if not is_there(name)]
+        for message in (*missing, *text_faults(stage.texts())):
+            yield Fault(("stages", index, stage.kind), message)
         read += [*stage.files(), *stage.texts()]
-    output = Path(recipe.output).expanduser().resolve()
-    for held in (Path(name).expanduser().resolve() for name in read if is_there(Path(name).expanduser())):
-        if output == held or held in output.parents or output in held.parents:
-            faults.append(Fault(("output",), f"{recipe.output} and the input {held} lie within each other"))
-    return faults
+    yield from _overlaps(recipe.output, read)
 
 
-def known_text(text: str) -> bool:
-    """Whether a text is a file or a registered name."""
-    return text in TEXTS or (is_there(Path(text)) and Path(text).is_file())
+def _overlaps(name: str, read: Iterable[str]) -> Iterator[Fault]:
+    output = Path(name).expanduser().resolve()
+    for path in (Path(source).expanduser() for source in read):
+        source = path.resolve()
+        if is_there(path) and (source in (output, *output.parents) or output in source.parents):
+            yield Fault(("output",), f"{name} and the input {source} lie within each other")
+
+
+def stage_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Yield what each stage finds wrong with its settings."""
+    for index, stage in enumerate(recipe.stages):
+        path: Path_ = ("stages", index, stage.kind, stage.first)
+        try:
+            stage.check(recipe, recipe.stages[:index])
+        except ValidationError as error:
+            yield Fault(path, str(one_line(error)))
+        except BarberError as error:
+            for line in str(error).splitlines():
+                yield Fault(path, line)

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ...base.errors import BarberError, unknown_name
 from .document import Path_, parse_value
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
+NUMBERED = re.compile(r"(.*)\[(\d+)\]")  # the stage KIND[NUMBER]
 TOP_LEVEL = ("name", "model", "variables", "calibration", "device", "dtype", "output", "track")
 
 
@@ -24,35 +26,51 @@ def apply_settings(content: dict[str, Any], settings: Sequence[str]) -> None:
         path, equals, value = setting.partition("=")
         if not equals or not path:
             raise BarberError(f"set {setting!r} is not legal: path=value, such as prune.sparsity=0.6")
-        first, *rest = path.split(".")
-        holder, rest = _holder(content, first, rest, setting)
-        for key in rest[:-1]:
-            holder = holder.setdefault(key, {})
-            if not isinstance(holder, dict):
-                raise BarberError(f"set {setting!r}: {key!r} holds no settings")
-        holder[rest[-1]] = parse_value(value)
+        try:
+            _set(content, path.split("."), parse_value(value))
+        except BarberError as error:
+            raise BarberError(f"set {setting!r}: {error}") from None
 
 
-def _holder(content: dict[str, Any], first: str, rest: list[str], setting: str) -> tuple[dict[str, Any], list[str]]:
-    if first in TOP_LEVEL:
-        return content, [first, *rest]
-    kind, number = re.fullmatch(r"([^\[]*)(?:\[(\d+)\])?", first).groups() if "]" in first else (first, None)  # type: ignore[union-attr]
-    stages = [stage for stage in content.get("stages") or () if isinstance(stage, dict) and kind in stage]
-    if not stages or not rest:
-        kinds = [key for stage in content.get("stages") or () if isinstance(stage, dict) for key in stage]
-        raise BarberError(f"set {setting!r}: {unknown_name('place', first, [*TOP_LEVEL, *kinds])}")
-    if number is None and len(stages) > 1:
-        raise BarberError(f"set {setting!r}: there are {len(stages)} {kind} stages: {kind}[1] to {kind}[{len(stages)}]")
+def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    place = content
+    if keys[0] not in TOP_LEVEL:
+        stages = [stage for stage in content.get("stages") or () if isinstance(stage, dict)]
+        if len(keys) == 1:
+            raise _no_place(keys[0], stages)
+        place, keys = _stage_settings(stages, keys[0]), keys[1:]
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise BarberError(f"{key!r} holds no settings")
+    place[keys[-1]] = value
+
+
+def _stage_settings(stages: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the settings of the stage KIND or KIND[NUMBER], made if it has none."""
+    match = NUMBERED.fullmatch(name)
+    kind, number = match.groups() if match else (name, None)
+    alike = [stage for stage in stages if kind in stage]
+    if not alike:
+        raise _no_place(name, stages)
+    if number is None and len(alike) > 1:
+        raise BarberError(f"there are {len(alike)} {kind} stages: {kind}[1] to {kind}[{len(alike)}]")
     index = int(number or 1)
-    if not 1 <= index <= len(stages):
-        raise BarberError(f"set {setting!r}: there are {len(stages)} {kind} stages")
-    stage = stages[index - 1]
-    stage[kind] = stage[kind] if isinstance(stage[kind], dict) else {}
-    return stage[kind], rest
+    if not 1 <= index <= len(alike):
+        raise BarberError(f"there are {len(alike)} {kind} stages")
+    stage = alike[index - 1]
+    if not isinstance(stage[kind], dict):
+        stage[kind] = {}
+    settings: dict[str, Any] = stage[kind]
+    return settings
+
+
+def _no_place(name: str, stages: list[dict[str, Any]]) -> BarberError:
+    return unknown_name("place", name, [*TOP_LEVEL, *chain.from_iterable(stages)])
 
 
 def substitute(value: Any, variables: Mapping[str, Any], path: Path_ = ()) -> tuple[Any, list[tuple[Path_, str]]]:
-    """`value` with every `${name}` replaced, and a fault for each unknown name.
+    """Return `value` with every `${name}` replaced, and a fault for each unknown name.
 
     A string that is nothing but `${name}` takes the variable's type.
     """
@@ -63,14 +81,16 @@ def substitute(value: Any, variables: Mapping[str, Any], path: Path_ = ()) -> tu
             return {key: inner(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [inner(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str):
-            return value
+        return text(value, path) if isinstance(value, str) else value
+
+    def text(value: str, path: Path_) -> Any:
         names = VARIABLE.findall(value)
         unknown = [name for name in names if name not in variables]
         if unknown:
             faults.extend((path, str(unknown_name("variable", name, variables))) for name in unknown)
             return value
-        whole = VARIABLE.fullmatch(value)
-        return variables[names[0]] if whole else VARIABLE.sub(lambda match: str(variables[match[1]]), value)
+        if VARIABLE.fullmatch(value):
+            return variables[names[0]]
+        return VARIABLE.sub(lambda match: str(variables[match[1]]), value)
 
     return inner(value, path), faults

@@ -1,12 +1,13 @@
 """A sweep's tables and pictures."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import MissingExtraError
-from ...base.files import csv_table, write_file
+from ...base.files import csv_table, markdown_table, write_file
+from ..cells import DENSE
 from ..report.cuts import curve_picture, error_picture
 
 logger = logging.getLogger(__name__)
@@ -14,62 +15,63 @@ COLUMNS = (
     "scorer", "asked", "removed", "samples", "perplexity", "parameters", "macs_per_token", "prefill_seconds",
     "decode_seconds", "prefill_of_dense", "decode_of_dense",
 )  # fmt: skip
-HEADER = (
-    "| scorer | asked | removed | samples | perplexity | parameters | MACs a token | prefill | decode |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
 Cells = Mapping[str, Mapping[str, Any]]
+Row = dict[str, Any]
 
 
 def write_results(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
     """Write `table.md`, `table.csv` and, with the extra `report`, the pictures."""
     rows = [row_of(name, result) for name, result in cells.items()]
+    text = [f"# {settings['model']}", "", *protocol(cells[DENSE], settings), ""]
+    figures = [rounded(row) for row in rows]
+    text.append(markdown_table(figures, list(figures[0])))
     write_file(output / "table.csv", csv_table(rows, COLUMNS))
-    write_file(output / "table.md", as_markdown(rows, cells, settings))
+    write_file(output / "table.md", "\n".join(text) + "\n")
     try:
-        pictures(output, rows, cells, settings)
+        perplexity_pictures(output, rows[0]["perplexity"], rows[1:], settings)
+        error_pictures(output, cells, settings)
     except MissingExtraError as error:
         logger.warning("%s", error)
 
 
-def row_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of one cell; empty where nothing was measured."""
+def row_of(name: str, result: Mapping[str, Any]) -> Row:
+    """Return the columns of one cell, unrounded; empty where nothing was measured."""
     after = result["after"]
-    dense = result.get("before", after)  # the dense model, timed right before
-    speeds: dict[str, Any] = {f"{kind}_{of}": "" for kind in ("prefill", "decode") for of in ("seconds", "of_dense")}
-    for kind in ("prefill", "decode") if "latency" in after else ():
-        seconds = after["latency"][kind]["median"]
-        speeds |= {f"{kind}_seconds": seconds, f"{kind}_of_dense": seconds / dense["latency"][kind]["median"]}
-    return {
+    row = dict.fromkeys(COLUMNS, "") | {
         "scorer": result.get("scorer", name), "asked": result.get("asked", ""), "removed": result.get("removed", 0.0),
         "samples": result.get("samples", ""), "perplexity": result["perplexity"]["perplexity"],
-        "parameters": after["parameters"], "macs_per_token": after["macs_per_token"], **speeds,
+        "parameters": after["parameters"], "macs_per_token": after["macs_per_token"],
     }  # fmt: skip
+    if "latency" in after:
+        dense = result.get("before", after)  # the dense model, timed right before
+        for kind in ("prefill", "decode"):
+            seconds = after["latency"][kind]["median"]
+            row[f"{kind}_seconds"] = seconds
+            row[f"{kind}_of_dense"] = seconds / dense["latency"][kind]["median"]
+    return row
 
 
-def as_markdown(rows: list[dict[str, Any]], cells: Cells, settings: Mapping[str, Any]) -> str:
-    """The rows for people, under what was measured and how."""
-    lines = [f"# {settings['model']}", "", *protocol(cells, settings), "", HEADER]
-    for row in rows:
-        seconds = [
-            f"{1000 * row[f'{kind}_seconds']:.1f} ms ({row[f'{kind}_of_dense']:.2f})" if row[f"{kind}_seconds"] else ""
-            for kind in ("prefill", "decode")
-        ]
-        figures = [f"{row['perplexity']:.2f}", f"{row['parameters']:,}", f"{row['macs_per_token']:,.0f}", *seconds]
-        lines.append(
-            f"| {row['scorer']} | {row['asked']} | {row['removed']:.4f} | {row['samples']} | {' | '.join(figures)} |"
-        )
-    return "\n".join(lines) + "\n"
+def rounded(row: Row) -> dict[str, str]:
+    """Return the columns of a row for people."""
+    columns = {
+        "scorer": row["scorer"], "asked": row["asked"], "removed": f"{row['removed']:.4f}", "samples": row["samples"],
+        "perplexity": f"{row['perplexity']:.2f}", "parameters": f"{row['parameters']:,}",
+        "MACs a token": f"{row['macs_per_token']:,.0f}", "prefill": "", "decode": "",
+    }  # fmt: skip
+    for kind in ("prefill", "decode"):
+        if row[f"{kind}_seconds"]:
+            columns[kind] = f"{1000 * row[f'{kind}_seconds']:.1f} ms ({row[f'{kind}_of_dense']:.2f})"
+    return columns
 
 
-def protocol(cells: Cells, settings: Mapping[str, Any]) -> list[str]:
-    """How perplexity and latency were measured."""
-    dense = cells["dense"]
-    found = dense["perplexity"]
+def protocol(dense: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Say how perplexity and latency were measured."""
+    measured = dense["perplexity"]
     texts = ", ".join(settings["calibration"]["texts"]) or "c4"
     lines = [
-        f"Perplexity on {found['windows']} of {found['available']} windows of {found['sequence_length']} tokens of "
-        f"{found['text']} ({found['split']} part), {found['dtype']}; calibrated on {texts}, seed {settings['seed']}."
+        f"Perplexity on {measured['windows']} of {measured['available']} windows of {measured['sequence_length']} "
+        f"tokens of {measured['text']} ({measured['split']} part), {measured['dtype']}; calibrated on {texts}, "
+        f"seed {settings['seed']}."
     ]
     speed = dense["after"].get("latency")
     if speed:
@@ -81,27 +83,33 @@ def protocol(cells: Cells, settings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def pictures(output: Path, rows: list[dict[str, Any]], cells: Cells, settings: Mapping[str, Any]) -> None:
-    """Perplexity over the ratio, over the number of samples where there are several, and the errors at each ratio."""
-    dense, cuts = rows[0]["perplexity"], rows[1:]
+def perplexity_pictures(output: Path, dense: float, cuts: Sequence[Row], settings: Mapping[str, Any]) -> None:
+    """Draw perplexity over the ratio, and over the number of samples where there are several."""
     most = max(settings["samples"])
-    by_ratio = curves([row for row in cuts if row["samples"] == most], "scorer", "removed")
+    by_ratio = curves([row for row in cuts if row["samples"] == most], "removed")
     curve_picture(output / "perplexity.png", by_ratio, dense, "share of attention and MLP removed")
-    if len(set(settings["samples"])) > 1:
-        for ratio in dict.fromkeys(settings["remove"]):
-            by_samples = curves([row for row in cuts if row["asked"] == ratio], "scorer", "samples")
-            name = f"perplexity-by-samples-{ratio:g}.png"
-            curve_picture(output / name, by_samples, dense, f"calibration windows, {ratio:g} removed")
+    if len(set(settings["samples"])) == 1:
+        return
     for ratio in dict.fromkeys(settings["remove"]):
-        chosen = {
-            cell["scorer"]: cell for cell in cells.values() if cell.get("asked") == ratio and cell["samples"] == most
-        }
-        error_picture(output / f"errors-{ratio:g}.png", chosen, f"{ratio:g} of attention and MLP removed")
+        by_samples = curves([row for row in cuts if row["asked"] == ratio], "samples")
+        path = output / f"perplexity-by-samples-{ratio:g}.png"
+        curve_picture(path, by_samples, dense, f"calibration windows, {ratio:g} removed")
 
 
-def curves(rows: list[dict[str, Any]], label: str, over: str) -> dict[str, list[tuple[float, float]]]:
-    """Points (value of `over`, perplexity) in ascending order, by `label`."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(rows, key=lambda row: float(row[over])):
-        found.setdefault(row[label], []).append((row[over], row["perplexity"]))
-    return found
+def error_pictures(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
+    """Draw the errors at each ratio, with most samples."""
+    most = max(settings["samples"])
+    for ratio in dict.fromkeys(settings["remove"]):
+        reports = {}
+        for cell in cells.values():
+            if cell.get("asked") == ratio and cell["samples"] == most:
+                reports[cell["scorer"]] = cell
+        error_picture(output / f"errors-{ratio:g}.png", reports, f"{ratio:g} of attention and MLP removed")
+
+
+def curves(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, float]]]:
+    """Return points (value of `axis`, perplexity) in ascending order, by scorer."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: float(row[axis])):
+        points.setdefault(row["scorer"], []).append((row[axis], row["perplexity"]))
+    return points

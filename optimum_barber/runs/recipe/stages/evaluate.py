@@ -1,14 +1,15 @@
 """The stage `evaluate`: perplexity and lm-eval tasks, with the dense model beside them."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 
-from ..stage import Stage, Work, stage
-
-if TYPE_CHECKING:
-    from ..schema import Recipe
+from ....base.errors import BarberError
+from ...figures import flat
+from ...tasks.offline import task_files
+from ..shared import SharedSettings
+from ..stage import Stage, StageContext, stage
 
 PROTOCOL = ("perplexity", "sequence_length", "windows", "tasks", "limit", "dtype")
 
@@ -18,6 +19,7 @@ class EvaluateStage(Stage):
     """Measure whatever model the stages before left."""
 
     follows = ("dense", "pruned", "adapter", "tuned", "quantized")
+    first = "perplexity"
 
     perplexity: list[str] = Field(default_factory=list, description="texts for perplexity: files or registered names")
     sequence_length: int | None = Field(None, ge=2, description="tokens a window; default: the calibration's")
@@ -31,69 +33,54 @@ class EvaluateStage(Stage):
     dense: bool = Field(True, description="measure the dense model too, once a recipe and protocol")
 
     def files(self) -> list[str]:
-        """Local task files."""
-        return [task.split(":", 1)[1] for task in self.tasks if task.split(":", 1)[0] in ("choice", "rolling")]
+        """Return local task files."""
+        return task_files(self.tasks)
 
     def texts(self) -> list[str]:
-        """Texts for perplexity."""
+        """Return texts for perplexity."""
         return self.perplexity
 
-    def faults(self, recipe: "Recipe") -> list[tuple[str, str]]:
-        """A stage that measures nothing, an adapter's tasks."""
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse a stage that measures nothing."""
         if not self.perplexity and not self.tasks:
-            return [("perplexity", "nothing to measure: give perplexity or tasks")]
-        return []
+            raise BarberError("nothing to measure: give perplexity or tasks")
 
-    def run(self, work: Work) -> dict[str, Any]:
-        """Figures of the model, and of the dense one unless an earlier stage has them under the same protocol."""
-        figures = {"model": self.measure(work.model, work), "protocol": self._protocol(work)}
-        if self.dense and work.model != work.recipe.model:
-            figures["dense"] = _known(work.earlier.values(), figures["protocol"]) or self.measure(
-                work.recipe.model, work
-            )
-        work.log(flat(figures["model"]), None)
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Measure the model, and the dense one unless an earlier stage did under the same protocol."""
+        length = self.sequence_length or context.shared.calibration.sequence_length
+        protocol = {name: getattr(self, name) for name in PROTOCOL}
+        protocol["sequence_length"] = length
+        figures = {"model": self.measure(context.input_model, length, context), "protocol": protocol}
+        dense = context.shared.model
+        if self.dense and context.input_model != dense:
+            figures["dense"] = self._earlier_dense(protocol, context) or self.measure(dense, length, context)
+        context.log(flat(figures["model"]), None)
         return figures
 
-    def measure(self, model: str, work: Work) -> dict[str, Any]:
-        """Perplexity of each text, results of each task."""
+    def measure(self, model: str, length: int | None, context: StageContext) -> dict[str, Any]:
+        """Return perplexities and task results of one model."""
         from ...evaluate import evaluate_model
+        from ...tasks.evaluate import evaluate_tasks
 
-        length = self.sequence_length or work.recipe.calibration.sequence_length
-        field, device = work.recipe.calibration.text_field, work.recipe.device
-        found: dict[str, Any] = {
-            "perplexity": {
-                text: evaluate_model(
-                    model, text, field=field, length=length, windows=self.windows, dtype=self.dtype,
-                    device=device, quiet=work.quiet,
-                )
-                for text in self.perplexity
-            }
-        }  # fmt: skip
-        if self.tasks:
-            from optimum_barber.integrations.lm_eval.run import evaluate_tasks
-
-            found["tasks"] = evaluate_tasks(
-                model, self.tasks, limit=self.limit, batch_size=self.batch_size, device=device, dtype=self.dtype,
-                seed=work.recipe.calibration.seed, quiet=work.quiet,
+        calibration, device = context.shared.calibration, context.shared.device
+        perplexities = {}
+        for text in self.perplexity:
+            perplexities[text] = evaluate_model(
+                model, text, field=calibration.text_field, length=length, windows=self.windows, dtype=self.dtype,
+                device=device, quiet=context.quiet,
             )  # fmt: skip
-        return found
+        figures: dict[str, Any] = {"perplexity": perplexities}
+        if self.tasks:
+            figures["tasks"] = evaluate_tasks(
+                model, self.tasks, limit=self.limit, batch_size=self.batch_size, device=device, dtype=self.dtype,
+                seed=calibration.seed, quiet=context.quiet,
+            )  # fmt: skip
+        return figures
 
-    def _protocol(self, work: Work) -> dict[str, Any]:
-        length = self.sequence_length or work.recipe.calibration.sequence_length
-        return {**{name: getattr(self, name) for name in PROTOCOL}, "sequence_length": length}
-
-
-def _known(earlier: Iterable[dict[str, Any]], protocol: dict[str, Any]) -> Any:
-    """Figures of the dense model that were measured before under the same protocol."""
-    return next((figures["dense"] for figures in earlier if figures.get("protocol") == protocol), None)
-
-
-def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures as one level of numbers, as trackers want them."""
-    found: dict[str, float] = {}
-    for key, value in figures.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = value
-    return found
+    @staticmethod
+    def _earlier_dense(protocol: dict[str, Any], context: StageContext) -> Any:
+        """Return figures of the dense model that an earlier stage measured under the same protocol."""
+        for figures in context.earlier.values():
+            if figures.get("protocol") == protocol and "dense" in figures:
+                return figures["dense"]
+        return None

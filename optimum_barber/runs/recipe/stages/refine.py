@@ -1,13 +1,13 @@
 """The stage `refine`: better masks by the divergence of the whole model."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
+from ....base.errors import BarberError
 from ....prune.refine.settings import RefineConfig, RefineSettings
-from ..stage import Stage, Work, stage
+from ..shared import SharedSettings
+from ..stage import Stage, StageContext, stage
 from .prune import PruneStage
-
-if TYPE_CHECKING:
-    from ..schema import Recipe
 
 
 @stage("refine")
@@ -16,35 +16,27 @@ class RefineStage(Stage, RefineSettings):
 
     follows = ("pruned",)
     gives = "pruned"
+    first = "rounds"
 
-    def faults(self, recipe: "Recipe") -> list[tuple[str, str]]:
-        """Too few windows; weights that were changed before."""
-        found = []
-        if recipe.calibration.samples < 2:
-            found.append(("rounds", "calibration samples 1 is not legal: at least 2, one of them measures"))
-        for earlier in recipe.stages[: recipe.stages.index(self)]:
-            if isinstance(earlier, PruneStage) and changes_weights(earlier):
-                found.append(("rounds", f"{earlier.kind} changes weights: refine works on masks alone, before that"))
-        return found
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse too few windows, and weights that were changed before."""
+        faults = []
+        if shared.calibration.samples < 2:
+            faults.append("calibration samples 1 is not legal: at least 2, one of them measures")
+        for before in earlier:
+            if isinstance(before, PruneStage) and before.changes_weights():
+                faults.append(f"{before.kind} changes weights: refine works on masks alone, before that")
+        if faults:
+            raise BarberError("\n".join(faults))
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, context: StageContext) -> dict[str, Any]:
         """Refine the checkpoint that the stages before left."""
         from ....prune.refine.refiner import BarberRefiner
 
-        given = work.recipe.calibration
-        config = RefineConfig(
-            calibration=given.windows(), seed=given.seed, device=work.recipe.device,
-            **{name: getattr(self, name) for name in RefineSettings.model_fields},
-        )  # fmt: skip
-        refiner = BarberRefiner.for_checkpoint(work.model, work.base)
-        report = refiner.refine(work.model, config, save_dir=work.target, quiet=work.quiet).as_report()
-        for index, done in enumerate(report["rounds"], start=1):
-            work.log({"divergence_before": done["before"], "divergence_after": done["after"]}, index)
+        config = RefineConfig(**context.shared.run_settings(), **self.part(RefineSettings).model_dump())
+        refiner = BarberRefiner.for_checkpoint(context.input_model, context.dense_model)
+        result = refiner.refine(context.input_model, config, save_dir=context.output_model, quiet=context.quiet)
+        report = result.as_report()
+        for index, entry in enumerate(report["rounds"], start=1):
+            context.log({"divergence_before": entry["before"], "divergence_after": entry["after"]}, index)
         return {name: report[name] for name in ("swaps", "divergence_before", "divergence_after")}
-
-
-def changes_weights(stage: PruneStage) -> bool:
-    """Whether kept weights get other values than the dense model's."""
-    given = stage.producer_args
-    updated = stage.producer == "sparsegpt" and str(given.get("update", True)).lower() != "false"
-    return bool(stage.reconstruct.chain) or updated or "weights" in given

@@ -1,9 +1,9 @@
 """The stage `report`: what the stages before measured, as a page of HTML, Markdown and JSON."""
 
-import json
 from typing import Any
 
-from ..stage import Stage, Work, stage
+from ....base.files import write_file, write_json
+from ..stage import Stage, StageContext, stage
 
 
 @stage("report")
@@ -12,17 +12,16 @@ class ReportStage(Stage):
 
     follows = ("dense", "pruned", "adapter", "tuned", "quantized")
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, context: StageContext) -> dict[str, Any]:
         """Write `report.html`, `report.md` and `report.json`."""
         from ....checkpoints.write import software
         from ...report.html import html
         from ...report.markdown import markdown
         from ...report.recipe_page import recipe_page
-        from ..runner import flat_settings
 
-        output = work.directory.parent
-        page = recipe_page(work.recipe.name, flat_settings(work.recipe), work.earlier, output, software())
-        (work.directory / "report.html").write_text(html(page), encoding="utf-8")
-        (work.directory / "report.md").write_text(markdown(page), encoding="utf-8")
-        (work.directory / "report.json").write_text(json.dumps(work.earlier, indent=2) + "\n", encoding="utf-8")
+        directory = context.directory
+        page = recipe_page(context.shared.name, context.settings, context.earlier, directory.parent, software())
+        write_file(directory / "report.html", html(page))
+        write_file(directory / "report.md", markdown(page))
+        write_json(directory / "report.json", context.earlier)
         return {}

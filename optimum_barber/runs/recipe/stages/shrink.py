@@ -1,16 +1,13 @@
 """The stage `shrink`: heads and channels go, and the model becomes smaller."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ....base.errors import BarberError
-from ....base.fields import one_line
 from ....shrink.settings import ShrinkConfig, ShrinkSettings
-from ..stage import Stage, Work, stage
-
-if TYPE_CHECKING:
-    from ..schema import Recipe
+from ..shared import SharedSettings
+from ..stage import Stage, StageContext, stage
 
 
 @stage("shrink")
@@ -19,51 +16,44 @@ class ShrinkStage(Stage, ShrinkSettings):
 
     follows = ("dense",)
     gives = "dense"
+    first = "scorer"
 
     latency: bool = Field(True, description="measure prefill and decode before and after")
 
     def files(self) -> list[str]:
-        """The record of a cut to be done again."""
+        """Return the record of a cut to be done again."""
         return [self.structure] if self.structure is not None else []
 
-    def config(self, recipe: "Recipe") -> ShrinkConfig:
-        """The run's settings."""
-        own = {name: getattr(self, name) for name in ShrinkSettings.model_fields}
-        return ShrinkConfig(
-            calibration=recipe.calibration.windows(), seed=recipe.calibration.seed, device=recipe.device,
-            dtype=recipe.dtype, **own,
-        )  # fmt: skip
+    def config(self, shared: SharedSettings) -> ShrinkConfig:
+        """Return the run's settings."""
+        settings = self.model_dump(include=set(ShrinkSettings.model_fields))
+        return ShrinkConfig(**shared.run_settings(), dtype=shared.dtype, **settings)
 
-    def faults(self, recipe: "Recipe") -> list[tuple[str, str]]:
-        """Scorers and arguments that nobody knows, shares that exclude each other."""
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse scorers and arguments that nobody knows."""
         from ....base.arguments import parse_arguments
         from ....shrink.scorers import as_scorer
 
-        try:
-            config = self.config(recipe)
-            parse_arguments(as_scorer(config.scorer), config.scorer, config.scorer_args, "scorer")
-        except ValidationError as error:
-            return [("scorer", str(one_line(error)))]
-        except BarberError as error:
-            return [("scorer", str(error))]
-        return []
+        config = self.config(shared)
+        parse_arguments(as_scorer(config.scorer), config.scorer, config.scorer_args, "scorer")
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, context: StageContext) -> dict[str, Any]:
         """Shrink the model that the stages before left."""
         from ....shrink.shrinker import BarberShrinker
 
-        config = self.config(work.recipe)
-        shrinker = BarberShrinker.from_pretrained(work.base, work.recipe.dtype)
-        report = shrinker.shrink(config, save_dir=work.target, latency=self.latency, quiet=work.quiet).report
-        return {
+        shrinker = BarberShrinker.from_pretrained(context.dense_model, context.shared.dtype)
+        report = shrinker.shrink(
+            self.config(context.shared), save_dir=context.output_model, latency=self.latency, quiet=context.quiet
+        ).report
+        figures: dict[str, Any] = {
             "removed": report["removed"], "heads": report["heads"]["after"], "channels": report["channels"]["after"],
-            "parameters_before": report["before"]["parameters"], "parameters_after": report["after"]["parameters"],
-            "macs_per_token_before": report["before"]["macs_per_token"],
-            "macs_per_token_after": report["after"]["macs_per_token"],
-            "latency": {state: speeds(report[state]) for state in ("before", "after") if "latency" in report[state]},
         }  # fmt: skip
-
-
-def speeds(measured: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of prefill and decode."""
-    return {name: measured["latency"][name]["median"] for name in ("prefill", "decode")}
+        for measure in ("parameters", "macs_per_token"):
+            for state in ("before", "after"):
+                figures[f"{measure}_{state}"] = report[state][measure]
+        figures["latency"] = {}
+        for state in ("before", "after"):
+            if "latency" in report[state]:
+                seconds = report[state]["latency"]
+                figures["latency"][state] = {name: seconds[name]["median"] for name in ("prefill", "decode")}
+        return figures

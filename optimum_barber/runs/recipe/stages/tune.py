@@ -7,7 +7,7 @@ from pydantic import Field
 
 from optimum_barber.integrations.lora.settings import LoraSettings
 
-from ..stage import Stage, Work, stage
+from ..stage import Stage, StageContext, stage
 
 
 @stage("lora")
@@ -22,10 +22,10 @@ class LoraStage(Stage, LoraSettings):
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the text's end that is only measured")
 
     def texts(self) -> list[str]:
-        """Texts to train on."""
+        """Return texts to train on."""
         return self.train_texts
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, context: StageContext) -> dict[str, Any]:
         """Train; goes on from its last checkpoint after a kill."""
         from optimum_barber.integrations.lora.training import train_lora
 
@@ -33,17 +33,16 @@ class LoraStage(Stage, LoraSettings):
         from ....text.training import training_windows
         from ....text.windows import sequence_length
 
-        given, reference = work.recipe.calibration, resolve_model(work.model)
-        names = self.train_texts or given.texts
-        length = sequence_length(load_config(reference), self.sequence_length or given.sequence_length)
+        calibration, reference = context.shared.calibration, resolve_model(context.input_model)
+        length = sequence_length(load_config(reference), self.sequence_length or calibration.sequence_length)
         windows, held_out = training_windows(
-            names, load_tokenizer(reference), samples=self.steps * self.batch_size * self.gradient_accumulation,
-            length=length, seed=given.seed, held_out=self.held_out, field=given.text_field,
+            self.train_texts or calibration.texts, load_tokenizer(reference),
+            samples=self.steps * self.batch_size * self.gradient_accumulation, length=length, seed=calibration.seed,
+            held_out=self.held_out, field=calibration.text_field,
         )  # fmt: skip
-        settings = LoraSettings(**{name: getattr(self, name) for name in LoraSettings.model_fields})
         report = train_lora(
-            work.model, work.target, settings, windows, held_out, quiet=work.quiet, scratch=work.scratch,
-            callbacks=[_loss_to(work)],
+            context.input_model, context.output_model, self.part(LoraSettings), windows, held_out,
+            quiet=context.quiet, scratch=context.scratch, callbacks=[_loss_to(context)],
         )  # fmt: skip
         before, after = report["perplexity_before"], report["perplexity_after"]
         return {
@@ -52,15 +51,16 @@ class LoraStage(Stage, LoraSettings):
         }  # fmt: skip
 
 
-def _loss_to(work: Work) -> Any:
-    """A callback of transformers' Trainer that passes the loss on to the trackers."""
+def _loss_to(context: StageContext) -> Any:
+    """Return a callback of transformers' Trainer that passes the loss on to the trackers."""
     from transformers import TrainerCallback
 
-    class Follow(TrainerCallback):
+    class LossLogger(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            work.log({key: value for key, value in (logs or {}).items() if key == "loss"}, state.global_step)
+            figures = {key: value for key, value in (logs or {}).items() if key == "loss"}
+            context.log(figures, state.global_step)
 
-    return Follow()
+    return LossLogger()
 
 
 @stage("merge")
@@ -70,9 +70,9 @@ class MergeStage(Stage):
     follows = ("adapter",)
     gives = "tuned"
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, context: StageContext) -> dict[str, Any]:
         """Merge."""
         from optimum_barber.integrations.lora.checkpoint import merge_lora
 
-        merge_lora(Path(work.model), work.target)
+        merge_lora(Path(context.input_model), context.output_model)
         return {}

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from optimum_barber.base.errors import BarberError
-from optimum_barber.base.files import is_there
-from optimum_barber.text.sources import read_texts
+from ...base.errors import BarberError
+from ...base.files import is_file
+from ...text.sources import read_texts
 
-TEMPLATES = "tasks"
 Rows = list[dict[str, Any]]
 
 
@@ -34,7 +33,7 @@ class ChoiceRow(BaseModel):
 
 
 def choice_rows(path: str) -> Rows:
-    """The questions of a .jsonl file.
+    """Read the questions of a .jsonl file.
 
     Raises:
         BarberError: no UTF-8, no row at all, or a row that lacks something; names the line.
@@ -54,21 +53,28 @@ def _choice_row(path: str, number: int, line: str) -> dict[str, Any]:
         return ChoiceRow.model_validate_json(line).model_dump()
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
-        raise BarberError(f"task file {path}, line {number}: {f'{where}: ' if where else ''}{message}") from None
+        if fault["loc"]:
+            message = f"{'.'.join(map(str, fault['loc']))}: {message}"
+        raise BarberError(f"task file {path}, line {number}: {message}") from None
 
 
 def rolling_rows(path: str) -> Rows:
-    """The documents of a text file (one) or of a .jsonl file (its field `text`); blank ones are left out."""
+    """Read the documents of a text file (one) or of a .jsonl file (its field `text`), without blank ones."""
     return [{"text": text} for text in read_texts(path, "evaluation") if text.strip()]
 
 
 KINDS: dict[str, Callable[[str], Rows]] = {"choice": choice_rows, "rolling": rolling_rows}
 
 
+def task_files(tasks: Sequence[str]) -> list[str]:
+    """Return the files of the local tasks among `tasks`."""
+    parts = [task.partition(":") for task in tasks]
+    return [path for kind, _, path in parts if kind in KINDS]
+
+
 def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
-    """The lm-eval configuration of `KIND:FILE`, its rows written into `folder`; None for a task of lm-eval's own.
+    """Return the lm-eval configuration of `KIND:FILE`, its rows written into `folder`; None for lm-eval's own tasks.
 
     Raises:
         BarberError: an unknown kind, a missing file, a bad row.
@@ -77,12 +83,13 @@ def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
     if not colon:
         return None
     if kind not in KINDS:
-        raise BarberError(f"task {name!r} is not legal: {', '.join(f'{known}:FILE' for known in KINDS)}, or a name")
-    if not (is_there(Path(path)) and Path(path).is_file()):
+        raise BarberError(f"task {name!r} is not legal: {':FILE, '.join(KINDS)}:FILE, or a name")
+    if not is_file(path):
         raise BarberError(f"task {name!r}: there is no file {path!r}")
     data = folder / f"{number}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in KINDS[kind](path)), encoding="utf-8")
-    config: dict[str, Any] = yaml.safe_load(files(__package__).joinpath(TEMPLATES, f"{kind}.yaml").read_text("utf-8"))
+    template = files(__package__).joinpath("templates", f"{kind}.yaml")
+    config: dict[str, Any] = yaml.safe_load(template.read_text("utf-8"))
     config["task"] = Path(path).stem
     config["dataset_kwargs"] = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "datasets")}
     config["metadata"]["source"] = str(Path(path).absolute())
@@ -90,7 +97,7 @@ def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def offline_tasks(names: Sequence[str], folder: Path) -> list[str | dict[str, Any]]:
-    """lm-eval configurations in the place of `KIND:FILE`; other names as they are.
+    """Put lm-eval configurations in the place of `KIND:FILE`, and leave other names as they are.
 
     Args:
         names: tasks as the user gave them.
@@ -99,22 +106,13 @@ def offline_tasks(names: Sequence[str], folder: Path) -> list[str | dict[str, An
     Raises:
         BarberError: see `offline_task`; or two files that give a task of the same name.
     """
-    tasks = [offline_task(name, folder, number) or name for number, name in enumerate(names)]
-    taken = [task if isinstance(task, str) else task["task"] for task in tasks]
-    for name in taken:
-        if taken.count(name) > 1:
+    tasks: list[str | dict[str, Any]] = []
+    for number, name in enumerate(names):
+        tasks.append(offline_task(name, folder, number) or name)
+    taken: set[str] = set()
+    for task in tasks:
+        name = task if isinstance(task, str) else task["task"]
+        if name in taken:
             raise BarberError(f"two tasks are called {name!r}: name each task once, rename a file")
+        taken.add(name)
     return tasks
-
-
-def written_tasks(names: Sequence[str], folder: Path) -> list[str]:
-    """The same for lm-eval's command line: paths of YAML files in the place of `KIND:FILE`."""
-    written = []
-    for number, task in enumerate(offline_tasks(names, folder)):
-        if isinstance(task, str):
-            written.append(task)
-            continue
-        path = folder / f"{number}.yaml"
-        path.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
-        written.append(str(path))
-    return written

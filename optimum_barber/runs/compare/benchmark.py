@@ -1,0 +1,101 @@
+"""The model of a comparison: loaded once, pruned and measured for every cell, restored in between."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...base.memory import peak_memory, reset_peak_memory
+from ...checkpoints.record import write_masks
+from ...models.device import choose_device
+from ...models.loading import load_model, load_tokenizer
+from ...models.source import ModelSource, working_copy
+from ...prune.plan import make_plan
+from ...prune.settings import BarberConfig
+from ...prune.sparsifier import BarberSparsifier
+from ...text.perplexity import perplexity
+from ...text.windows import TokenWindows, windows_for
+from ..cells import Record
+from ..evaluate import evaluation_windows
+from ..tasks.evaluate import evaluate_tasks
+from .cells import Cell, all_faults, noted
+from .plan import ComparePlan
+
+
+class MaskBenchmark:
+    """A model with a copy of its dense weights, the calibration windows of all cells, and the evaluation.
+
+    Raises:
+        CompareError: all patterns that do not fit the model and all texts that are too short.
+    """
+
+    def __init__(self, plan: ComparePlan, quiet: bool) -> None:
+        reference, base, settings = plan.reference, plan.base, plan.settings
+        model, tokenizer = load_model(reference, base.dtype), load_tokenizer(reference)
+        source = ModelSource(model)
+        self.plan, self.quiet = plan, quiet
+        self.sparsifier = BarberSparsifier(model, tokenizer, reference)
+        self.evaluation = evaluation_windows(
+            settings.evaluation, tokenizer, model.config, base.calibration.sequence_length, settings.windows,
+            base.calibration.text_field,
+        )  # fmt: skip
+        self.windows: dict[tuple[Any, ...], TokenWindows] = {}
+        with all_faults() as faults:
+            for cell in plan.cells:
+                with noted(faults):
+                    make_plan(cell.config, source)
+                    self.calibration(cell.config)
+        self.dense_weights = [(weight, weight.detach().clone()) for weight in source.stack.parameters()]
+
+    def calibration(self, config: BarberConfig) -> TokenWindows:
+        """Return the calibration windows of a cell; cells with the same settings share them."""
+        key = (config.calibration.samples, config.calibration.sequence_length, config.seed)
+        if key not in self.windows:
+            self.windows[key] = windows_for(self.sparsifier.model, self.sparsifier.tokenizer, config, None)
+        return self.windows[key]
+
+    def dense(self) -> Record:
+        """Return the measures of the dense model."""
+        self._restore()
+        return self._measures()
+
+    def run(self, cell: Cell, masks: Path | None = None) -> Record:
+        """Prune as the cell says and measure; the masks go to the file `masks`."""
+        self._restore()
+        windows = self.calibration(cell.config)
+        reset_peak_memory()
+        started = time.perf_counter()
+        result = self.sparsifier.sparsify(cell.config, windows, quiet=self.quiet)
+        seconds, peak = time.perf_counter() - started, peak_memory()
+        if masks is not None:
+            masks.parent.mkdir(exist_ok=True)
+            beside = masks.with_name(masks.name + ".partial")
+            write_masks(beside, result.masks, result.sparsity_config.pattern)
+            beside.replace(masks)
+        return {
+            "record": result.sparsity_config.model_dump(mode="json"), "report": result.as_report(), "seconds": seconds,
+            "peak_memory": peak, **self._measures(),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for weight, dense in self.dense_weights:
+            weight.copy_(dense)
+
+    def _measures(self) -> Record:
+        settings, base, model = self.plan.settings, self.plan.base, self.sparsifier.model
+        device = choose_device(base.device)
+        started = time.perf_counter()
+        measures: Record = {}
+        with working_copy(model, device, torch.float32 if device.type == "cpu" else None):
+            measures["perplexity"] = perplexity(model, self.evaluation, self.quiet).as_dict()
+            if settings.tasks:
+                measures["tasks"] = evaluate_tasks(
+                    model, settings.tasks, tokenizer=self.sparsifier.tokenizer, limit=settings.limit,
+                    batch_size=settings.task_batch_size, seed=base.seed,
+                    quiet=self.quiet or not sys.stderr.isatty(), device=str(device),
+                )["results"]  # fmt: skip
+        measures["evaluation_seconds"] = time.perf_counter() - started
+        return measures

@@ -1,0 +1,105 @@
+"""lm-eval's view of a causal LM, with the record of its masks and of the heads and channels that it lost."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from ...base.errors import BarberError, unknown_name
+from ...base.fields import DTYPES
+from ...checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.record import SparsityConfig, read_record
+from ...checkpoints.structure import PrunedStructure, read_structure
+from ...models.device import choose_device
+from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
+from ..evaluate import load_adapted
+
+
+class SparseLM(HFLM):
+    """A model, with the record of its masks and of the heads and channels that it lost.
+
+    Args:
+        pretrained: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter.
+        arguments: of lm-eval's HFLM.
+
+    Raises:
+        BarberError: no such model, an unknown dtype, a broken record.
+    """
+
+    def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
+        check_dtype(arguments)
+        loaded: Any
+        if (Path(pretrained) / ADAPTER_CONFIG_NAME).is_file():
+            device, dtype = _taken(arguments)
+            loaded, reference = load_adapted(Path(pretrained), dtype, device)
+            arguments = {"tokenizer": load_tokenizer(reference), **arguments}
+        else:
+            reference = resolve_model(str(pretrained))
+            loaded = str(reference.directory)
+            if reference.gguf_file:
+                arguments["gguf_file"] = reference.gguf_file
+            elif getattr(load_config(reference, quantized=True), "quantization_config", None):
+                device, dtype = _taken(arguments)
+                loaded = load_model(reference, dtype, quantized=True).to(device)
+                arguments = {"tokenizer": load_tokenizer(reference), **arguments}
+        self.sparsity, self.structure = summaries(reference.directory)
+        super().__init__(pretrained=loaded, **arguments)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return the results' `config`: with sparsity and structure, None where nothing went."""
+        return {**super().get_model_info(), "sparsity": self.sparsity, "structure": self.structure}
+
+
+def check_dtype(arguments: Mapping[str, Any]) -> None:
+    """Refuse a dtype that is none, before any work."""
+    if arguments.get("dtype", "auto") not in DTYPES:
+        raise unknown_name("dtype", str(arguments["dtype"]), DTYPES)
+
+
+def available_device(device: Any) -> torch.device:
+    """Return the evaluation's device, or, as lm-eval does, the one there is where it is not available."""
+    try:
+        return choose_device(str(device or "auto"))
+    except BarberError:
+        return choose_device("auto")
+
+
+def _taken(arguments: dict[str, Any]) -> tuple[torch.device, str]:
+    """Remove device and dtype from the arguments and return them."""
+    return available_device(arguments.pop("device", None)), arguments.pop("dtype", "auto")
+
+
+def summaries(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return what a table of results must say of a checkpoint's sparsity and structure; None where nothing went."""
+    sparsity = structure = None
+    if (directory / SPARSITY_NAME).is_file():
+        sparsity = _sparsity_summary(read_record(directory))
+    if (directory / STRUCTURE_NAME).is_file():
+        structure = _structure_summary(read_structure(directory))
+    return sparsity, structure
+
+
+def _sparsity_summary(record: SparsityConfig) -> dict[str, Any]:
+    return {
+        "base_model": record.base_model["name"],
+        "pattern": record.pattern,
+        "sparsity": record.sparsity,
+        "producer": record.producer,
+        "rebuild": record.rebuild,
+        "mask_fingerprint": record.fingerprint,
+        "steps": record.steps,
+    }
+
+
+def _structure_summary(record: PrunedStructure) -> dict[str, Any]:
+    first = next(iter(record.layers.values()))
+    return {
+        "base_model": record.base_model["name"],
+        "scorer": record.scorer,
+        "removed": record.removed,
+        "head_unit": record.head_unit,
+        **{kind: {"before": units.of, "after": len(units.kept)} for kind, units in first},
+        "structure_fingerprint": record.fingerprint,
+    }
