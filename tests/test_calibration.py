@@ -1,18 +1,21 @@
 """Text to windows."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_barber import BarberConfig, BarberRefiner, BarberShrinker, BarberSparsifier, ShrinkConfig
 from optimum_barber.base.errors import BarberError
+from optimum_barber.prune.refine.settings import RefineConfig
 from optimum_barber.text.sources import TEXTS, pydoc_texts, read_texts
-from optimum_barber.text.window_offsets import disjoint_offsets
 from optimum_barber.text.windows import (
     calibration_windows,
     consecutive_windows,
+    disjoint_offsets,
     random_windows,
     sequence_length,
 )
@@ -147,6 +150,24 @@ def test_a_folder_named_like_a_text_changes_nothing_and_a_file_goes_first(tmp_pa
         of_file = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
     assert beside_folder.fingerprint == sampled.fingerprint
     assert all("document" not in tokenizer.decode(window) for window in of_file.tokens)
+
+
+def test_only_a_file_named_like_a_text_is_an_input_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calibration = {"texts": ["c4"]}
+
+    def inputs():
+        return [
+            BarberSparsifier(None).inputs(BarberConfig(sparsity=0.5, calibration=calibration)),
+            BarberShrinker(None).inputs(ShrinkConfig(remove=0.5, calibration=calibration)),
+            BarberRefiner(None).inputs(Path("sparse"), RefineConfig(calibration=calibration))[1:],
+        ]
+
+    (tmp_path / "c4").mkdir()
+    assert inputs() == [[], [], []]
+    (tmp_path / "c4").rmdir()
+    (tmp_path / "c4").write_text("words of a file")
+    assert inputs() == [[Path("c4")]] * 3
 
 
 def test_c4_is_sampled_by_document(tokenizer):

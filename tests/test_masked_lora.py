@@ -12,9 +12,8 @@ from torch import nn
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.record import ModuleSparsity, SparsityConfig
-from optimum_barber.integrations.lora.binding import mask_fingerprint
 from optimum_barber.integrations.lora.layer import MaskedLinear, masked_delta
-from optimum_barber.integrations.lora.masked_lora import masked_lora
+from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora
 from optimum_barber.tensors.masks import PackedMask
 
 from .conftest import tiny_model, tiny_windows

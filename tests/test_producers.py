@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_barber.base.arguments import parse_arguments
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.fields import parse_arguments
 from optimum_barber.checkpoints.record import write_masks
 from optimum_barber.prune.producers import PRODUCERS, LinearInput, as_producer, producer
 from optimum_barber.prune.producers.sparsegpt import inverse_factor

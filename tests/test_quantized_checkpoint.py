@@ -12,12 +12,13 @@ from optimum_barber.base.errors import BarberError, MissingExtraError
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
-from optimum_barber.integrations.quantization.compressed_checkpoint import compress, save_compressed
 from optimum_barber.integrations.quantization.quantize import (
     ANY_PATTERN,
     MaskedQuantizer,
+    compress,
     quantize_blocks,
     quantize_model,
+    save_compressed,
 )
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.loading import load_model, resolve_model

@@ -11,8 +11,7 @@ import torch
 from optimum_barber import BarberConfig, BarberSparsifier, MaskFile
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.output import partial_of
-from optimum_barber.base.rank_group import RankGroup, all_ranks
-from optimum_barber.base.ranks import ALONE, Ranks, Share, share_of, tiles
+from optimum_barber.base.ranks import ALONE, RankGroup, Ranks, Share, all_ranks, share_of, tiles
 from optimum_barber.checkpoints.names import MASKS_NAME
 from optimum_barber.models.activations import Activations
 from optimum_barber.models.device import choose_device

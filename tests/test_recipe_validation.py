@@ -106,6 +106,12 @@ def test_an_output_inside_an_input_is_refused(write, model_dir):
     assert "lie within each other" in found[0]
 
 
+def test_a_folder_named_like_a_text_is_no_input(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pydoc").mkdir()
+    assert read_recipe(write(GOOD), ["output=pydoc/run"]).output == "pydoc/run"
+
+
 def test_the_command_prints_one_line_a_fault_and_writes_nothing(write, capsys, tmp_path):
     path = write(GOOD.replace("wanda", "wnada").replace("merge", "mrege"))
     assert main(["run", str(path)]) == 2

@@ -28,12 +28,11 @@ def masked_delta(lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -
     return torch.where(keep.unpack(), product, product.new_zeros(()))
 
 
-def delta_linear(x: Tensor, lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -> Tensor:
-    """Compute x ΔWᵀ in the dtype of x, (..., in) to (..., out); the others as in `masked_delta`."""
+def _delta_linear(x: Tensor, lower: Tensor, upper: Tensor, scale: float, keep: PackedMask) -> Tensor:
     return nn.functional.linear(x, masked_delta(lower, upper, scale, keep).to(x.dtype))
 
 
-def changed_linear(
+def _changed_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor, scale: float, keep: PackedMask
 ) -> Tensor:
     """Compute x (W + ΔW)ᵀ + b, with W + ΔW rounded to the dtype of W as merging rounds it."""
@@ -41,7 +40,7 @@ def changed_linear(
     return nn.functional.linear(x, changed, bias)
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call `function(*arguments)`; its intermediate results are computed again for the gradient, never kept."""
     result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result
@@ -50,11 +49,7 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 class MaskedLinear(Linear):
     """peft's LoRA layer over one pruned Linear; every adapter on it is masked.
 
-    Args:
-        base_layer: the pruned Linear.
-        adapter_name: of the first adapter.
-        keep: its keep mask, (out, in); held at one bit a weight, no part of any state dict.
-        kwargs: what peft hands to a LoRA layer.
+    `keep`, (out, in), is held at one bit a weight and is no part of any state dict.
     """
 
     keep_bits: Tensor
@@ -83,7 +78,7 @@ class MaskedLinear(Linear):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
         layer = self.get_base_layer()
-        return recomputed(changed_linear, x, layer.weight, layer.bias, *self.factors(active[0]), self.keep)
+        return _recomputed(_changed_linear, x, layer.weight, layer.bias, *self.factors(active[0]), self.keep)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """ΔW of an adapter, (out, in), float32, zero where pruned."""
@@ -104,11 +99,7 @@ class MaskedVariant(LoraVariant):
 
     @staticmethod
     def init(module: Any, adapter_name: str, *, config: Any = None, **kwargs: Any) -> None:
-        """Nothing to set up.
-
-        Raises:
-            BarberError: the adapter's configuration knows of no mask, and would be saved without one.
-        """
+        """Refuse a configuration that knows of no mask, and would be saved without one."""
         if not getattr(config, "mask_fingerprint", None):
             raise BarberError(
                 f"adapter {adapter_name!r} lies on a pruned Linear, but its configuration has no mask: "
@@ -134,4 +125,4 @@ class MaskedVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """`result` + dropout(x) ΔWᵀ."""
         x = module.lora_dropout[active_adapter](x)
-        return result + recomputed(delta_linear, x, *module.factors(active_adapter), module.keep)
+        return result + _recomputed(_delta_linear, x, *module.factors(active_adapter), module.keep)

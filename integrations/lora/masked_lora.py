@@ -1,16 +1,22 @@
 """LoRA that keeps the mask: peft's LoRA over a pruned model, with the change masked in training and in every merge."""
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import accumulate, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.integrations.lora.binding import AdapterBinding, mask_fingerprint
+from optimum_barber.base.files import read_json_object, write_json
+from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
+from optimum_barber.checkpoints.record import fingerprint_of
+from optimum_barber.checkpoints.write import software
 from optimum_barber.integrations.lora.layer import MaskedLinear
 from optimum_barber.tensors.masks import PackedMask
 
@@ -23,22 +29,50 @@ FREE = frozenset(
 )
 
 
+def mask_fingerprint(masks: Mapping[str, PackedMask]) -> str:
+    """Return what `SparsityConfig.fingerprint` is, from the masks themselves."""
+    return fingerprint_of({name: mask.sha256 for name, mask in masks.items()})
+
+
+class AdapterBinding(BaseModel):
+    """`sparsity_adapter.json`: what binds an adapter to the masks that it was trained under."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1] = Field(1, description="version of this format")
+    base_model: str | None = Field(description="path or hub id of the pruned model; null where it was in memory")
+    mask_fingerprint: str = Field(description="SHA-256 over the names and hashes of all masks of the model")
+    software: dict[str, str] = Field(description="versions")
+
+    @classmethod
+    def read(cls, directory: Path) -> "AdapterBinding":
+        """Read the binding of the adapter in `directory`; refuse one that is missing or of a newer format."""
+        path = directory / ADAPTER_MASKS_NAME
+        if not path.is_file():
+            raise BarberError(f"adapter {directory} has no {ADAPTER_MASKS_NAME}: it is incomplete")
+        content = read_json_object(path, "adapter binding")
+        version = content.get("format_version")
+        if version != 1:
+            raise BarberError(f"{path} has format version {version}; known is 1")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise BarberError(f"{path} is no adapter binding: {str(error).splitlines()[0]}") from None
+
+
 @dataclass
 class MaskedLoraConfig(LoraConfig):
     """A `LoraConfig` for one set of masks; made by `masked_lora`, never by hand.
 
     On disk it names a peft type of its own and keeps rank and alpha one level down, so that a reader that knows
     nothing of masks fails instead of opening the adapter as plain LoRA, which would silently compute something else.
-
-    Attributes:
-        mask_fingerprint: of all masks of the model.
     """
 
     mask_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        register(self, _without_masks)
+        self._register_custom_module({nn.Linear: _without_masks})  # type: ignore[dict-item]
 
     @classmethod
     def of(cls, config: LoraConfig, masks: Mapping[str, PackedMask]) -> "MaskedLoraConfig":
@@ -47,7 +81,7 @@ class MaskedLoraConfig(LoraConfig):
         if settings["target_modules"] is None:
             settings["target_modules"] = sorted(masks)
         masked = cls(**settings, mask_fingerprint=mask_fingerprint(masks))
-        register(masked, partial(_masked_layer, masks))
+        masked._register_custom_module({nn.Linear: partial(_masked_layer, masks)})  # type: ignore[dict-item]
         return masked
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,12 +103,12 @@ class MaskedLoraConfig(LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and beside it the binding to the masks."""
         super().save_pretrained(save_directory, **kwargs)
-        AdapterBinding.to_masks(self.mask_fingerprint, self.base_model_name_or_path).write(Path(save_directory))
-
-
-def register(config: Any, layer: Any) -> None:
-    """Have peft call `layer` first for the LoRA layer over an `nn.Linear`; None from it means peft's own."""
-    config._register_custom_module({nn.Linear: layer})
+        binding = AdapterBinding(
+            base_model=self.base_model_name_or_path,
+            mask_fingerprint=self.mask_fingerprint,
+            software={**software(), "peft": importlib.metadata.version("peft")},
+        )
+        write_json(Path(save_directory) / ADAPTER_MASKS_NAME, binding.model_dump())
 
 
 def _without_masks(*args: Any, **kwargs: Any) -> None:
@@ -85,9 +119,7 @@ def _masked_layer(
     masks: Mapping[str, PackedMask], target: nn.Linear, adapter_name: str, **kwargs: Any
 ) -> MaskedLinear | None:
     keep = masks.get(kwargs["target_name"])
-    if keep is None:
-        return None
-    return MaskedLinear(target, adapter_name, keep, **kwargs)
+    return None if keep is None else MaskedLinear(target, adapter_name, keep, **kwargs)  # None: peft's own layer
 
 
 def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraConfig) -> PeftModel:
@@ -108,47 +140,30 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
     masks = dict(masks)
     if not masks:
         return get_peft_model(model, config)
-    check_config(config, masks)
+    _check_config(config, masks)
     check_zeros(model, masks)
     return get_peft_model(model, MaskedLoraConfig.of(config, masks))
 
 
-def check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
-    """Refuse every setting under which pruned weights or weights outside the adapter would change.
-
-    Raises:
-        BarberError: names the setting and what is legal.
-    """
+def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
+    """Refuse every setting under which pruned weights or weights outside the adapter would change."""
     plain = LoraConfig()
-    for field in fields(LoraConfig):
-        value, legal = getattr(config, field.name), getattr(plain, field.name)
-        if field.name not in FREE and value != legal:
-            name = field.name
+    for name in (field.name for field in fields(LoraConfig)):
+        value, legal = getattr(config, name), getattr(plain, name)
+        if name not in FREE and value != legal:
             raise BarberError(f"LoRA setting {name}={value!r} is not supported on a pruned model: legal is {legal!r}")
     if config.init_lora_weights not in INITIALISATIONS:
         legal = ", ".join(map(repr, INITIALISATIONS))
         value = config.init_lora_weights
         raise BarberError(f"LoRA setting init_lora_weights={value!r} would change pruned weights: legal are {legal}")
-    for module in config.modules_to_save or []:
-        _check_saved_module(module, masks)
-
-
-def _check_saved_module(module: str, masks: Mapping[str, PackedMask]) -> None:
-    """Refuse to train a module whole that is or contains a pruned Linear."""
-    for name in masks:
-        path = ""
-        for part in name.split("."):
-            path = f"{path}.{part}".removeprefix(".")
-            if path.endswith(module):
-                raise BarberError(f"LoRA setting modules_to_save={module!r} would fill the zeros of {name}")
+    for module, name in product(config.modules_to_save or [], masks):  # trained whole, with the Linears inside
+        paths = accumulate(name.split("."), "{}.{}".format)
+        if any(path.endswith(module) for path in paths):
+            raise BarberError(f"LoRA setting modules_to_save={module!r} would fill the zeros of {name}")
 
 
 def check_zeros(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:
-    """Check that the model has all masked Linears, and exact zeros where they are pruned.
-
-    Raises:
-        BarberError: names the first module that is off.
-    """
+    """Check that the model has all masked Linears, and exact zeros where they are pruned."""
     for name, mask in masks.items():
         try:
             weight = model.get_parameter(f"{name}.weight")

@@ -1,21 +1,19 @@
-"""Quantize a model block by block under its masks."""
+"""Quantize a model block by block under its masks, into compressed-tensors' `pack-quantized`, which vLLM reads."""
 
+import importlib.util
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from optimum_barber.base.errors import MissingExtraError
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
-from optimum_barber.integrations.quantization.compressed_checkpoint import (
-    check_installed,
-    compress,
-    save_compressed,
-    weight_bytes,
-)
+from optimum_barber.checkpoints.write import ONE_FILE
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.device import choose_device
 from optimum_barber.models.linears import check_weights, linear_shapes, target_names
@@ -28,6 +26,7 @@ from optimum_barber.tensors.patterns import SparsityPattern
 from optimum_barber.tensors.quantize import IntegerFormat, Quantized, round_to_nearest
 from optimum_barber.text.windows import TokenWindows
 
+FORMAT = "pack-quantized"
 ANY_PATTERN = SparsityPattern(0.5)  # unstructured, and its ratio is not looked at: the masks are as they are
 
 
@@ -36,8 +35,6 @@ class MaskedQuantizer:
     """A producer for `prune`: returns the checkpoint's keep masks and dequantized weights, and records the scales.
 
     Attributes:
-        opened: model and masks; Linears without a mask are dense.
-        settings: method and format.
         scales: (out, groups) by Linear, on the CPU, in the model's dtype.
     """
 
@@ -87,29 +84,27 @@ def quantize_model(
         device: where blocks are worked on.
 
     Returns:
-        Figures: `error`, the sum of the blocks' output errors E; `seconds`; `bytes_before` and `bytes_after`, of all
-        weights; `modules`, how many were quantized; and `blocks`, name, error and seconds of each.
+        `error`, the sum of the blocks' output errors E; `seconds`; `bytes_before` and `bytes_after` of all weights;
+        `modules`, how many were quantized; `blocks`, name, error and seconds of each.
 
     Raises:
-        MissingExtraError: compressed-tensors is not installed.
-        BarberError: a group size that does not divide a width, an unknown glob, sick weights, a broken mask file.
+        BarberError: no compressed-tensors, a group size that does not divide a width, an unknown glob, sick weights.
     """
-    check_installed()
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise MissingExtraError("quantization", "quantize")
     started = time.perf_counter()
     opened = PrunedModel.load(model)
-    before = weight_bytes(opened.model)
+    before = _weight_bytes(opened.model)
     scales, reports = quantize_blocks(opened, settings, windows, quiet, device)
     compressor = compress(opened.model, scales, settings.bits, settings.group_size)
     save_compressed(output, opened, compressor)
-    carry_masks(opened.reference.directory, output, record_step(settings, windows))
+    step = {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
+    carry_masks(opened.reference.directory, output, step)
     return {
-        "error": sum(report.error_after for report in reports),
-        "seconds": time.perf_counter() - started,
-        "bytes_before": before,
-        "bytes_after": weight_bytes(opened.model),
-        "modules": len(scales),
+        "error": sum(report.error_after for report in reports), "seconds": time.perf_counter() - started,
+        "bytes_before": before, "bytes_after": _weight_bytes(opened.model), "modules": len(scales),
         "blocks": [{"block": r.block, "error": r.error_after, "seconds": r.seconds} for r in reports],
-    }
+    }  # fmt: skip
 
 
 def quantize_blocks(
@@ -138,6 +133,52 @@ def quantize_blocks(
     return quantizer.scales, reports
 
 
-def record_step(settings: QuantizeSettings, windows: TokenWindows) -> dict[str, Any]:
-    """Return the entry in the `steps` of the checkpoint's record."""
-    return {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
+def compress(model: nn.Module, scales: Mapping[str, Tensor], bits: int, group_size: int | None) -> Any:
+    """Pack the Linears named in `scales`, which hold dequantized weights, in place.
+
+    Args:
+        model: a causal LM; Linears that are not named stay as they are.
+        scales: (out, groups) by Linear, in the weights' dtype.
+        bits: of a code, 4 or 8.
+        group_size: weights along the input dimension that share a scale; None for a whole row.
+
+    Returns:
+        The library's `ModelCompressor`, which writes the configuration.
+    """
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.compressors.base import compress_module
+    from compressed_tensors.quantization import QuantizationStatus, apply_quantization_config
+
+    apply_quantization_config(model, _quantization_config(model, scales, bits, group_size), show_progress=False)
+    compressor = ModelCompressor.from_pretrained_model(model, FORMAT)
+    for name, scale in scales.items():
+        linear = model.get_submodule(name)
+        linear.weight_scale.data.copy_(scale)  # type: ignore[union-attr,operator]
+        linear.weight.data = linear.weight.data.float()  # in bfloat16 weight / scale can round to a code's neighbour
+        compress_module(linear)
+    compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
+    return compressor
+
+
+def _quantization_config(model: nn.Module, names: Mapping[str, Any], bits: int, group_size: int | None) -> Any:
+    """Weights only, symmetric, one scheme; all other Linears by name under `ignore`."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
+    strategy = "channel" if group_size is None else "group"
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy=strategy, group_size=group_size)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    others = [name for name in linears if name not in names]
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights, format=FORMAT)
+    return QuantizationConfig(config_groups={"group_0": scheme}, ignore=others, format=FORMAT)
+
+
+def save_compressed(output: Path, opened: PrunedModel, compressor: Any) -> None:
+    """Write weights, configurations and tokenizer of a packed model into `output`, in shards as its source has them."""
+    opened.model.save_pretrained(output, max_shard_size=opened.reference.shard_bytes or ONE_FILE)
+    compressor.update_config(str(output))
+    opened.tokenizer.save_pretrained(output)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Count the bytes of all parameters and persistent buffers, tied ones once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())

@@ -48,11 +48,7 @@ def at_least(name: str, least: int) -> AfterValidator:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a command line or version 0.1.0 spells them, with the fields of the calibration in `calibration`.
-
-    Args:
-        flat: `samples`, `sequence_length` and `text_field` beside other settings; `calibration` is a list of texts.
-    """
+    """Move `samples`, `sequence_length`, `text_field` and the texts in `calibration` into one `calibration`."""
     settings, calibration = dict(flat), {}
     for old, new in (("calibration", "texts"), *zip(FLAT, FLAT, strict=True)):
         if old in settings:
@@ -63,11 +59,10 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_flat(owner: str, settings: Mapping[str, Any], own: Container[str] = ()) -> None:
-    """Answer fields of the calibration that stand beside it, as version 0.1.0 had them.
+    """Refuse fields of the calibration that stand beside it, as version 0.1.0 had them.
 
     Raises:
-        BarberError: `settings` holds one that is not among the `own` fields of `owner`; the message shows how it is
-            taken.
+        BarberError: `settings` holds one that is not among the `own` fields of `owner`; shows how it is taken.
     """
     moves: list[str] = []
     example: dict[str, Any] = {}

@@ -1,6 +1,8 @@
-"""What fields of configurations share: names out of a list, and chains. Imports neither torch nor transformers."""
+"""What settings share: names out of a list, chains, arguments of functions. Imports neither torch nor transformers."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from pydantic import AfterValidator, ValidationError
 
@@ -45,3 +47,45 @@ def one_line(error: ValidationError) -> BarberError:
         own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
         faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
     return BarberError("; ".join(dict.fromkeys(faults)))
+
+
+def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only arguments of a function, by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+class TakesArguments(Protocol):
+    """Something registered that has keyword-only arguments."""
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """By name."""
+
+
+def parse_arguments(taker: TakesArguments, name: str, values: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
+    """Check `values` against what a producer (or `kind`) takes; strings become the type of the argument's default.
+
+    Raises:
+        BarberError: an argument that it does not take, one that is missing, or a value of the wrong type.
+    """
+    legal = taker.arguments
+    for key in values:
+        if key not in legal:
+            raise BarberError(f"{kind} {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")
+    for key, parameter in legal.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise BarberError(f"{kind} {name!r} needs the argument {key!r}")
+    return {key: _typed(f"{kind} {name!r}", key, value, legal[key].default) for key, value in values.items()}
+
+
+def _typed(taker: str, key: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str) or isinstance(default, str) or default is inspect.Parameter.empty:
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        kind = type(default).__name__
+        raise BarberError(f"argument {key}={value} of {taker} is no {kind}") from None

@@ -1,6 +1,7 @@
-"""Single files: one reader of JSON, one writer that puts a file in place in one step, and tables as CSV or Markdown."""
+"""Single files: one reader of JSON, one writer that puts a file in place in one step, hashes, and tables."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -26,11 +27,7 @@ def is_file(path: str | Path) -> bool:
 
 
 def read_json(path: Path, kind: str = "JSON file") -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: of the file.
-        kind: what the file should be, for the error.
+    """Read a JSON file; `kind` is what the error calls it.
 
     Raises:
         BarberError: it is missing, not UTF-8, or no JSON.
@@ -55,13 +52,26 @@ def read_json_object(path: Path, kind: str = "JSON object") -> dict[str, Any]:
     return content
 
 
+def digest(content: Any) -> str:
+    """Return the SHA-256 of anything that JSON can hold, keys in order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def path_digest(name: str) -> str:
+    """Return the SHA-256 of a file, or of a directory's names, sizes and times; a name that is no path as it is."""
+    path = Path(name)
+    if not is_there(path):
+        return name
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.is_file()]
+        return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_file(path: Path, content: str | bytes, durable: bool = False) -> None:
     """Write a file beside `path` and rename it, so that a reader sees the old content or the new, never half of it.
 
-    Args:
-        path: of the file; what it held before is replaced.
-        content: text is written as UTF-8.
-        durable: return only when content and name are on the disk.
+    Text is written as UTF-8. With `durable`, return only when content and name are on the disk.
 
     Raises:
         BarberError: the system refuses, which its cause tells; the old content is still there.
@@ -101,12 +111,9 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) ->
     """Return rows as a Markdown table, without a newline at its end; a column that a row lacks is empty there."""
     lines = [list(columns), ["---"] * len(columns)]
     for row in rows:
-        lines.append([_markdown_cell(row.get(column, "")) for column in columns])
+        cells = [str(row.get(column, "")) for column in columns]
+        lines.append([cell.replace("|", "\\|").replace("\n", " ") for cell in cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _markdown_cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def write_all(file: int, data: memoryview, position: int) -> None:

@@ -17,9 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 WORTH_TRIMMING = 128 * 2**20  # bytes; pages that go back must be had again, which costs time
 
 
-class _Mallinfo(ctypes.Structure):
-    """What mallinfo2(3) returns: the heap's size and what of it is free, among others."""
-
+class _Mallinfo(ctypes.Structure):  # of mallinfo2(3)
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
@@ -45,23 +43,16 @@ def trim() -> None:
 
 
 class Heap:
-    """The heap of this process, between whose buffers in use pages lie that are resident, but free.
-
-    They held small buffers of one pass, which those of the next may not fit into.
+    """The heap of this process, between whose buffers pages lie that are resident but free, too small for reuse.
 
     Attributes:
-        settled: bytes that were resident beside the buffers in use, such as the interpreter's own, when last no page
-            could go back.
+        settled: bytes resident beside the buffers in use, such as the interpreter's own, when last no page could go.
     """
 
     settled: int = 0
 
     def give_back(self, from_bytes: int = 0) -> None:
-        """Give back the pages that are free.
-
-        Args:
-            from_bytes: leave them where fewer have gathered since the last time.
-        """
+        """Give back the pages that are free, if `from_bytes` or more have gathered since the last time."""
         malloc_trim = getattr(_libc(), "malloc_trim", None)
         if malloc_trim is None:
             return
@@ -81,8 +72,8 @@ def _beside_buffers() -> int:
     if mallinfo is None:
         return 0
     mallinfo.restype = _Mallinfo
-    found = mallinfo()
-    return resident() - int(found.uordblks) - int(found.hblkhd)
+    info = mallinfo()
+    return resident() - int(info.uordblks) - int(info.hblkhd)
 
 
 def resident() -> int:

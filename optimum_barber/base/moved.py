@@ -8,23 +8,24 @@ PACKAGE = __name__.partition(".")[0]
 
 # New package -> modules that keep their name in it. Both are relative to the root package.
 SAME_NAME = {
-    "base": "errors memory output rank_group ranks registry",
+    "base": "errors memory output ranks registry",
     "tensors": "budget derivatives dsnot gptq least_squares masks patterns quantize scores sums swaps",
     "models": "activations architectures blocks loading source",
     "checkpoints": "foreign pruned runtimes shards verify",
-    "text": "own_text window_offsets",
+    "text": "own_text",
     "prune": "allocations inspection pipeline producers quadratic rebuilders reconstructions refine sparsifier",
     "runs": "compare recipe report sweep",
 }
 # Old name -> new name. Modules that nobody but the package itself imported give the package that they are in now.
 NEW_NAME = {
     "validators": "base.fields", "selection": "tensors.order", "statistics": "tensors.input_statistics",
-    "rebuild": "tensors.exchange", "semi_structured": "tensors.group_exchange", "swap_steps": "tensors",
+    "rebuild": "tensors.exchange", "semi_structured": "tensors.exchange", "swap_steps": "tensors",
     "judges": "tensors.objectives", "distribution": "tensors.pair_values", "precision": "models.device",
     "latency": "models.measure", "transfer": "models.activations", "stored": "checkpoints",
     "gguf_weights": "checkpoints.gguf", "artifacts": "checkpoints.record", "checkpoint": "checkpoints.write",
     "weights": "checkpoints.safetensors", "bits": "tensors.masks", "texts": "text.sources",
     "calibration": "text.windows", "training_windows": "text.training", "evaluate": "text.perplexity",
+    "window_offsets": "text.windows", "rank_group": "base.ranks",
     "config": "prune.settings", "rebuild_config": "prune.rebuild_settings", "planning": "prune.plan",
     "answers": "prune", "trial": "prune", "closing": "prune", "block_quadratic": "prune",
     "streaming": "prune.streaming", "disk": "prune.streaming", "progress": "prune.streaming",
@@ -36,28 +37,24 @@ NEW_NAME = {
     "integrations.lm_eval_settings": "integrations.lm_eval.checkpoint",
     "integrations.lm_eval_shrink": "integrations.lm_eval.arguments",
     "integrations.masked_lora": "integrations.lora.masked_lora",
+    "integrations.lora_adapter": "integrations.lora.checkpoint",
+    "integrations.lora_binding": "integrations.lora.masked_lora",
+    "integrations.lora_trainer": "integrations.lora.training",
     "integrations.quantize_settings": "integrations.quantization.settings",
-    "integrations.compressed_checkpoint": "integrations.quantization.compressed_checkpoint",
+    "integrations.compressed_checkpoint": "integrations.quantization.quantize",
 }  # fmt: skip
 # Package of `integrations` -> its modules, whose names began with the package's.
 PREFIXED = {
-    "lora": "adapter binding checkpoint layer settings trainer training",
+    "lora": "checkpoint layer settings training",
     "lm_eval": "model",
 }
 
 
-def _moves() -> dict[str, str]:
-    moves = dict(NEW_NAME)
-    for package, names in SAME_NAME.items():
-        for name in names.split():
-            moves[name] = f"{package}.{name}"
-    for package, names in PREFIXED.items():
-        for name in names.split():
-            moves[f"integrations.{package}_{name}"] = f"integrations.{package}.{name}"
-    return moves
-
-
-MOVED = _moves()
+MOVED = dict(NEW_NAME)
+for package, names in SAME_NAME.items():
+    MOVED.update({name: f"{package}.{name}" for name in names.split()})
+for package, names in PREFIXED.items():
+    MOVED.update({f"integrations.{package}_{name}": f"integrations.{package}.{name}" for name in names.split()})
 
 
 class MovedModules(MetaPathFinder):

@@ -25,12 +25,16 @@ def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], res
     """Return the absolute path of the output directory, if a run may write it.
 
     Raises:
-        BarberError: it is an input or lies within one, is not empty (without `overwrite`), cannot be written, or an
-            unfinished run for it is there that is neither to be resumed nor to be overwritten.
+        BarberError: it is an input or lies within one, is not empty (without `overwrite`), cannot be written, or has
+            an unfinished run (without `overwrite` or `resume`).
     """
     output = Path(directory).expanduser().resolve()
     for path in inputs:
-        _check_apart(output, path, directory)
+        source = path.expanduser().resolve()
+        if output == source or source in output.parents:
+            raise BarberError(f"output {directory} is the input {path}, or lies within it")
+        if output in source.parents:
+            raise BarberError(f"output {directory} holds the input {path}")
     _check_place(output, overwrite, directory)
     partial = partial_of(output)
     if unfinished(partial) and not (overwrite or resume):
@@ -38,22 +42,10 @@ def check_output(directory: str | Path, overwrite: bool, inputs: list[Path], res
     return output
 
 
-def _check_apart(output: Path, path: Path, name: str | Path) -> None:
-    """Refuse an output, called `name`, that is an input, or of which one contains the other."""
-    source = path.expanduser().resolve()
-    if output == source or source in output.parents:
-        raise BarberError(f"output {name} is the input {path}, or lies within it")
-    if output in source.parents:
-        raise BarberError(f"output {name} holds the input {path}")
-
-
 def _check_place(output: Path, overwrite: bool, name: str | Path) -> None:
-    """Refuse a path at which no directory can be put."""
     if os.path.ismount(output):
         raise BarberError(f"output {name} is a mount point, which cannot be replaced: give a folder within it")
-    parent = output.parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = next(folder for folder in output.parents if folder.exists())
     place = parent
     if output.exists():
         place = output
@@ -87,11 +79,10 @@ def partial_of(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def is_foreign(partial: Path) -> bool:
-    """True if what lies there is no partial directory of ours; an empty one may be what a kill left of one."""
+def _is_foreign(partial: Path) -> bool:
     if not partial.is_dir():
         return partial.exists()
-    return not (partial / PARTIAL_MARK).exists() and any(partial.iterdir())
+    return not (partial / PARTIAL_MARK).exists() and any(partial.iterdir())  # an empty one may be what a kill left
 
 
 def discard(partial: Path) -> None:
@@ -112,11 +103,7 @@ def unfinished(partial: Path) -> bool:
 
 @contextmanager
 def output_lock(output: Path, folder: str = "") -> Iterator[None]:
-    """Hold a lock, so that no other run works on this output inside the block.
-
-    Args:
-        output: a directory.
-        folder: the one within it that holds the lock, made if need be.
+    """Hold a lock in `folder` of a directory, so that no other run works on it inside the block.
 
     Raises:
         BarberError: another run holds the lock.
@@ -137,11 +124,11 @@ def output_lock(output: Path, folder: str = "") -> Iterator[None]:
 def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     """Yield a sibling `DIR.partial`, which replaces `output` when the block ends well, and is removed when it fails.
 
-    What `output` held before stays untouched until then, also through a kill. With `resume`, a partial directory that
-    holds an unfinished run is gone on with. One that holds an unfinished run when the block fails stays.
+    What `output` held before stays untouched until then, also through a kill. A partial directory that holds an
+    unfinished run is gone on with (`resume`), and stays when the block fails.
     """
     partial = partial_of(output)
-    if is_foreign(partial):
+    if _is_foreign(partial):
         raise BarberError(f"output {output}: {partial} is in the way and not ours; move it")
     if not (resume and unfinished(partial)):
         discard(partial)
@@ -167,7 +154,6 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _refusals_of(output: Path) -> Iterator[None]:
-    """Turn an error of the system into one line."""
     try:
         yield
     except OSError as error:
@@ -206,11 +192,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def wait_for_directory(directory: Path, seconds: int = 60) -> Path:
-    """Wait for a directory that another rank has made, which a network file system may show late, and return it.
-
-    Raises:
-        BarberError: it does not appear.
-    """
+    """Wait for a directory that another rank has made, which a network file system may show late, and return it."""
     for _ in range(seconds):
         if directory.is_dir():
             return directory
@@ -220,23 +202,14 @@ def wait_for_directory(directory: Path, seconds: int = 60) -> Path:
 
 @contextmanager
 def full_disk(partial: Path) -> Iterator[None]:
-    """Report a full disk in one line; after any other failure say that the run can be resumed, if it can.
-
-    Raises:
-        UnfinishedError: the disk is full.
-    """
+    """Report a full disk by an `UnfinishedError`; after any other failure log that the run can be resumed, if so."""
     try:
         yield
     except BaseException as error:
-        if _is_for_lack_of_room(error):
+        refusal = error.__cause__ or error  # the system's own error, or one that it caused, as in `write_file`
+        if isinstance(refusal, OSError) and refusal.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
             raise UnfinishedError(f"no space is left for {partial}; {advice}") from None
         if unfinished(partial):
             logger.warning("what is done lies in %s: go on with --resume", partial)
         raise
-
-
-def _is_for_lack_of_room(error: BaseException) -> bool:
-    """True for the system's own error, and for one that it caused, as in `write_file`."""
-    refusal = error.__cause__ or error
-    return isinstance(refusal, OSError) and refusal.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -14,7 +14,6 @@ from .version import __version__
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-BUILT_IN = "built-in"
 
 
 class PluginError(BarberError):
@@ -26,7 +25,7 @@ class Offer:
     """One claim to a name.
 
     Attributes:
-        name: what is offered.
+        name: of the item.
         package: "built-in", the distribution's name, or the module that registered it in this process.
         version: of the package; empty for a module.
         point: the entry point that has yet to be loaded; None where the item is registered.
@@ -44,8 +43,8 @@ class Offer:
 class Registry(Mapping[str, Item], Generic[Item]):
     """A mapping from name to item, filled by `register`, `add` and the entry points of `group`.
 
-    Entry points are imported when their name is first looked up, so that a broken plug-in neither slows nor stops
-    anybody else. What is registered keeps its name whatever a package offers.
+    An entry point is imported when its name is first looked up, so that a broken plug-in stops nobody else.
+    What is registered keeps its name whatever a package offers.
     """
 
     def __init__(self, kind: str, group: str | None = None) -> None:
@@ -67,16 +66,14 @@ class Registry(Mapping[str, Item], Generic[Item]):
         if name in self._items:
             raise ValueError(f"{self.kind} {name!r} is registered already, by {self._origins[name]}")
         self._items[name] = item
-        self._origins[name] = origin or _caller()
+        frame = currentframe()
+        caller = frame.f_back if frame else None
+        self._origins[name] = origin or str(caller.f_globals["__name__"] if caller else __name__)
         return item
 
     @contextmanager
     def temporarily(self, items: Mapping[str, Item] | None = None) -> Iterator[None]:
-        """Undo at the end of the block what was registered inside it.
-
-        Args:
-            items: to register inside, in place of what has their names.
-        """
+        """Register `items` inside the block, in place of what has their names; undo all that is registered inside."""
         before = dict(self._items), dict(self._origins)
         for name, item in (items or {}).items():
             self._items[name] = item
@@ -95,8 +92,13 @@ class Registry(Mapping[str, Item], Generic[Item]):
             else:
                 offers.append(Offer(point.name, *_distribution(point), point))
         for name in self._items:
-            offers.append(Offer(name, *self._home(name, points.get(name))))
-        return sorted(offers, key=_by_name)
+            package, version = self._origins[name], ""
+            if _root(package) == _root(__name__):
+                package, version = "built-in", __version__
+            elif name in points:
+                package, version = _distribution(points[name])
+            offers.append(Offer(name, package, version))
+        return sorted(offers, key=lambda offer: (offer.name, offer.point is not None, str(offer)))
 
     def load(self, offer: Offer) -> Item:
         """The item of one offer.
@@ -125,16 +127,9 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return self._items[offer.name]
 
     def _check(self, loaded: Any) -> None:
-        """Refuse what cannot be an item: neither a function, nor of a class that is registered here."""
         known = {type(item) for item in self._items.values()}
         if known and not callable(loaded) and type(loaded) not in known:
             raise TypeError(f"its entry point names a value of class {type(loaded).__name__}, no {self.kind}")
-
-    def _home(self, name: str, point: EntryPoint | None) -> tuple[str, str]:
-        """Package and version of a registered item; `point` is its entry point, where it has one."""
-        if _root(self._origins[name]) == _root(__name__):
-            return BUILT_IN, __version__
-        return _distribution(point) if point else (self._origins[name], "")
 
     def _offers_of(self, name: object) -> list[Offer]:
         return [offer for offer in self.offers() if offer.name == name]
@@ -158,25 +153,11 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return len({offer.name for offer in self.offers()})
 
 
-def _by_name(offer: Offer) -> tuple[str, bool, str]:
-    return offer.name, offer.point is not None, str(offer)
-
-
-def _caller() -> str:
-    """The nearest module up the stack that is not this one."""
-    frame = currentframe()
-    while frame is not None and frame.f_globals.get("__name__") == __name__:
-        frame = frame.f_back
-    return str(frame.f_globals.get("__name__")) if frame else __name__
-
-
 def _root(path: str) -> str:
-    """Return the top-level package of "package.module:attribute"."""
     return path.partition(":")[0].partition(".")[0]
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Return name and version of the package that declares an entry point."""
     if point.dist is None:
         return point.value, ""
     return point.dist.name, point.dist.version

@@ -21,16 +21,11 @@ from ..tensors.masks import raw_bytes
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-ALIGNMENT = 64  # bytes
+ALIGNMENT = 64  # bytes, as torch aligns memory: sums may depend on it
 
 
 class Transfer:
-    """A sample on its way to a device, beside the work that goes on there, or already there.
-
-    Args:
-        sample: on the host, pinned, or on a device.
-        device: to copy it to; None to leave it.
-    """
+    """A sample on its way to a device (None to leave it where it is), beside the work that goes on there."""
 
     def __init__(self, sample: Tensor, device: torch.device | None) -> None:
         self._ready: torch.cuda.Event | None = None
@@ -56,10 +51,10 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def to_host(sample: Tensor) -> Tensor:
-    """Copy a sample to the host's memory, pinned if it comes from a GPU, so that the GPU works while it comes back."""
+def _to_host(sample: Tensor) -> Tensor:
     if not sample.is_cuda:
         return sample.cpu()
+    # pinned, so that the GPU works while the sample comes back
     return torch.empty_like(sample, device="cpu", pin_memory=True).copy_(sample)
 
 
@@ -73,6 +68,9 @@ class Activations:
         batch_size: how many are on the device at once; None for all, or for one at a time from a file.
         folder: of a file without a name that holds them, and goes when they do; None for memory.
         share: which samples these are; None for all.
+
+    Attributes:
+        held: the samples as they are held, which need not be on the device.
     """
 
     def __init__(
@@ -86,16 +84,15 @@ class Activations:
         self.folder = folder
         self.share = share
         self.device: torch.device | None = None
-        self._samples: list[Tensor] = []
         placed = map(self._placed, samples)
-        self._samples.extend(_mapped(placed, folder) if folder else placed)
+        self.held = list(_mapped(placed, folder) if folder else placed)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.held)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the samples on the device, the next ones on their way there while one is worked on."""
-        transfers = (Transfer(sample, self.device) for sample in self._samples)
+        transfers = (Transfer(sample, self.device) for sample in self.held)
         ahead = deque(islice(transfers, self.together))
         while ahead:
             yield ahead.popleft().arrived()
@@ -111,13 +108,13 @@ class Activations:
     def keep_together(self, batch_size: int) -> None:
         """Have no more than so many samples on the device at once from now on."""
         self.batch_size = batch_size
-        self._samples = [to_host(sample) for sample in self._samples]
+        self.held = [_to_host(sample) for sample in self.held]
 
     def every(self, stride: int) -> "Activations":
         """Return every stride-th of all samples, those of this rank, sharing memory."""
         first = -self.share.first % stride if self.share else 0
         subset = self.like(())
-        subset.device, subset._samples = self.device, self._samples[first::stride]
+        subset.device, subset.held = self.device, self.held[first::stride]
         return subset
 
     def like(self, samples: Iterable[Tensor]) -> "Activations":
@@ -129,16 +126,11 @@ class Activations:
         """The number of samples of all ranks."""
         return self.share.total if self.share else len(self)
 
-    @property
-    def held(self) -> list[Tensor]:
-        """The samples as they are held, which need not be on the device."""
-        return self._samples
-
     def _placed(self, sample: Tensor) -> Tensor:
         self.device = sample.device
         if self.batch_size is None and self.folder is None:
             return sample
-        return to_host(sample)
+        return _to_host(sample)
 
 
 def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
@@ -149,35 +141,28 @@ def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
         for sample in samples:
             shapes.append((sample.dtype, sample.shape))
             write_all(file.fileno(), raw_bytes(sample), size)
-            size = aligned(size + sample.nbytes)
+            size = _aligned(size + sample.nbytes)
         os.ftruncate(file.fileno(), size)
         content = mmap.mmap(file.fileno(), 0) if shapes else b""
     position = 0
     for dtype, shape in shapes:
         yield torch.frombuffer(content, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
-        position = aligned(position + shape.numel() * dtype.itemsize)
+        position = _aligned(position + shape.numel() * dtype.itemsize)
 
 
-def aligned(size: int) -> int:
-    """Round a size up to what torch aligns memory to: sums may depend on it."""
+def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def retry_with_fewer_samples(
     name: str, work: Callable[[], Result], inputs: Sequence[Activations], alone: bool
 ) -> Result:
-    """Run `work()`; when the device runs out of memory, again with half as many samples there at once.
+    """Run `work()`, which reads `inputs`; out of memory, again with half as many samples on the device at once.
 
     How many are there never changes a result. `work` must leave nothing behind when it fails.
 
-    Args:
-        name: of what is worked on.
-        work: to run.
-        inputs: the samples that it reads.
-        alone: True where no other rank would wait for the second attempt.
-
     Raises:
-        UnfinishedError: one sample at once is too many already, or others would wait.
+        UnfinishedError: one sample at once is too many already, or not `alone`: other ranks would wait.
     """
     while True:
         try:

@@ -70,31 +70,19 @@ class Architecture:
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber.architectures")
 
-GATED = Structure()
-
 ARCHITECTURES.add("llama", Architecture(structure=Structure(output_bias="attention_bias", down_bias="mlp_bias")))
-ARCHITECTURES.add("mistral", Architecture(structure=GATED))
-ARCHITECTURES.add("qwen2", Architecture(structure=GATED))
+ARCHITECTURES.add("mistral", Architecture(structure=Structure()))
+ARCHITECTURES.add("qwen2", Architecture(structure=Structure()))
 ARCHITECTURES.add("qwen3", Architecture(structure=Structure(output_bias="attention_bias")))
 ARCHITECTURES.add("gemma", Architecture(structure=Structure(norm_offset=1.0, output_bias="attention_bias")))
-ARCHITECTURES.add(
-    "gemma2",
-    Architecture(structure=Structure(norm="pre_feedforward_layernorm", norm_offset=1.0, output_bias="attention_bias")),
+GEMMA2 = Structure(norm="pre_feedforward_layernorm", norm_offset=1.0, output_bias="attention_bias")
+ARCHITECTURES.add("gemma2", Architecture(structure=GEMMA2))
+PHI3 = Structure(attention=("self_attn.qkv_proj",) * 3, makers=("mlp.gate_up_proj",) * 2)
+ARCHITECTURES.add("phi3", Architecture(structure=PHI3))
+OPT = Structure(
+    output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim", free_heads=False
 )
-ARCHITECTURES.add(
-    "phi3",
-    Architecture(structure=Structure(attention=("self_attn.qkv_proj",) * 3, makers=("mlp.gate_up_proj",) * 2)),
-)
-ARCHITECTURES.add(
-    "opt",
-    Architecture(
-        mlp=("fc1", "activation_fn", "fc2"),
-        structure=Structure(
-            output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim",
-            free_heads=False,
-        ),
-    ),
-)  # fmt: skip
+ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2"), structure=OPT))
 
 
 def positions(config: Any) -> int | None:
@@ -109,9 +97,8 @@ def architecture_of(model: nn.Module) -> Architecture:
         return ARCHITECTURES[model_type]
     _, layers = decoder_stack(model, Architecture())
     attention, mlp = _guess(layers[0], model_type)
-    logger.warning(
-        "%s is not in the table of architectures; found attention = %s, mlp = %s", model_type, attention, mlp
-    )
+    message = "%s is not in the table of architectures; found attention = %s, mlp = %s"
+    logger.warning(message, model_type, attention, mlp)
     return Architecture(attention=(attention,), mlp=(mlp,))
 
 
@@ -146,18 +133,13 @@ def check_layer(layer: nn.Module, path: str, architecture: Architecture) -> None
     Raises:
         BarberError: names every weight that is no Linear, or the first quantized one, or the block.
     """
-    others, quantized = _unusual_weights(layer, path)
-    if others:
-        raise BarberError(f"model has weights that are no Linears and cannot be pruned: {', '.join(others)}")
-    if quantized:
-        raise BarberError(f"model has quantized weights, which cannot be pruned: {quantized[0]}; load it dequantized")
+    _check_matrices(layer, path)
     for block, members in architecture.blocks.items():
         if not linears_of(layer, members):
             raise BarberError(f"model has no Linear in the {block} block of {path} ({', '.join(members)})")
 
 
-def _unusual_weights(layer: nn.Module, path: str) -> tuple[list[str], list[str]]:
-    """Return the matrices that belong to no Linear, with their shapes, and the quantized weights of Linears."""
+def _check_matrices(layer: nn.Module, path: str) -> None:
     of_linears: set[int] = set()
     for module in layer.modules():
         if isinstance(module, nn.Linear):
@@ -169,7 +151,10 @@ def _unusual_weights(layer: nn.Module, path: str) -> tuple[list[str], list[str]]
                 quantized.append(f"{path}.{name}")
         elif parameter.ndim > 1:
             others.append(f"{path}.{name} {tuple(parameter.shape)}")
-    return others, quantized
+    if others:
+        raise BarberError(f"model has weights that are no Linears and cannot be pruned: {', '.join(others)}")
+    if quantized:
+        raise BarberError(f"model has quantized weights, which cannot be pruned: {quantized[0]}; load it dequantized")
 
 
 def _guess(layer: nn.Module, model_type: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ written a second time here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -48,10 +48,7 @@ class Call:
 
 
 class _ReachedError(Exception):
-    """Carries a call out of a forward pass that ends there."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
+    """Ends a forward pass at a call."""
 
 
 @contextmanager
@@ -70,14 +67,16 @@ def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 def call_reaching(module: nn.Module, run: Callable[[], Any]) -> Call:
     """Return the arguments with which `run()` first calls `module`; what follows that call is not computed."""
 
-    def stop(*args: Any, **kwargs: Any) -> None:
-        raise _ReachedError(Call(args, kwargs))
+    calls: list[Call] = []
 
-    with forward_of(module, stop):
-        try:
-            run()
-        except _ReachedError as reached:
-            return reached.call
+    def stop(*args: Any, **kwargs: Any) -> None:
+        calls.append(Call(args, kwargs))
+        raise _ReachedError
+
+    with forward_of(module, stop), suppress(_ReachedError):
+        run()
+    if calls:
+        return calls[0]
     raise BarberError(f"model never calls its {type(module).__name__}: it is no part of the decoder's forward pass")
 
 
@@ -86,9 +85,6 @@ class Block:
     """One block of a decoder layer: its members, called in a chain, and their Linears by full name.
 
     Attributes:
-        name: full name.
-        members: modules of the chain.
-        linears: by full name.
         call: how the layer calls the first member, without the hidden states; None before that is recorded.
         extra: what the first member returns beside its output; None before it has run, or if that is all it returns.
     """
@@ -110,11 +106,7 @@ class Block:
         return output
 
     def record_call(self, call: Call) -> None:
-        """Remember how the layer calls this block.
-
-        Raises:
-            BarberError: a second stream of hidden states goes in, so that the block's output is not its own.
-        """
+        """Keep the call; refuse a second stream of hidden states, with which the block's output is not its own."""
         shape = call.hidden.shape
         others = list(call.args[1:])
         for name, value in call.kwargs.items():
@@ -130,20 +122,15 @@ class Block:
 def constant_outputs(blocks: Sequence[Block], outputs: Sequence[Tensor]) -> Iterator[None]:
     """Replace the forward of the first blocks by constants: they compute nothing and return `outputs`."""
 
-    def pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden
+    def constant(value: Any, *_: Any, **__: Any) -> Any:
+        return value
 
     with ExitStack() as stack:
         for block, output in zip(blocks, outputs, strict=False):
-            for member in block.members[:-1]:
-                stack.enter_context(forward_of(member, pass_on))
             answer = output if block.extra is None else (output, *block.extra)
-            stack.enter_context(forward_of(block.members[-1], partial(_constant, answer)))
+            for member in block.members:
+                stack.enter_context(forward_of(member, partial(constant, answer)))
         yield
-
-
-def _constant(value: Any, *_: Any, **__: Any) -> Any:
-    return value
 
 
 @dataclass

@@ -14,9 +14,7 @@ def matrix_products(precision: str) -> Iterator[None]:
     """Round the factors of float32 matrix products inside the block as `torch.set_float32_matmul_precision` says.
 
     Products are summed in float32 in any case. Float64 computations, such as sums over samples, do not change.
-
-    Args:
-        precision: highest (float32), high (TF32, or three bfloat16 products), medium (bfloat16).
+    `precision` is highest (float32), high (TF32, or three bfloat16 products) or medium (bfloat16).
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -43,17 +41,13 @@ def choose_device(device: str) -> torch.device:
 
 
 def working_dtype(dtype: str, device: torch.device, on_gpu: str = "auto") -> str:
-    """Return the dtype in which a model is loaded; `auto` is float32 on a CPU, else `on_gpu`.
-
-    As `on_gpu`, `auto` is the checkpoint's own dtype.
-    """
+    """Return the dtype in which a model is loaded; `auto` is float32 on a CPU, else `on_gpu` (auto: as stored)."""
     if dtype != "auto":
         return dtype
     return "float32" if device.type == "cpu" else on_gpu
 
 
 def _own_gpu() -> torch.device:
-    """The current GPU, or the one of this process's number where a launcher has numbered those of this machine."""
     if "LOCAL_RANK" not in os.environ:
         return torch.device("cuda")
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

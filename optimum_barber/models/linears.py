@@ -49,11 +49,7 @@ def matches(name: str, globs: Sequence[str]) -> bool:
 
 
 def check_globs(argument: str, globs: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a glob that matches none of `names`.
-
-    Raises:
-        BarberError: names `argument`, the glob and a Linear.
-    """
+    """Refuse a glob that matches none of `names`."""
     for glob in globs:
         if not any(matches(name, [glob]) for name in names):
             raise BarberError(f"{argument} {glob!r} matches no Linear, such as {names[0]}")

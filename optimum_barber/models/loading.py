@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,7 @@ FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model lies.
-
-    Attributes:
-        name: as the user gave it.
-        directory: the local directory of its files.
-        gguf_file: the file's name within the directory; None for safetensors.
-    """
+    """Where a model lies: its name as the user gave it, and a directory; `gguf_file` is None for safetensors."""
 
     name: str
     directory: Path
@@ -89,39 +82,32 @@ def _package_directory(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=local))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
 
 
 def local_model(name: str) -> ModelReference | None:
-    """A model whose files are on this machine; None where they would have to be fetched, or are missing."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+    """Return a model whose files are on this machine; None where they would have to be fetched, or are missing."""
     try:
         if name.startswith("installed:") or Path(name).expanduser().exists():
             return resolve_model(name)
-        return _in_directory(name, Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True)))
-    except (BarberError, HFValidationError, LocalEntryNotFoundError):
+        return _in_directory(name, _from_hub(name, local=True))
+    except BarberError:
         return None
 
 
 def load_config(reference: ModelReference, quantized: bool = False) -> Any:
-    """The transformers configuration of a causal LM.
-
-    Args:
-        reference: where it lies.
-        quantized: whether a quantized checkpoint will do, as it does for measuring but not for pruning.
+    """Read the transformers configuration of a causal LM.
 
     Raises:
-        BarberError: it cannot be read, it is not a causal LM's, or it is quantized and that will not do.
+        BarberError: it cannot be read, it is not a causal LM's, or it is quantized without `quantized`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,9 +128,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
 def empty_model(config: Any, **options: Any) -> Any:
     """Build the causal LM of a configuration without its weights: parameters on the meta device, buffers real.
 
-    Args:
-        config: of the causal LM.
-        options: of `from_config`, such as `dtype` and `attn_implementation`.
+    `options` are those of `from_config`, such as `dtype` and `attn_implementation`.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -165,43 +149,34 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(reference, quantized)
-    if dtype == "auto" and reference.gguf_file:
-        dtype = "float16"
-    options = {**_gguf(reference), **_dequantized(config)}
-    if not reference.gguf_file:
-        options["use_safetensors"] = True
+    name, config = reference.name, load_config(reference, quantized)
+    options: dict[str, Any] = _gguf(reference) or {"use_safetensors": True}
+    settings = getattr(config, "quantization_config", None) or {}
+    if settings.get("quant_method") == "compressed-tensors":
+        config.quantization_config = {**settings, "dequantize": True}  # done by transformers while it loads
+        options["config"] = config
+    if dtype != "auto":
+        options["dtype"] = getattr(torch, dtype)
+    else:
+        options["dtype"] = torch.float16 if reference.gguf_file else "auto"
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            reference.directory,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
+            reference.directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
-        raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
+        raise BarberError(f"model {name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded
-    _check_loaded(reference.name, info)
-    return plain_model(model) if reference.gguf_file else model
-
-
-def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights the files do not have, or have in another shape."""
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
         raise BarberError(f"model {name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise BarberError(f"model {name!r} lacks weights, which would be random: {missing}")
+    return _plain_model(model) if reference.gguf_file else model
 
 
 def load_tokenizer(reference: ModelReference) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        BarberError: there is none.
-    """
+    """Load the model's tokenizer; a `BarberError` where there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -211,13 +186,7 @@ def load_tokenizer(reference: ModelReference) -> Any:
 
 
 class PretrainedTool:
-    """Base of the classes that work on a whole causal LM in memory.
-
-    Args:
-        model: a transformers causal LM.
-        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
-        reference: where the model was loaded from, if it was.
-    """
+    """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
         self.model = model
@@ -244,7 +213,7 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _gguf(reference: ModelReference) -> dict[str, str]:
+def _gguf(reference: ModelReference) -> dict[str, Any]:
     if reference.gguf_file is None:
         return {}
     needs_gguf()
@@ -257,17 +226,8 @@ def needs_gguf() -> None:
         raise MissingExtraError("a GGUF model", "gguf")
 
 
-def _dequantized(config: Any) -> dict[str, Any]:
-    """The options with which transformers dequantizes a compressed-tensors checkpoint while it loads."""
-    settings = getattr(config, "quantization_config", None) or {}
-    if settings.get("quant_method") != "compressed-tensors":
-        return {}
-    config.quantization_config = {**settings, "dequantize": True}
-    return {"config": config}
-
-
-def plain_model(model: Any) -> nn.Module:
-    """The same weights in a model that knows nothing of GGUF, so that transformers will save it."""
+def _plain_model(model: Any) -> nn.Module:
+    """Return the same weights in a model that knows nothing of GGUF, so that transformers will save it."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

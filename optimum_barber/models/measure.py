@@ -26,14 +26,9 @@ def size_of(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def macs_per_token(config: Any, tokens: int) -> float:
-    """Count multiply-accumulates a token in a forward pass over a window, with the LM head, by torch's FLOP counter.
+    """Count multiply-accumulates a token in a forward pass over a window of `tokens`, with the LM head.
 
-    Counted without weights on the meta device and with eager attention, whose products over all (query, key) pairs
-    the counter sees.
-
-    Args:
-        config: of the causal LM.
-        tokens: of the window; attention grows with it.
+    Counted by torch on the meta device, with eager attention, whose products over all (query, key) pairs it sees.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,9 +49,6 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
         batch: sequences at once.
         repeats: measurements, for their median and their spread, largest less smallest.
         warmup: runs before them that do not count.
-
-    Raises:
-        BarberError: the model has not enough positions.
     """
     most = positions(model.config) or prompt + 1
     if not 1 <= prompt < most:
@@ -79,7 +71,7 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
     return {
         "batch": batch, "prompt": prompt, "repeats": repeats, "warmup": warmup, "device": str(device),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "prefill": spread(prefills[warmup:]), "decode": spread(decodes[warmup:]),
+        "prefill": _spread(prefills[warmup:]), "decode": _spread(decodes[warmup:]),
     }  # fmt: skip
 
 
@@ -92,8 +84,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Return the median, and largest less smallest."""
+def _spread(seconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "spread": max(seconds) - min(seconds)}
 
 

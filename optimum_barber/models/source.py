@@ -1,40 +1,17 @@
-"""Decoder layers one at a time: the interface of the two stores, memory and disk, and the store in memory."""
+"""A causal LM as decoder layers, one at a time: the store in memory, whose interface that on disk shares."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..tensors.masks import PackedMask
 from .activations import Activations
-from .architectures import Architecture, architecture_of, check_layer, decoder_stack
+from .architectures import architecture_of, check_layer, decoder_stack
 from .blocks import Call, DecoderLayer, call_reaching, forward_of
-
-
-class LayerSource(Protocol):
-    """A causal LM as a sequence of decoder layers, each at hand only while it is worked on."""
-
-    @property
-    def done(self) -> int:
-        """How many layers a stopped run has committed already."""
-
-    def __len__(self) -> int:
-        """How many decoder layers there are."""
-
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states that enter layer `done`, one (1, length, hidden) tensor a window."""
-
-    def layer(self, index: int) -> AbstractContextManager[DecoderLayer]:
-        """Context manager: a decoder layer, its weights in the working dtype."""
-
-    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Inside `layer(index)`, keep its weights, its masks and what enters the next layer; the masks as they lie."""
-
-    def layers(self) -> Iterator[DecoderLayer]:
-        """All decoder layers in order, to be read."""
 
 
 class ModelSource:
@@ -50,7 +27,7 @@ class ModelSource:
         self, model: nn.Module, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         self.model = model.eval()
-        self.architecture: Architecture = architecture_of(model)
+        self.architecture = architecture_of(model)
         self.path, self.stack = decoder_stack(model, self.architecture)
         self.home = next(model.parameters()).device
         self.device = torch.device(device) if device is not None else self.home
@@ -89,7 +66,7 @@ class ModelSource:
                 yield layer
 
     def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Return the masks: in memory nothing needs to be written."""
+        """Keep, inside `layer(index)`, its weights, masks and outputs (in memory nothing to do); return the masks."""
         return masks
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -109,31 +86,29 @@ class ModelSource:
         calls: dict[int, Call] = {}
         outputs: list[Any] = []
 
-        def recorder(index: int) -> Callable[..., None]:
-            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                calls[index] = Call(args, kwargs)
-
-            return record
+        def record(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[index] = Call(args, kwargs)
 
         with ExitStack() as stack:
             for index, layer in enumerate(self.stack):
-                stack.callback(layer.register_forward_pre_hook(recorder(index), with_kwargs=True).remove)
+                stack.callback(layer.register_forward_pre_hook(partial(record, index), with_kwargs=True).remove)
                 if index:
                     stack.enter_context(forward_of(layer, lambda *_, **__: outputs[0]))
             handle = self.stack[0].register_forward_hook(lambda _, __, output: outputs.append(output))
             stack.callback(handle.remove)
             self._run(window)
         shared: dict[int, Any] = {}  # what all layers are called with, such as the rotary tables, is held once
-        self._calls = [self._adapted(calls[index].template(), shared) for index in range(len(self.stack))]
 
-    def _adapted(self, call: Call, shared: dict[int, Any]) -> Call:
         def working(value: Any) -> Any:
             if id(value) not in shared:
                 shared[id(value)] = self._working(value)
             return shared[id(value)]
 
-        kwargs = {name: working(value) for name, value in call.kwargs.items()}
-        return Call(tuple(map(working, call.args)), kwargs)
+        self._calls = []
+        for index in range(len(self.stack)):
+            call = calls[index].template()
+            kwargs = {name: working(value) for name, value in call.kwargs.items()}
+            self._calls.append(Call(tuple(map(working, call.args)), kwargs))
 
     def _working(self, value: Any) -> Any:
         """`value` on the working device, floating-point tensors in the working dtype."""

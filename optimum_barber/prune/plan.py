@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.arguments import parse_arguments
 from ..base.errors import BarberError
+from ..base.fields import parse_arguments
 from ..base.ranks import ALONE, Ranks
 from ..models.linears import check_weights, linear_shapes, target_names
 from ..models.source import ModelSource

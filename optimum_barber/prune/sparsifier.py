@@ -13,8 +13,7 @@ from typing_extensions import Self
 from ..base.errors import BarberError
 from ..base.files import is_there
 from ..base.output import check_output, staged, wait_for_directory
-from ..base.rank_group import all_ranks
-from ..base.ranks import Ranks
+from ..base.ranks import Ranks, all_ranks
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
@@ -25,6 +24,7 @@ from ..models.loading import ModelReference, cast_parameters, load_model, load_t
 from ..models.source import ModelSource
 from ..tensors.budget import Shares, patterns_of
 from ..tensors.masks import PackedMask
+from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, describe
@@ -170,7 +170,8 @@ class BarberSparsifier:
         """Files and directories that a run reads, and so must not write."""
         arguments = config.producer_args
         names = [str(arguments[key]) for key in ("sparse_model", "masks") if arguments.get(key) is not None]
-        paths = [path for path in map(Path, [*names, *config.calibration.texts]) if is_there(path)]
+        paths = [Path(name) for name in names if is_there(name)]
+        paths += text_files(config.calibration.texts)
         if self.reference:
             paths.append(self.reference.path)
         return paths
@@ -205,7 +206,7 @@ class BarberSparsifier:
         """Check everything that can be checked before work, on all ranks."""
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
-        windows = windows_for(source.model, self.tokenizer, config, calibration)
+        windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)
         check_ranks(ranks, config, windows)
         name = self.reference.full_name if self.reference else getattr(source.model.config, "name_or_path", "") or None
         return Run(config.under(plan.pattern, plan.exact), source, plan, windows, name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from ..base.fingerprint import digest, of_path
+from ..base.files import digest, path_digest
 from ..checkpoints.write import software
 from ..models.loading import ModelReference, resolve_model
 from ..prune.allocations import as_allocation
@@ -37,8 +37,8 @@ def of_checkpoint(
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
         "device": torch.device(device).type,
         "model": [reference.full_name, of_model(reference.name)],
-        "files": {str(path.absolute()): of_path(str(path)) for path in read if path != reference.path},
-        "makers": [of_path(str(sys.modules[inspect.unwrap(maker).__module__].__file__)) for maker in makers],
+        "files": {str(path.absolute()): path_digest(str(path)) for path in read if path != reference.path},
+        "makers": [path_digest(str(sys.modules[inspect.unwrap(maker).__module__].__file__)) for maker in makers],
         "software": software(),
     }
     return digest(content)[:32]

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from ..base.arguments import parse_arguments
 from ..base.errors import BarberError
+from ..base.fields import parse_arguments
 from ..checkpoints.structure import PrunedStructure, read_structure
 from ..models.architectures import linears_of
 from ..models.device import choose_device

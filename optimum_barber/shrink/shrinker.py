@@ -17,6 +17,7 @@ from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import ONE_FILE
 from ..models.loading import PretrainedTool
+from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
 from .compensate import mean_contributions
 from .cut import cut_model
@@ -84,7 +85,9 @@ class BarberShrinker(PretrainedTool):
         if config.dtype != "auto":
             self.model.to(getattr(torch, config.dtype))
         cut = plan_cut(self.model, config)
-        windows = windows_for(self.model, self.tokenizer, config, calibration) if reads_text(config) else None
+        windows = None
+        if reads_text(config):
+            windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
         with staged(output) if output is not None else nullcontext() as partial:
             result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
@@ -93,10 +96,9 @@ class BarberShrinker(PretrainedTool):
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        names = list(config.calibration.texts)
-        if config.structure is not None:
-            names.append(config.structure)
-        paths = [Path(name) for name in names if is_there(name)]
+        paths = text_files(config.calibration.texts)
+        if config.structure is not None and is_there(config.structure):
+            paths.append(Path(config.structure))
         if self.reference:
             paths.append(self.reference.path)
         return paths

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from .windows import TokenWindows
@@ -17,12 +17,7 @@ class Perplexity:
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood over windows of (length - 1) predicted tokens.
-        text: name or path of the text.
-        split: which part of it.
-        sequence_length: tokens a window.
-        windows: how many windows were evaluated.
-        available: how many consecutive windows the text holds.
-        dtype: of the computation.
+        windows: how many windows were evaluated, out of all `available` consecutive ones.
     """
 
     perplexity: float
@@ -45,15 +40,12 @@ def perplexity(model: nn.Module, windows: TokenWindows, quiet: bool = False) -> 
     model.eval()
     losses = []
     for window in tqdm(windows.tokens.split(1), "perplexity", unit="window", disable=quiet or None, leave=False):
-        losses.append(_loss(model, window.to(parameter.device)))
+        window = window.to(parameter.device)
+        logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
+        losses.append(nn.functional.cross_entropy(logits, window[0, 1:]))
     mean = torch.stack(losses).cpu().double().mean().item()
     count, length = windows.tokens.shape
     return Perplexity(
         math.exp(min(mean, 700.0)), windows.source, windows.split, length, count, windows.available,
         str(parameter.dtype).removeprefix("torch."),
     )  # fmt: skip
-
-
-def _loss(model: nn.Module, window: Tensor) -> Tensor:
-    logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
-    return nn.functional.cross_entropy(logits, window[0, 1:])

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..base.registry import Registry
 TextSource = Callable[[str], Sequence[str]]
 TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
 BY_DOCUMENT = frozenset(["c4"])  # too large to be joined; the papers sample them document by document
+HUB_SPLITS = {"calibration": "train", "evaluation": "test"}
 
 
 @TEXTS.register("pydoc")
@@ -59,22 +60,23 @@ def c4_texts(split: str) -> Sequence[str]:
 @TEXTS.register("wikitext2")
 def wikitext2_texts(split: str) -> Sequence[str]:
     """Return WikiText-2 raw: its training or its test split."""
-    return _hub(_train_or_test(split), "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1")
+    return _hub(HUB_SPLITS[split], "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1")
 
 
 @TEXTS.register("ptb")
 def ptb_texts(split: str) -> Sequence[str]:
     """Return Penn Treebank: its training or its test split."""
-    return _hub(_train_or_test(split), "sentence", path="ptb-text-only/ptb_text_only")
-
-
-def _train_or_test(split: str) -> str:
-    return "train" if split == "calibration" else "test"
+    return _hub(HUB_SPLITS[split], "sentence", path="ptb-text-only/ptb_text_only")
 
 
 def is_registered(source: str) -> bool:
     """True if `source` means a registered text: a file of that name goes first, a folder does not."""
     return source in TEXTS and not is_file(source)
+
+
+def text_files(sources: Iterable[str]) -> list[Path]:
+    """Return the sources that are files: a run that reads them must not write there."""
+    return [Path(source) for source in sources if is_file(source)]
 
 
 def split_by_document(sources: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 from ..models.architectures import positions
 from .sources import read_texts, split_by_document
-from .window_offsets import window_offsets
 
 DEFAULT_LENGTH = 2048
 SEPARATOR = "\n\n"
@@ -42,8 +41,9 @@ class TokenWindows:
     def as_dict(self) -> dict[str, Any]:
         """Return what a record says of the windows."""
         samples, length = self.tokens.shape
-        settings = {"source": self.source, "samples": samples, "sequence_length": length}
-        return {**settings, "fingerprint": self.fingerprint}
+        return {
+            "source": self.source, "samples": samples, "sequence_length": length, "fingerprint": self.fingerprint
+        }  # fmt: skip
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
@@ -53,11 +53,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
 
 
 def sequence_length(config: Any, length: int | None) -> int:
-    """Return the window length: `length`, or by default 2048, or the model's positions where they are fewer.
-
-    Raises:
-        BarberError: `length` is more than the model has positions.
-    """
+    """Return the window length: `length`, or by default 2048, or the model's positions where they are fewer."""
     most = positions(config) or DEFAULT_LENGTH
     if length is not None and length > most:
         raise BarberError(f"sequence length {length} is more than the model's {most} positions")
@@ -65,23 +61,41 @@ def sequence_length(config: Any, length: int | None) -> int:
 
 
 def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source: str) -> TokenWindows:
-    """Cut `samples` windows of `length` tokens at seeded random offsets, without overlap as far as the text has room.
-
-    Raises:
-        BarberError: the text is too short for one window.
-    """
+    """Cut `samples` windows of `length` tokens at seeded random offsets, disjoint as far as the text has room."""
     _check_length(tokens, length, source)
     offsets = window_offsets(len(tokens), samples, length, torch.Generator().manual_seed(seed))
     windows = torch.stack([tokens[offset : offset + length] for offset in offsets.tolist()])
     return TokenWindows(windows, source, "calibration", len(tokens) // length)
 
 
-def consecutive_windows(tokens: Tensor, length: int, windows: int | None, source: str) -> TokenWindows:
-    """Cut consecutive windows of `length` tokens; of all T, every floor(T / windows)-th.
+def window_offsets(tokens: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
+    """Draw where `samples` windows of a text of `tokens` tokens start, (samples,) int64, in [0, tokens - length].
 
-    Raises:
-        BarberError: the text is too short for one window, or for so many.
+    The text has room for F = floor(tokens / length) windows. No two of the first F overlap, nor of the next F.
     """
+    room = tokens // length
+    parts = []
+    for first in range(0, samples, room):
+        parts.append(disjoint_offsets(tokens, min(room, samples - first), length, generator))
+    return torch.cat(parts)
+
+
+def disjoint_offsets(tokens: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
+    """Draw where `samples` disjoint windows start, (samples,) int64, in random order; all ways are equally likely.
+
+    Independent starts are such a draw if no two windows happen to overlap. Otherwise the text is taken as a row of
+    slots, each a window or a single token between windows, and the windows' slots are drawn.
+    """
+    starts = torch.randint(0, tokens - length + 1, (samples,), generator=generator)
+    if bool((starts.sort().values.diff() >= length).all()):
+        return starts
+    slots = torch.randperm(tokens - samples * (length - 1), generator=generator)[:samples].sort().values
+    starts = slots + torch.arange(samples) * (length - 1)
+    return starts[torch.randperm(samples, generator=generator)]
+
+
+def consecutive_windows(tokens: Tensor, length: int, windows: int | None, source: str) -> TokenWindows:
+    """Cut consecutive windows of `length` tokens; of all T, every floor(T / windows)-th."""
     _check_length(tokens, length, source)
     total = len(tokens) // length
     count = total if windows is None else windows
@@ -98,32 +112,33 @@ def _check_length(tokens: Tensor, length: int, source: str) -> None:
 
 
 def document_windows(
-    documents: Sequence[str], tokenizer: Any, samples: int, length: int, generator: torch.Generator, source: str
+    documents: Sequence[str],
+    indices: range,
+    tokenizer: Any,
+    samples: int,
+    length: int,
+    generator: torch.Generator,
+    source: str,
 ) -> Tensor:
     """Cut one window at a uniform offset in each of `samples` random documents longer than a window, as in the papers.
 
-    Raises:
-        BarberError: such documents are too rare to be found.
+    Only documents that are drawn are read, from those at `indices`.
     """
     windows: list[Tensor] = []
     for _ in range(1000 + 1000 * samples):
-        if len(windows) == samples:
-            break
-        document = documents[int(torch.randint(0, len(documents), (1,), generator=generator))]
+        document = documents[indices[int(torch.randint(0, len(indices), (1,), generator=generator))]]
         tokens = tokenize([document], tokenizer)
         if len(tokens) > length:
             offset = int(torch.randint(0, len(tokens) - length, (1,), generator=generator))
             windows.append(tokens[offset : offset + length])
-    if len(windows) < samples:
-        raise BarberError(f"text {source} has too few documents of more than {length} tokens: give a shorter length")
-    return torch.stack(windows)
+        if len(windows) == samples:
+            return torch.stack(windows)
+    raise BarberError(f"text {source} has too few documents of more than {length} tokens: give a shorter length")
 
 
 def joined_tokens(sources: Sequence[str], tokenizer: Any, field: str = "text") -> Tensor:
     """Join the calibration parts of all `sources` by blank lines into one run of tokens, (tokens,) int64."""
-    texts: list[str] = []
-    for name in sources:
-        texts += read_texts(name, "calibration", field)
+    texts = [text for name in sources for text in read_texts(name, "calibration", field)]
     return tokenize(texts, tokenizer)
 
 
@@ -145,7 +160,8 @@ def calibration_windows(
     for name, count in zip(sampled, counts, strict=True):
         if count:
             documents = read_texts(name, "calibration")
-            parts.append(document_windows(documents, tokenizer, count, length, generator, name))
+            every = range(len(documents))
+            parts.append(document_windows(documents, every, tokenizer, count, length, generator, name))
     if joined:
         text = joined_tokens(joined, tokenizer, field)
         parts.append(random_windows(text, samples - sum(counts), length, seed, "+".join(joined)).tokens)
@@ -153,28 +169,21 @@ def calibration_windows(
     return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))
 
 
-class CalibrationSettings(Protocol):
-    """What decides calibration windows: fields of the settings of every run."""
-
-    @property
-    def calibration(self) -> CalibrationConfig: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-
-
 def windows_for(
-    model: Any, tokenizer: Any, config: CalibrationSettings, source: Sequence[str] | Tensor | TokenWindows | None
+    model: Any,
+    tokenizer: Any,
+    settings: CalibrationConfig,
+    seed: int,
+    source: Sequence[str] | Tensor | TokenWindows | None = None,
 ) -> TokenWindows:
     """Return the calibration windows of a run.
 
     Args:
         model: a causal LM; windows must fit its positions and vocabulary.
         tokenizer: of the model; None where `source` is tokens.
-        config: names the texts, and how windows are cut.
-        source: windows, (samples, length) tokens, or texts; None for the texts of `config`.
-
-    Raises:
-        BarberError: `source` holds no texts and no tokens for this model, or there is no tokenizer for texts.
+        settings: names the texts, and how windows are cut.
+        seed: decides the windows.
+        source: windows, (samples, length) tokens, or texts; None for the texts of `settings`.
     """
     if isinstance(source, TokenWindows):
         return source
@@ -184,7 +193,6 @@ def windows_for(
         raise BarberError("calibration is one string: give a list of texts")
     if tokenizer is None:
         raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
-    settings, seed = config.calibration, config.seed
     length = sequence_length(model.config, settings.sequence_length)
     if source is not None:
         return random_windows(tokenize(list(source), tokenizer), settings.samples, length, seed, "texts")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...base.arguments import keyword_only
 from ...base.errors import BarberError
+from ...base.fields import keyword_only
 from ...base.registry import Registry
 from ...tensors.input_statistics import STATISTICS, InputStatistics
 from ...tensors.patterns import SparsityPattern

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
-from ...base.files import is_there, read_json
+from ...base.files import read_json
 from ...base.output import check_output, staged
-from ...base.rank_group import several_ranks
+from ...base.ranks import several_ranks
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
 from ...checkpoints.record import SparsityConfig
@@ -24,6 +24,7 @@ from ...checkpoints.write import module_sparsity, save_record, save_weights
 from ...models.device import choose_device
 from ...models.loading import PretrainedTool, cast_parameters, load_model, load_tokenizer, resolve_model
 from ...tensors.masks import PackedMask
+from ...text.sources import text_files
 from ...text.windows import TokenWindows, windows_for
 from ..rebuilders.base import swap_count
 from ..trial import Trial
@@ -137,7 +138,7 @@ class BarberRefiner(PretrainedTool):
         record, packed = pruned_record(sparse)
         model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
         linears = linears_under(model, record, SafetensorsWeights.open(sparse), packed)
-        windows = windows_for(model, self.tokenizer, config, calibration)
+        windows = windows_for(model, self.tokenizer, config.calibration, config.seed, calibration)
         check_windows(windows.tokens)
         if self.reference is not None:
             record.base_model["name"] = self.reference.full_name
@@ -147,8 +148,7 @@ class BarberRefiner(PretrainedTool):
 
     def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        paths = [sparse]
-        paths += [Path(name) for name in config.calibration.texts if is_there(Path(name))]
+        paths = [sparse, *text_files(config.calibration.texts)]
         if self.reference is not None:
             paths.append(self.reference.path)
         return paths

@@ -53,7 +53,8 @@ class MaskBenchmark:
         """Return the calibration windows of a cell; cells with the same settings share them."""
         key = (config.calibration.samples, config.calibration.sequence_length, config.seed)
         if key not in self.windows:
-            self.windows[key] = windows_for(self.sparsifier.model, self.sparsifier.tokenizer, config, None)
+            model, tokenizer = self.sparsifier.model, self.sparsifier.tokenizer
+            self.windows[key] = windows_for(model, tokenizer, config.calibration, config.seed)
         return self.windows[key]
 
     def dense(self) -> Record:

@@ -9,10 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...base.arguments import parse_arguments
 from ...base.errors import BarberError, unknown_name
-from ...base.fields import one_line
-from ...base.fingerprint import digest
+from ...base.fields import one_line, parse_arguments
+from ...base.files import digest
 from ...prune.allocations import as_allocation
 from ...prune.producers import as_producer
 from ...prune.rebuild_settings import RebuildConfig

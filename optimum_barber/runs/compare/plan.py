@@ -7,7 +7,7 @@ from typing import Any
 
 from ...base.calibration import refuse_flat
 from ...base.errors import unknown_name
-from ...base.fingerprint import digest, of_path
+from ...base.files import digest, path_digest
 from ...base.output import check_output
 from ...checkpoints.write import software
 from ...models.device import choose_device
@@ -93,7 +93,7 @@ def fingerprints_of(
         files.append(task.partition(":")[2] or task)
     evaluation = digest([
         settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
-        settings.tasks, settings.limit, base.dtype, [of_path(name) for name in files],
+        settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
     device = str(choose_device(base.device))
     dense = [of_model(reference.name), reference.full_name, software(), device, evaluation]

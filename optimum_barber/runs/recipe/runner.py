@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import FailedCheckError
-from ...base.files import write_json
-from ...base.fingerprint import digest, of_path
+from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock, staged
 from ...base.version import __version__
 from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
@@ -80,7 +79,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
 def fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
     shared = {"calibration": recipe.calibration.model_dump(), "device": recipe.device, "dtype": recipe.dtype}
-    files = [of_path(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
+    files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
     return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
 
 

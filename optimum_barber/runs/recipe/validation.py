@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ...base.errors import BarberError, unknown_name
 from ...base.fields import one_line
 from ...base.files import is_there
-from ...text.sources import text_faults
+from ...text.sources import text_faults, text_files
 from . import stages as _stages  # noqa: F401 - registers the stages
 from .document import Document, Path_, read_document
 from .schema import Recipe
@@ -147,17 +147,18 @@ def order_faults(recipe: Recipe) -> Iterator[Fault]:
 
 def file_faults(recipe: Recipe) -> Iterator[Fault]:
     """Yield a fault for each file that is missing, and for each that lies in the output or holds it."""
-    texts = recipe.calibration.texts
+    texts = list(recipe.calibration.texts)
     for index, text in enumerate(texts):
         for message in text_faults([text]):
             yield Fault(("calibration", "texts", index), message)
-    read = [recipe.model, *texts]
+    read = [recipe.model]
     for index, stage in enumerate(recipe.stages):
         missing = [f"{name!r} does not exist" for name in stage.files() if not is_there(name)]
         for message in (*missing, *text_faults(stage.texts())):
             yield Fault(("stages", index, stage.kind), message)
-        read += [*stage.files(), *stage.texts()]
-    yield from _overlaps(recipe.output, read)
+        read += stage.files()
+        texts += stage.texts()
+    yield from _overlaps(recipe.output, [*read, *map(str, text_files(texts))])
 
 
 def _overlaps(name: str, read: Iterable[str]) -> Iterator[Fault]:

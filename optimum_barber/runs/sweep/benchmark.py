@@ -73,7 +73,8 @@ class CutBenchmark:
         samples = self.configs[name].calibration.samples
         if samples not in self.choices:
             names = [other for other, config in self.configs.items() if config.calibration.samples == samples]
-            windows = windows_for(self.shrinker.model, self.shrinker.tokenizer, self.configs[name], None)
+            config = self.configs[name]
+            windows = windows_for(self.shrinker.model, self.shrinker.tokenizer, config.calibration, config.seed)
             plans = [score_plan(self.configs[other], self.cuts[other]) for other in names]
             units = choose_units(self.cuts[name].source, windows.tokens, plans)
             self.choices[samples] = windows, dict(zip(names, units, strict=True))

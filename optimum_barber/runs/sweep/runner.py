@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base.files import write_json
-from ...base.fingerprint import digest, of_path
+from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock
 from ...checkpoints.write import software
 from ...models.loading import ModelReference, resolve_model
@@ -83,7 +82,7 @@ def fingerprints_of(
     """Digest all that decides a cell, the dense model first: model, texts, protocol, and the cell's settings."""
     calibration = config.calibration
     protocol = [config.evaluation, config.windows, calibration.sequence_length, config.latency]
-    texts = [of_path(name) for name in (config.evaluation, *calibration.texts)]
+    texts = [path_digest(name) for name in (config.evaluation, *calibration.texts)]
     shared: list[Any] = [of_model(reference.name), protocol, texts, config.device, config.dtype, calibration.text_field]
     fingerprints = {DENSE: digest(shared)}
     for name, cut in configs.items():

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...base.arguments import keyword_only
 from ...base.errors import BarberError
+from ...base.fields import keyword_only
 from ...base.registry import Registry
 from ...models.architectures import Structure
 from ...models.source import ModelSource

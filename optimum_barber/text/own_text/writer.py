@@ -29,8 +29,8 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
 
     Args:
         model: a transformers causal LM, on the device that it works on.
-        tokenizer: its own.
-        config: everything else that decides the text; `dtype` and `device` are the model's.
+        tokenizer: of the model.
+        config: everything else that decides the text; its `dtype` and `device` are not used.
         quiet: no progress bar.
 
     Raises:
@@ -57,11 +57,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
 
 
 def start_tokens(tokenizer: Any, start: str | None) -> Tensor:
-    """Return the tokens that the text follows, (tokens,) int64.
-
-    Raises:
-        BarberError: there are none.
-    """
+    """Return the tokens that the text follows, (tokens,) int64; none are a `BarberError`."""
     if start is not None:
         ids = tokenizer(start, add_special_tokens=False)["input_ids"]
     else:
@@ -73,11 +69,7 @@ def start_tokens(tokenizer: Any, start: str | None) -> Tensor:
 
 
 def row_length(start: Tensor, model_config: Any, length: int | None) -> int:
-    """Return how many tokens are written without a break: `length`, or 512, or what the model has positions for.
-
-    Raises:
-        BarberError: `length` is more than the model has positions for behind `start`.
-    """
+    """Return how many tokens are written without a break: `length`, or 512, or what the model has positions for."""
     room = (positions(model_config) or DEFAULT_LENGTH) - len(start)
     if (length or 1) > room:
         raise BarberError(f"length {length} is not legal: the model's positions leave {room} behind the start")
@@ -94,21 +86,21 @@ def end_tokens(model: Any, tokenizer: Any, start: str | None) -> set[int]:
 
 
 def generate_rows(model: Any, start: Tensor, count: int, length: int, config: OwnTextConfig) -> Tensor:
-    """Sample what follows `start`, `count` times, (count, length) int64; a document's end does not end a row.
-
-    Raises:
-        BarberError: the model gives NaN or Inf.
-    """
+    """Sample what follows `start`, `count` times, (count, length) int64; a document's end does not end a row."""
     from transformers import GenerationConfig
 
     prompt = start.repeat(count, 1).to(model.device)
     settings = GenerationConfig(
         do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0, max_new_tokens=length
     )
-    with torch.no_grad(), generation_settings(model, settings):
-        if not model(input_ids=prompt[:1]).logits.isfinite().all():
-            raise BarberError("model gives NaN or Inf: its weights hold some")
-        rows: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    own, model.generation_config = model.generation_config, settings  # an end that `settings` lacks must not be used
+    try:
+        with torch.no_grad():
+            if not model(input_ids=prompt[:1]).logits.isfinite().all():
+                raise BarberError("model gives NaN or Inf: its weights hold some")
+            rows: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    finally:
+        model.generation_config = own
     return rows[:, len(start) :].cpu()
 
 
@@ -117,16 +109,6 @@ def texts_of(row: list[int], ends: set[int], tokenizer: Any) -> list[str]:
     cuts = [0, *(place + 1 for place, token in enumerate(row) if token in ends), len(row)]
     texts = [tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts)]
     return [text for text in texts if text]
-
-
-@contextmanager
-def generation_settings(model: Any, settings: Any) -> Iterator[None]:
-    """Replace the model's own generation settings; what `settings` lacks, such as an end, is not taken from them."""
-    own, model.generation_config = model.generation_config, settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ....base.arguments import parse_arguments
+from ....base.fields import parse_arguments
 from ....checkpoints.record import read_record
 from ....prune.pipeline import BlockReport
 from ....prune.plan import check_allocation

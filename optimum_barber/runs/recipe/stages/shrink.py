@@ -31,7 +31,7 @@ class ShrinkStage(Stage, ShrinkSettings):
 
     def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
         """Refuse scorers and arguments that nobody knows."""
-        from ....base.arguments import parse_arguments
+        from ....base.fields import parse_arguments
         from ....shrink.scorers import as_scorer
 
         config = self.config(shared)
