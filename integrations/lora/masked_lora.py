@@ -129,13 +129,10 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
         model: a causal LM, changed in place as peft does it.
         masks: keep mask of each pruned Linear, such as a `MaskFile`; empty for a dense model, which gets plain LoRA.
         config: rank, alpha and so on; target modules are all pruned Linears by default, and those without a mask get
-            plain LoRA.
+            plain LoRA. A setting that would break the masks, such as DoRA, is a `BarberError`.
 
     Returns:
         The peft model; `save_pretrained` of it writes an adapter that `load_adapter` opens.
-
-    Raises:
-        BarberError: a setting that would break the masks, such as DoRA; weights that do not hold the masks.
     """
     masks = dict(masks)
     if not masks:

@@ -103,11 +103,7 @@ def unfinished(partial: Path) -> bool:
 
 @contextmanager
 def output_lock(output: Path, folder: str = "") -> Iterator[None]:
-    """Hold a lock in `folder` of a directory, so that no other run works on it inside the block.
-
-    Raises:
-        BarberError: another run holds the lock.
-    """
+    """Hold a lock in `folder` of a directory, so that no other run works on it; a `BarberError` where one does."""
     (output / folder).mkdir(exist_ok=True)
     lock = FileLock(output / folder / LOCK_NAME)
     try:

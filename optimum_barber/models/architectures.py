@@ -103,11 +103,7 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn.ModuleList]:
-    """Return path and ModuleList of the decoder layers.
-
-    Raises:
-        BarberError: the model has no list of decoder layers, so it is no causal LM that we know.
-    """
+    """Return path and ModuleList of the decoder layers; a `BarberError` for a model that has none."""
     classes = set(getattr(model, "_no_split_modules", None) or ())
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0:
@@ -128,11 +124,7 @@ def linears_of(layer: nn.Module, members: tuple[str, ...]) -> dict[str, nn.Linea
 
 
 def check_layer(layer: nn.Module, path: str, architecture: Architecture) -> None:
-    """Refuse a decoder layer with matrices that are not Linears, with quantized ones, or a block without Linears.
-
-    Raises:
-        BarberError: names every weight that is no Linear, or the first quantized one, or the block.
-    """
+    """Refuse a decoder layer with matrices that are not Linears, with quantized ones, or a block without Linears."""
     _check_matrices(layer, path)
     for block, members in architecture.blocks.items():
         if not linears_of(layer, members):

@@ -25,11 +25,7 @@ def matrix_products(precision: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return a device; `auto` is CUDA where there is one, under a launcher of several processes the GPU of this one.
-
-    Raises:
-        BarberError: there is no such device.
-    """
+    """Return a device; `auto` is CUDA where there is one, under a launcher of several processes the GPU of this one."""
     if device == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:

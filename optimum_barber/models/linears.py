@@ -56,11 +56,7 @@ def check_globs(argument: str, globs: Sequence[str], names: Sequence[str]) -> No
 
 
 def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
-    """Return the Linears that no glob of `ignore` matches.
-
-    Raises:
-        BarberError: a glob matches nothing, or nothing is left.
-    """
+    """Return the Linears that no glob of `ignore` matches; refuse a glob without a match, and one that leaves none."""
     names = list(names)
     check_globs("ignore", ignore, names)
     targets = [name for name in names if not matches(name, ignore)]

@@ -43,11 +43,7 @@ class ModelReference:
 
 
 def resolve_model(model: str | Path | ModelReference) -> ModelReference:
-    """Find a model's files, from the hub where its name is neither a path nor `installed:PACKAGE`.
-
-    Raises:
-        BarberError: there is no such model.
-    """
+    """Find a model's files, from the hub where its name is neither a path nor `installed:PACKAGE`."""
     if isinstance(model, ModelReference):
         return model
     name = str(model)
