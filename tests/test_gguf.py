@@ -30,7 +30,7 @@ def stored(tmp_path, family="llama", kind="Q8_0", **changes):
 
 
 def opened(reference, dtype="float32"):
-    weights = GgufWeights.of(reference)
+    weights = GgufWeights.open(reference)
     return weights, model_without_weights(reference, weights, dtype)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself: its tensors in their order on disk, and its metadata."""
+    """What a safetensors file says of itself: its tensors in their order on disk, and where their data starts."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -52,12 +53,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's tensors lie in safetensors files.
+    """How a checkpoint's tensors lie in safetensors files: the file of each tensor, and the metadata of each file.
 
-    Attributes:
-        files: name of each tensor's file.
-        metadata: of each file.
-        index: content of the index file; None for a checkpoint of one file.
+    `index` is the content of the index file; None for a checkpoint of one file.
     """
 
     files: Mapping[str, str]
@@ -109,10 +107,7 @@ class TensorFile:
 
     The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there.
 
-    Args:
-        path: of the file; space for all of it is taken at once.
-        entries: dtype and shape of each tensor.
-        metadata: of the file.
+    Space for all of the file is taken at once.
 
     Raises:
         OSError: the disk has no room.
@@ -161,12 +156,10 @@ class TensorFile:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a whole safetensors file, one tensor after the other, durably."""
-    file = TensorFile(path, {name: Entry(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, metadata)
-    try:
+    entries = {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with closing(TensorFile(path, entries, metadata)) as file:
         for name, tensor in tensors.items():
             file.write(name, tensor)
-    finally:
-        file.close()
 
 
 class OutputShards:
@@ -178,19 +171,12 @@ class OutputShards:
         entries: dtype and shape of each tensor, as it will be written.
         checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
 
-    Attributes:
-        bytes: of all tensors.
-
     Raises:
         OSError: the disk has no room.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        layout: Layout,
-        entries: Mapping[str, Entry],
-        checksums: dict[str, dict[str, int]],
+        self, directory: Path, layout: Layout, entries: Mapping[str, Entry], checksums: dict[str, dict[str, int]]
     ) -> None:
         self.files = layout.files
         self.checksums = checksums

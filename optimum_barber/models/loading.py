@@ -18,13 +18,7 @@ FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model lies.
-
-    Attributes:
-        name: as the user gave it.
-        directory: the local directory of its files.
-        gguf_file: the file's name within the directory; None for safetensors.
-    """
+    """The name of a model as the user gave it, and the directory of its files; `gguf_file` is None for safetensors."""
 
     name: str
     directory: Path
@@ -89,12 +83,12 @@ def _package_directory(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=local))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
@@ -102,26 +96,19 @@ def _from_hub(name: str) -> Path:
 
 def local_model(name: str) -> ModelReference | None:
     """A model whose files are on this machine; None where they would have to be fetched, or are missing."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
         if name.startswith("installed:") or Path(name).expanduser().exists():
             return resolve_model(name)
-        return _in_directory(name, Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True)))
-    except (BarberError, HFValidationError, LocalEntryNotFoundError):
+        return _in_directory(name, _from_hub(name, local=True))
+    except BarberError:
         return None
 
 
 def load_config(reference: ModelReference, quantized: bool = False) -> Any:
-    """The transformers configuration of a causal LM.
-
-    Args:
-        reference: where it lies.
-        quantized: whether a quantized checkpoint will do, as it does for measuring but not for pruning.
+    """The transformers configuration of a causal LM; `quantized` allows a quantized one, which cannot be pruned.
 
     Raises:
-        BarberError: it cannot be read, it is not a causal LM's, or it is quantized and that will not do.
+        BarberError: it cannot be read, is not a causal LM's, or is quantized and must not be.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,9 +129,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
 def empty_model(config: Any, **options: Any) -> Any:
     """Build the causal LM of a configuration without its weights: parameters on the meta device, buffers real.
 
-    Args:
-        config: of the causal LM.
-        options: of `from_config`, such as `dtype` and `attn_implementation`.
+    `options` are those of `from_config`, such as `dtype` and `attn_implementation`.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -183,11 +168,10 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded
     _check_loaded(reference.name, info)
-    return plain_model(model) if reference.gguf_file else model
+    return _plain_model(model) if reference.gguf_file else model
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights the files do not have, or have in another shape."""
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
         raise BarberError(f"model {name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}")
@@ -211,13 +195,7 @@ def load_tokenizer(reference: ModelReference) -> Any:
 
 
 class PretrainedTool:
-    """Base of the classes that work on a whole causal LM in memory.
-
-    Args:
-        model: a transformers causal LM.
-        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
-        reference: where the model was loaded from, if it was.
-    """
+    """Base of the classes that work on a whole causal LM in memory; they need its tokenizer for text alone."""
 
     def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
         self.model = model
@@ -258,7 +236,6 @@ def needs_gguf() -> None:
 
 
 def _dequantized(config: Any) -> dict[str, Any]:
-    """The options with which transformers dequantizes a compressed-tensors checkpoint while it loads."""
     settings = getattr(config, "quantization_config", None) or {}
     if settings.get("quant_method") != "compressed-tensors":
         return {}
@@ -266,7 +243,7 @@ def _dequantized(config: Any) -> dict[str, Any]:
     return {"config": config}
 
 
-def plain_model(model: Any) -> nn.Module:
+def _plain_model(model: Any) -> nn.Module:
     """The same weights in a model that knows nothing of GGUF, so that transformers will save it."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):

@@ -1,9 +1,9 @@
-"""Decoder layers one at a time: the interface of the two stores, memory and disk, and the store in memory."""
+"""Decoder layers one at a time: the store in memory, whose methods the store on disk overrides."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,8 @@ from .architectures import Architecture, architecture_of, check_layer, decoder_s
 from .blocks import Call, DecoderLayer, call_reaching, forward_of
 
 
-class LayerSource(Protocol):
-    """A causal LM as a sequence of decoder layers, each at hand only while it is worked on."""
-
-    @property
-    def done(self) -> int:
-        """How many layers a stopped run has committed already."""
-
-    def __len__(self) -> int:
-        """How many decoder layers there are."""
-
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states that enter layer `done`, one (1, length, hidden) tensor a window."""
-
-    def layer(self, index: int) -> AbstractContextManager[DecoderLayer]:
-        """Context manager: a decoder layer, its weights in the working dtype."""
-
-    def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Inside `layer(index)`, keep its weights, its masks and what enters the next layer; the masks as they lie."""
-
-    def layers(self) -> Iterator[DecoderLayer]:
-        """All decoder layers in order, to be read."""
-
-
 class ModelSource:
-    """A model in memory, changed in place, one decoder layer at a time in the working dtype on `device`.
+    """A causal LM as a sequence of decoder layers: in memory, changed in place, one at a time in the working dtype.
 
     Args:
         model: a transformers causal LM.
@@ -65,12 +42,12 @@ class ModelSource:
 
     @property
     def done(self) -> int:
-        """How many layers are committed already: none, a stopped run leaves nothing in memory."""
+        """How many layers a stopped run has committed already."""
         return 0
 
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """Embed `windows`, (samples, length) int64, and record how the model calls each of its layers."""
+        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64."""
         if not self._calls:
             self._record_calls(windows[:1])
         return list(self._embedded(windows))
@@ -89,7 +66,7 @@ class ModelSource:
                 yield layer
 
     def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Return the masks: in memory nothing needs to be written."""
+        """Inside `layer(index)`, keep its weights, masks and outputs `hidden`; return the masks as they are kept."""
         return masks
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

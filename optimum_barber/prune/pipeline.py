@@ -15,7 +15,7 @@ from ..base.memory import peak_memory
 from ..base.ranks import ALONE, Ranks
 from ..models.activations import Activations, retry_with_fewer_samples
 from ..models.blocks import Block, DecoderLayer
-from ..models.source import LayerSource
+from ..models.source import ModelSource
 from ..tensors.input_statistics import InputRecorder
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern
@@ -109,7 +109,7 @@ BlockCallback = Callable[[BlockReport], None]
 
 @torch.no_grad()
 def prune(
-    source: LayerSource, windows: Tensor, plan: Plan, callback: BlockCallback = lambda report: None
+    source: ModelSource, windows: Tensor, plan: Plan, callback: BlockCallback = lambda report: None
 ) -> dict[str, PackedMask]:
     """Prune every block of `source` in a single pass; each block sees what the pruned ones before it give.
 

@@ -13,7 +13,7 @@ from ...base.arguments import keyword_only, parse_arguments
 from ...base.errors import BarberError
 from ...base.registry import Registry
 from ...models.activations import Activations
-from ...models.source import LayerSource
+from ...models.source import ModelSource
 from ...tensors.budget import Shares
 from ...tensors.patterns import SparsityPattern
 from ..block_cache import Masks
@@ -36,7 +36,7 @@ class Budget:
 
     target: float
     weights: dict[str, int]
-    source: LayerSource
+    source: ModelSource
     windows: Tensor
     plan: Plan
     quiet: bool = False

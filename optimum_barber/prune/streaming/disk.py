@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
+from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.names import GENERATION_CONFIG_NAME
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
-from ...checkpoints.stored import StoredWeights, open_weights
 from ...models.activations import Activations
 from ...models.blocks import DecoderLayer
 from ...models.loading import ModelReference, brief, empty_model, load_config
@@ -21,22 +22,16 @@ from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
 
+StoredWeights = SafetensorsWeights | GgufWeights
+
 
 @dataclass
 class DiskCheckpoint:
-    """A checkpoint whose files are open and of which no weight has been read.
+    """A checkpoint whose files are open and of which no weight has been read."""
 
-    Attributes:
-        reference: a GGUF file, or a local directory or hub snapshot of safetensors files.
-        weights: the opened files.
-        model: the causal LM without weights, in the dtype of the result.
-        obstacle: reason why its layers cannot be read one by one; None where they can.
-    """
-
-    reference: ModelReference
     weights: StoredWeights
-    model: Any
-    obstacle: str | None
+    model: Any  # without weights, in the dtype of the result
+    obstacle: str | None  # reason why its layers cannot be read one by one; None where they can
 
     @classmethod
     def open(cls, reference: ModelReference, dtype: str = "auto") -> "DiskCheckpoint":
@@ -45,9 +40,13 @@ class DiskCheckpoint:
         Raises:
             BarberError: a file is missing, truncated or damaged, or the configuration does not fit the weights.
         """
-        weights = open_weights(reference)
+        weights: StoredWeights
+        if reference.gguf_file:
+            weights = GgufWeights.open(reference)
+        else:
+            weights = SafetensorsWeights.open(reference)
         model = model_without_weights(reference, weights, dtype)
-        return cls(reference, weights, model, streaming_obstacle(model, weights))
+        return cls(weights, model, streaming_obstacle(model, weights))
 
     @property
     def written(self) -> dict[str, Entry]:
@@ -105,12 +104,7 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
 
 
 class DiskSource(ModelSource):
-    """A checkpoint on disk of which one decoder layer is in memory at a time.
-
-    Args:
-        checkpoint: the opened files and the model without weights.
-        device: where a layer is worked on.
-        dtype: working dtype of weights and activations.
+    """A checkpoint on disk of which one decoder layer is in memory at a time, on `device` in the working dtype.
 
     Attributes:
         disk: the opened files.
@@ -126,7 +120,7 @@ class DiskSource(ModelSource):
 
     @property
     def done(self) -> int:
-        """How many layers are committed."""
+        """As in `ModelSource`."""
         return self.progress.layers if self.progress else 0
 
     @torch.no_grad()

@@ -35,27 +35,20 @@ class Progress:
         settings: everything that decides the result.
         ranks: the first one writes; each reads its own samples.
 
-    Attributes:
-        output: the output's files, on the first rank.
-        layers: how many are done.
-        reports: of the blocks so far.
-        shares: of the blocks, once they are known.
-        checksums: CRC-32 of every tensor that has been written, by its name, by file beside the state's directory.
-
     Raises:
         BarberError: the state that lies there is of other settings, or damaged.
     """
 
-    output: OutputShards
+    output: OutputShards  # on the first rank
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self.directory = directory
         self.ranks = ranks
         self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        self.layers = 0
+        self.layers = 0  # that are done
         self.reports: list[BlockReport] = []
         self.shares: Shares | None = None
-        self.checksums: dict[str, dict[str, int]] = {}
+        self.checksums: dict[str, dict[str, int]] = {}  # CRC-32 of all that was written, by tensor, by file
         if (directory / STATE_NAME).exists():
             self._restore(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
 
@@ -170,12 +163,7 @@ class Progress:
 
 @contextmanager
 def open_progress(
-    output: Path,
-    resume: bool,
-    settings: Mapping[str, Any],
-    ranks: Ranks,
-    layout: Layout,
-    entries: Mapping[str, Entry],
+    output: Path, resume: bool, settings: Mapping[str, Any], ranks: Ranks, layout: Layout, entries: Mapping[str, Entry]
 ) -> Iterator[Progress]:
     """Open or resume a run's state. It is kept when the machine fails and deleted on bad input.
 
@@ -208,13 +196,9 @@ def result_settings(run: Run, inputs: Iterable[Path]) -> dict[str, Any]:
     settings["device"] = run.source.device.type
     settings["calibration tokens"] = run.windows.fingerprint
     for path in inputs:
-        settings[f"input {path}"] = _stamps(path)
+        files = [path]
+        if not path.is_file():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+        stats = [(file.name, file.stat()) for file in files]  # reading the files would take minutes
+        settings[f"input {path}"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return settings
-
-
-def _stamps(path: Path) -> list[Any]:
-    """Names, sizes and times of a file, or of the files of a directory: reading them would take minutes."""
-    files = [path]
-    if not path.is_file():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
