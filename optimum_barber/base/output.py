@@ -228,10 +228,12 @@ def full_disk(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        staged_too = (partial.parent / PARTIAL_MARK).exists()  # as in a recipe's stage, which is removed as a whole
+        resumable = unfinished(partial) and not staged_too
         if _is_for_lack_of_room(error):
-            advice = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
+            advice = "make room and go on with --resume" if resumable else "nothing was kept"
             raise UnfinishedError(f"no space is left for {partial}; {advice}") from None
-        if unfinished(partial):
+        if resumable:
             logger.warning("what is done lies in %s: go on with --resume", partial)
         raise
 

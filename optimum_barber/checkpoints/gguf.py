@@ -21,34 +21,20 @@ COMBINED = "transformers puts its tensors together in a way of its own"
 
 @dataclass
 class GgufWeights:
-    """The weights of a GGUF file, in float32 as they come out of its blocks.
+    """The weights of a GGUF file, in float32 as they come out of its blocks."""
 
-    Attributes:
-        name: of the model, for messages.
-        processor: transformers' own, which works on one tensor at a time; None where the model needs more than that.
-        tensors: of the file, by its names; each a view of the mapped file.
-        sources: for each of the model's tensors, the name of the file's.
-        dtype: of a pruned copy, where no other is asked for.
-        unpacks: a tensor is made in memory.
-    """
-
-    name: str
+    name: str  # of the model, for messages
     path: Path
-    processor: Any
-    tensors: Mapping[str, Any]
-    sources: dict[str, str] = field(default_factory=dict)
+    processor: Any  # transformers' own, which works on one tensor at a time; None where the model needs more than that
+    tensors: Mapping[str, Any]  # of the file, by its names; each a view of the mapped file
+    sources: dict[str, str] = field(default_factory=dict)  # for each of the model's tensors, the name of the file's
     entries: dict[str, Entry] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float16
-    unpacks: bool = True
+    dtype: torch.dtype = torch.float16  # of a pruned copy, where no other is asked for
+    unpacks: bool = True  # a tensor is made in memory
 
     @classmethod
     def open(cls, reference: ModelReference) -> "GgufWeights":
-        """Open the file; no weight is read.
-
-        Raises:
-            MissingExtraError: there is no `gguf` package.
-            BarberError: the file is truncated, damaged, or no GGUF file.
-        """
+        """Open the file; raises MissingExtraError without `gguf`, BarberError if it is damaged or no GGUF file."""
         needs_gguf()
         from gguf import GGUFReader
 
@@ -86,11 +72,7 @@ class GgufWeights:
                 self.entries[name] = Entry(torch.float32, _shape_of(self.tensors[source]))
 
     def tensor(self, key: str) -> Tensor:
-        """The tensor of that name, float32.
-
-        Raises:
-            BarberError: there is none.
-        """
+        """The tensor of that name, float32; raises BarberError if there is none."""
         if key not in self.sources:
             raise BarberError(f"model {self.name!r} has no weight {key}")
         stored = self.tensors[self.sources[key]]

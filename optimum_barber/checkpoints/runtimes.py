@@ -77,11 +77,7 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
 
 
 def kind_of(directory: str | Path) -> str:
-    """The kind of a checkpoint, out of `KINDS`, from its `config.json` and `sparsity_config.json`.
-
-    Raises:
-        BarberError: it has no readable `config.json`, or is quantized in a way that the table does not know.
-    """
+    """The kind of a checkpoint, out of `KINDS`; raises BarberError if it has no config, or an unknown quantization."""
     directory = Path(directory)
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

@@ -64,11 +64,7 @@ class Layout:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file and check it against the size of the file.
-
-    Raises:
-        BarberError: the file is missing, truncated, or no safetensors file.
-    """
+    """Read and check a safetensors header; raises BarberError if the file is missing, damaged or of another format."""
     if not path.is_file():
         raise BarberError(f"{path.name} is missing in {path.parent}")
     size = path.stat().st_size
@@ -105,34 +101,25 @@ def _checked_header(file: str, text: bytes, size: int) -> Header:
 class TensorFile:
     """A safetensors file of known tensors, each written at its place, in any order and as often as need be.
 
-    The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there.
-
-    Space for all of the file is taken at once.
-
-    Raises:
-        OSError: the disk has no room.
+    The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there. Space
+    for all of the file is taken at once; OSError is raised if the disk has no room.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None) -> None:
-        self.path = path
         self.entries = dict(sorted(entries.items(), key=lambda item: (RANKS[item[1].dtype], item[0])))
-        header, starts, end = self._header(metadata)
-        self._starts = {name: len(header) + start for name, start in starts.items()}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        _reserve(self._file, len(header) + end)
-        write_all(self._file, memoryview(header), 0)
-
-    def _header(self, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
-        """The header with its length in front, where each tensor starts behind it, and where the last one ends."""
         content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        starts, position = {}, 0
+        position, starts = 0, {}
         for name, entry in self.entries.items():
             starts[name], end = position, position + entry.bytes
             content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [position, end]}
             position = end
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text, starts, position
+        header = len(text).to_bytes(8, "little") + text
+        self._starts = {name: len(header) + start for name, start in starts.items()}
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _reserve(self._file, len(header) + position)
+        write_all(self._file, memoryview(header), 0)
 
     def write(self, name: str, tensor: Tensor) -> int:
         """Write one tensor, converted to the file's dtype piece by piece; the CRC-32 of what was written."""
@@ -163,16 +150,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 class OutputShards:
-    """The safetensors files of an output, whose tensors are written one by one in any order.
+    """The safetensors files of an output, whose tensors are written one by one in any order, as in `TensorFile`.
 
-    Args:
-        directory: where the files go; space for all of them is taken at once.
-        layout: which file holds which tensor.
-        entries: dtype and shape of each tensor, as it will be written.
-        checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
-
-    Raises:
-        OSError: the disk has no room.
+    `checksums` takes the CRC-32 of every tensor that is written, by tensor name, by file name.
     """
 
     def __init__(
@@ -207,11 +187,7 @@ class OutputShards:
 
 
 def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
-    """The first tensor of a safetensors file that does not have its CRC-32 of `checksums`; None where all have.
-
-    Raises:
-        BarberError: the file is missing, truncated, or no safetensors file.
-    """
+    """The first tensor of a file whose CRC-32 is not that of `checksums`; None if all are. Raises as `read_header`."""
     header = read_header(path)
     with path.open("rb") as file:
         for name, expected in checksums.items():

@@ -44,11 +44,7 @@ class ModelReference:
 
 
 def resolve_model(model: str | Path | ModelReference) -> ModelReference:
-    """Find a model's files, from the hub where its name is neither a path nor `installed:PACKAGE`.
-
-    Raises:
-        BarberError: there is no such model.
-    """
+    """Find a model's files, in the hub if it is no path or `installed:PACKAGE`; raises BarberError if it is nowhere."""
     if isinstance(model, ModelReference):
         return model
     name = str(model)
@@ -105,11 +101,7 @@ def local_model(name: str) -> ModelReference | None:
 
 
 def load_config(reference: ModelReference, quantized: bool = False) -> Any:
-    """The transformers configuration of a causal LM; `quantized` allows a quantized one, which cannot be pruned.
-
-    Raises:
-        BarberError: it cannot be read, is not a causal LM's, or is quantized and must not be.
-    """
+    """The configuration of a causal LM; raises BarberError for another model, or a quantized one unless `quantized`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -127,10 +119,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
 
 
 def empty_model(config: Any, **options: Any) -> Any:
-    """Build the causal LM of a configuration without its weights: parameters on the meta device, buffers real.
-
-    `options` are those of `from_config`, such as `dtype` and `attn_implementation`.
-    """
+    """Build a causal LM with its parameters on the meta device and real buffers; `options` go to `from_config`."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -143,10 +132,8 @@ def empty_model(config: Any, **options: Any) -> Any:
 def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool = False) -> nn.Module:
     """Load the causal LM onto the CPU; `auto` keeps the checkpoint's dtype, float16 for GGUF.
 
-    Where `quantized` allows it, a compressed-tensors checkpoint becomes a plain model of its dequantized weights.
-
-    Raises:
-        BarberError: it is no causal LM, its weights are missing, or they are pickled.
+    Where `quantized` allows it, a compressed-tensors checkpoint becomes a plain model of its dequantized weights. A
+    model that is no causal LM, lacks weights or has them pickled raises BarberError.
     """
     from transformers import AutoModelForCausalLM
 
@@ -181,11 +168,7 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(reference: ModelReference) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        BarberError: there is none.
-    """
+    """The model's tokenizer; raises BarberError if there is none."""
     from transformers import AutoTokenizer
 
     try:

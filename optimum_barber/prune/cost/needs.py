@@ -116,16 +116,9 @@ def needs_of(
     stack: nn.ModuleList, architecture: Architecture, hidden_size: int, windows: int, length: int,
     checkpoint: int, grams: int = 0,
 ) -> Needs:  # fmt: skip
-    """Measure what it takes to prune a stack of decoder layers, which may be without weights.
+    """Measure what it takes to prune decoder layers, which may be without weights, over `windows` of `length` tokens.
 
-    Args:
-        stack: the decoder layers.
-        architecture: their blocks.
-        hidden_size: width of the hidden states.
-        windows: number of calibration windows, of `length` tokens each.
-        length: tokens of a window.
-        checkpoint: bytes of the weights as they are written.
-        grams: number of copies of a block's Gram matrices that are held at once.
+    The weights as they are written have `checkpoint` bytes; `grams` copies of a block's Gram matrices are held at once.
     """
     layer_size = gram_size = output_width = closing_width = prunable = 0
     for layer in stack:
@@ -158,11 +151,7 @@ def with_batch_size(needs: Needs, device_memory: int | None) -> Needs:
 
 
 def with_place(needs: Needs, place: str, memory: int | None) -> Needs:
-    """Set where activations wait; `auto` is memory if they fit, else disk.
-
-    Raises:
-        BarberError: there is no such place.
-    """
+    """Set where activations wait, for `auto` memory if they fit, else disk; raises BarberError for another place."""
     if place not in PLACES:
         raise BarberError(f"activations {place!r} is not legal: {', '.join(PLACES)}")
     if place == "auto":
@@ -171,11 +160,7 @@ def with_place(needs: Needs, place: str, memory: int | None) -> Needs:
 
 
 def check_fit(needs: Needs, memory: int | None, device_memory: int | None, disk: int) -> None:
-    """Refuse a run that takes more than these free bytes, and name a setting that would fit; None is unknown.
-
-    Raises:
-        BarberError: too little of one of them.
-    """
+    """Refuse a run that takes more than these free bytes, None if unknown; the BarberError says what would fit."""
     free = {"memory": memory, "device memory": device_memory, "disk": disk}
     shortage = _shortage(needs, free)
     if shortage is None:

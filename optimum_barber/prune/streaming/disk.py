@@ -35,16 +35,9 @@ class DiskCheckpoint:
 
     @classmethod
     def open(cls, reference: ModelReference, dtype: str = "auto") -> "DiskCheckpoint":
-        """Open the files; `auto` keeps the checkpoint's dtype, float16 for GGUF.
-
-        Raises:
-            BarberError: a file is missing, truncated or damaged, or the configuration does not fit the weights.
-        """
-        weights: StoredWeights
-        if reference.gguf_file:
-            weights = GgufWeights.open(reference)
-        else:
-            weights = SafetensorsWeights.open(reference)
+        """Open the files; `auto` keeps their dtype, float16 for GGUF. Raises BarberError if one is damaged or unfit."""
+        opener: type[StoredWeights] = GgufWeights if reference.gguf_file else SafetensorsWeights
+        weights = opener.open(reference)
         model = model_without_weights(reference, weights, dtype)
         return cls(weights, model, streaming_obstacle(model, weights))
 
@@ -59,11 +52,7 @@ class DiskCheckpoint:
 
 
 def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
-    """Build the causal LM in the dtype that loading it would give, and name the stored weights as it does.
-
-    Raises:
-        BarberError: its configuration does not fit its weights.
-    """
+    """Build the causal LM and name the stored weights as loading would; raises BarberError if they do not fit."""
     from transformers import GenerationConfig
 
     config = load_config(reference)
@@ -82,11 +71,7 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
 
 
 def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
-    """The reason why a checkpoint must be loaded whole to be pruned; None where its layers can be read one by one.
-
-    Raises:
-        BarberError: a shape is not what the configuration says.
-    """
+    """The reason why layers cannot be read one by one; raises BarberError if a shape is not the configuration's."""
     if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
         return f"{type(model).__name__} keeps some weights in float32"
     if weights.obstacle:

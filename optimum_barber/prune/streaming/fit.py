@@ -15,11 +15,7 @@ from .disk import DiskCheckpoint, DiskSource
 
 
 def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output: Path) -> Needs:
-    """What the run takes, with activations in memory, on the disk, or (auto) where they fit.
-
-    Raises:
-        BarberError: it does not fit on this machine.
-    """
+    """What the run takes with activations in memory, disk or where they fit; raises BarberError if it does not fit."""
     samples, length = run.windows.tokens.shape
     device = run.source.device
     free = free_memory()
@@ -47,9 +43,12 @@ def estimate(checkpoint: DiskCheckpoint, samples: int, length: int, grams: int =
     size = sum(entry.bytes for entry in written.values())
     largest_outer = 0  # of a tensor outside of the layers: what is made in memory, not mapped, while it is read
     for name in source.names_outside_layers():
-        unpacked = stored[name].bytes if checkpoint.weights.unpacks else 0
-        cast = written[name].bytes if written[name].dtype != stored[name].dtype else 0
-        largest_outer = max(largest_outer, unpacked + cast)
+        copied = 0
+        if checkpoint.weights.unpacks:
+            copied += stored[name].bytes
+        if written[name].dtype != stored[name].dtype:
+            copied += written[name].bytes
+        largest_outer = max(largest_outer, copied)
     needs = cost.needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
     return replace(needs, largest_outer_tensor=largest_outer)
 
