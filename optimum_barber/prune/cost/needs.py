@@ -124,13 +124,15 @@ def needs_of(
     for layer in stack:
         layer_size = max(layer_size, sum(parameter.numel() for parameter in layer.parameters()))
         for members in architecture.blocks.values():
-            linears = linears_of(layer, members).values()
-            input_widths = {linear.in_features for linear in linears}
-            closing = [linear.in_features for linear in linears if linear.out_features == hidden_size]
+            input_widths, outputs = set(), 0
+            for linear in linears_of(layer, members).values():
+                input_widths.add(linear.in_features)
+                outputs += linear.out_features
+                prunable += linear.weight.numel()
+                if linear.out_features == hidden_size:
+                    closing_width = max(closing_width, linear.in_features)
             gram_size = max(gram_size, sum(width**2 for width in input_widths))
-            output_width = max(output_width, sum(linear.out_features for linear in linears))
-            closing_width = max(closing_width, *closing, 0)
-            prunable += sum(linear.weight.numel() for linear in linears)
+            output_width = max(output_width, outputs)
     return Needs(
         layer=FLOAT32 * layer_size,
         gram=FLOAT32 * grams * gram_size,
