@@ -32,9 +32,9 @@ def checkpoint(directory, pattern=None, quantization=None):
 
 
 def test_every_runtime_has_a_verdict_of_known_words_on_every_kind():
-    for runtime in RUNTIMES.values():
-        assert list(runtime.verdicts) == list(KINDS)
-        for kind, verdict in runtime.verdicts.items():
+    for verdicts in RUNTIMES.values():
+        assert list(verdicts) == list(KINDS)
+        for kind, verdict in verdicts.items():
             assert verdict.loads in ("yes", "converted", "no")
             assert verdict.faster in ("yes", "no", "maybe", "-")
             assert (verdict.faster == "-") == (kind == "dense" or verdict.loads == "no")
@@ -66,8 +66,8 @@ def test_the_kind_is_read_from_the_files(tmp_path, pattern, quantization, kind):
     assert [line.split("  ")[0] for line in lines[2:]] == list(RUNTIMES)
     columns = {
         line.index(verdict.why)
-        for line, r in zip(lines[2:], RUNTIMES.values(), strict=True)
-        if (verdict := r.verdicts[kind])
+        for line, verdicts in zip(lines[2:], RUNTIMES.values(), strict=True)
+        if (verdict := verdicts[kind])
     }
     assert columns == {lines[1].index("why")}
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError, UnfinishedError
-from optimum_barber.base.output import partial_of, unfinished
+from optimum_barber.base.output import partial_of, staged, unfinished
 from optimum_barber.checkpoints.shards import OutputShards, read_header
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource
@@ -177,6 +177,12 @@ def test_what_needs_streaming_is_refused_with_the_reason(tmp_path, model_dir):
         BarberSparsifier.from_pretrained(model_dir, stream="sometimes")
 
 
+def test_the_streaming_sparsifier_of_0_1_0_is_answered_by_the_new_spelling():
+    answer = r"^BarberSparsifier.stream is from_pretrained\(MODEL, stream='always'\) since 0.2.0$"
+    with pytest.raises(BarberError, match=answer):
+        BarberSparsifier.stream("MODEL", dtype="float16")
+
+
 class Stop(BaseException):
     """As a kill would: nobody catches it."""
 
@@ -242,6 +248,29 @@ def test_a_stopped_run_is_neither_lost_nor_taken_up_unasked(tmp_path):
     assert unfinished(partial_of(tmp_path / "out"))
     stream(streaming, tmp_path / "out", overwrite=True)
     assert not partial_of(tmp_path / "out").exists()
+
+
+def test_a_run_in_a_directory_that_is_removed_with_it_is_not_said_to_be_resumable(tmp_path, caplog):
+    streaming = stored(tmp_path)
+    with pytest.raises(Stop), staged(tmp_path / "stage") as stage:
+        stream(streaming, stage / "model", callbacks=[stop_in_the_last_layer])
+    assert "--resume" not in caplog.text
+    with pytest.raises(UnfinishedError, match="model.partial; nothing was kept$"), staged(tmp_path / "stage") as stage:
+        stream(streaming, stage / "model", callbacks=[no_room_in_the_last_layer])
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(Stop):
+        stream(streaming, tmp_path / "out", callbacks=[stop_in_the_last_layer])
+    assert "go on with --resume" in caplog.text
+
+
+def stop_in_the_last_layer(report):
+    if report.block.startswith("model.layers.1"):
+        raise Stop
+
+
+def no_room_in_the_last_layer(report):
+    if report.block.startswith("model.layers.1"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_damaged_state_is_refused(tmp_path):

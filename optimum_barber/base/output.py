@@ -202,10 +202,12 @@ def full_disk(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        staged_too = (partial.parent / PARTIAL_MARK).exists()  # as in a recipe's stage, which is removed as a whole
+        resumable = unfinished(partial) and not staged_too
         refusal = error.__cause__ or error  # the system's own error, or one that it caused, as in `write_file`
         if isinstance(refusal, OSError) and refusal.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "make room and go on with --resume" if unfinished(partial) else "nothing was kept"
+            advice = "make room and go on with --resume" if resumable else "nothing was kept"
             raise UnfinishedError(f"no space is left for {partial}; {advice}") from None
-        if unfinished(partial):
+        if resumable:
             logger.warning("what is done lies in %s: go on with --resume", partial)
         raise

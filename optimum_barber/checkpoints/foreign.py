@@ -21,11 +21,7 @@ FORMS = {
 
 
 class ForeignWeights:
-    """The pruned Linears of a checkpoint, by the names that they have in the dense base.
-
-    Args:
-        weights: the opened checkpoint.
-    """
+    """The pruned Linears of an opened checkpoint, by the names that they have in the dense base."""
 
     def __init__(self, weights: SafetensorsWeights) -> None:
         self.weights = weights
@@ -41,11 +37,7 @@ class ForeignWeights:
         return modules
 
     def locate(self, name: str) -> str:
-        """The module that `name` means in the checkpoint, which may have more or fewer leading parts.
-
-        Raises:
-            BarberError: there is none, or there are several.
-        """
+        """The one module called `name`, with more or fewer leading parts; raises BarberError if there is none."""
         if name in self.modules:
             return name
         near = [m for m in self.modules if m.endswith(f".{name}") or name.endswith(f".{m}")]
@@ -59,11 +51,7 @@ class ForeignWeights:
         return FORMS[self.modules[self.locate(name)]]
 
     def linear(self, name: str) -> Tensor:
-        """The weight of a Linear, (out, in), exactly zero where it is pruned.
-
-        Raises:
-            BarberError: it is not there, or its mask is not.
-        """
+        """The weight of a Linear, (out, in), zero where it is pruned; raises BarberError if part is missing."""
         module = self.locate(name)
         ending = self.modules[module]
         if ending == ".weight_orig":

@@ -21,42 +21,26 @@ COMBINED = "transformers puts its tensors together in a way of its own"
 
 @dataclass
 class GgufWeights:
-    """The weights of a GGUF file, in float32 as they come out of its blocks.
+    """The weights of a GGUF file, in float32 as they come out of its blocks."""
 
-    Attributes:
-        name: of the model, for messages.
-        path: of the file.
-        processor: transformers' own, which works on one tensor at a time; None where the model needs more than that.
-        tensors: of the file, by its names; each a view of the mapped file.
-        sources: for each of the model's tensors, the name of the file's.
-        entries: dtype and shape of each of these.
-        dtype: of a pruned copy, where no other is asked for.
-        unpacks: a tensor is made in memory.
-    """
-
-    name: str
+    name: str  # of the model, for messages
     path: Path
-    processor: Any
-    tensors: Mapping[str, Any]
-    sources: dict[str, str] = field(default_factory=dict)
+    processor: Any  # transformers' own, which works on one tensor at a time; None where the model needs more than that
+    tensors: Mapping[str, Any]  # of the file, by its names; each a view of the mapped file
+    sources: dict[str, str] = field(default_factory=dict)  # for each of the model's tensors, the name of the file's
     entries: dict[str, Entry] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float16
-    unpacks: bool = True
+    dtype: torch.dtype = torch.float16  # of a pruned copy, where no other is asked for
+    unpacks: bool = True  # a tensor is made in memory
 
     @classmethod
-    def of(cls, reference: ModelReference) -> "GgufWeights":
-        """Open the file; no weight is read.
-
-        Raises:
-            MissingExtraError: there is no `gguf` package.
-            BarberError: the file is truncated, damaged, or no GGUF file.
-        """
+    def open(cls, reference: ModelReference) -> "GgufWeights":
+        """Open the file; raises MissingExtraError without `gguf`, BarberError if it is damaged or no GGUF file."""
         needs_gguf()
         from gguf import GGUFReader
 
         try:
             reader = GGUFReader(reference.path)
-            processor = processor_of(reader)
+            processor = _processor_of(reader)
         except Exception as error:  # whatever the reader stumbles over
             raise BarberError(
                 f"model {reference.name!r}: {reference.path.name} is truncated, damaged or no GGUF file: {brief(error)}"
@@ -85,18 +69,14 @@ class GgufWeights:
         for source, name in names.items():
             if source in self.tensors and name in state:
                 self.sources[name] = source
-                self.entries[name] = Entry(torch.float32, shape_of(self.tensors[source]))
+                self.entries[name] = Entry(torch.float32, _shape_of(self.tensors[source]))
 
     def tensor(self, key: str) -> Tensor:
-        """The tensor of that name, float32.
-
-        Raises:
-            BarberError: there is none.
-        """
+        """The tensor of that name, float32; raises BarberError if there is none."""
         if key not in self.sources:
             raise BarberError(f"model {self.name!r} has no weight {key}")
         stored = self.tensors[self.sources[key]]
-        return torch.from_numpy(np.ascontiguousarray(self.processor.process(dequantized(stored), stored.name).weights))
+        return torch.from_numpy(np.ascontiguousarray(self.processor.process(_dequantized(stored), stored.name).weights))
 
     def reopen(self) -> "GgufWeights":
         """Return the same object: every tensor is made anew."""
@@ -109,7 +89,7 @@ class GgufWeights:
             read_ahead(self.path, stored.data_offset, stored.n_bytes)
 
 
-def processor_of(reader: Any) -> Any:
+def _processor_of(reader: Any) -> Any:
     """The object that puts a tensor in transformers' order; None where that takes more than the one tensor."""
     architecture = str(reader.fields["general.architecture"].contents())
     try:
@@ -138,12 +118,11 @@ def _has_newer_reader(architecture: str) -> bool:
     return bool(is_gguf_arch_supported(architecture))
 
 
-def shape_of(stored: Any) -> tuple[int, ...]:
-    """A tensor's shape as torch has it; the file names the fastest dimension first."""
-    return tuple(int(size) for size in reversed(stored.shape))
+def _shape_of(stored: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(stored.shape))  # the file names the fastest dimension first
 
 
-def dequantized(stored: Any) -> np.ndarray:
+def _dequantized(stored: Any) -> np.ndarray:
     """A tensor of the file, float32; some rows at a time bound the memory."""
     from gguf import dequantize
 
@@ -152,4 +131,4 @@ def dequantized(stored: Any) -> np.ndarray:
     step = max(AT_ONCE // values.shape[1], 1)
     for start in range(0, len(blocks), step):
         values[start : start + step] = dequantize(blocks[start : start + step], stored.tensor_type)
-    return values.reshape(shape_of(stored))
+    return values.reshape(_shape_of(stored))

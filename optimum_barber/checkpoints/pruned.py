@@ -17,14 +17,9 @@ from .structure import read_structure
 
 @dataclass
 class PrunedModel:
-    """A causal LM with the masks that its weights hold; a dense one has none.
+    """A causal LM on the CPU with the masks that its weights hold, whose hashes are checked on access.
 
-    Attributes:
-        model: the causal LM, on the CPU.
-        tokenizer: of the model.
-        reference: where it was loaded from.
-        record: its `sparsity_config.json`; None where the model is dense.
-        masks: its mask file, hashes checked on access; empty where the model is dense.
+    A dense model has no record, and no masks.
     """
 
     model: Any

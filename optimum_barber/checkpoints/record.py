@@ -75,11 +75,7 @@ class SparsityConfig(BaseModel):
 
 
 def read_record(directory: str | Path) -> SparsityConfig:
-    """The record of a pruned checkpoint.
-
-    Raises:
-        BarberError: it is missing, of a newer format, or no record at all.
-    """
+    """The record of a pruned checkpoint; raises BarberError if it is missing, of a newer format or no record."""
     path = Path(directory) / SPARSITY_NAME
     if not path.is_file():
         raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
@@ -87,11 +83,7 @@ def read_record(directory: str | Path) -> SparsityConfig:
 
 
 def read_versioned(path: Path, record: type[Record], kind: str) -> Record:
-    """Read a JSON record, whose format has a version.
-
-    Raises:
-        BarberError: it is of a newer format, or no such record.
-    """
+    """Read a JSON record that has a format version; raises BarberError if that is newer, or it is no such record."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.get("format_version", FORMAT_VERSION)

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.errors import BarberError
 from .names import SPARSITY_NAME
@@ -20,105 +19,65 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One runtime on one kind of checkpoint.
+class Verdict(NamedTuple):
+    """One runtime on one kind of checkpoint."""
 
-    Attributes:
-        loads: "yes", "converted" (by a tool or call of the runtime) or "no".
-        faster: than the dense model in its 16-bit dtype: "yes", "no", "maybe", or "-" where it does not load or is it.
-        why: one line.
-    """
-
-    loads: str
-    faster: str
+    loads: str  # yes, converted (by a tool or call of the runtime), or no
+    faster: str  # than the dense model in its 16-bit dtype: yes, no, maybe, or - where it does not load or is it
     why: str
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """A runtime and its verdicts by kind.
-
-    Attributes:
-        tested: whether this project runs it; else the verdicts come from its source and its maintainers.
-        verdicts: by kind, out of `KINDS`.
-    """
-
-    tested: bool
-    verdicts: Mapping[str, Verdict]
 
 
 NO_KERNEL = "its kernels multiply zeros like any other weight"
 GGUF = "by its convert_hf_to_gguf.py; no sparse kernels; Q8_0 and Q4_0 keep zeros, types with a minimum do not"
 ONNX = "by an ONNX export; sparse initializers are made dense on loading"
-
-RUNTIMES = {
-    "transformers": Runtime(
-        True,
-        {
-            "dense": Verdict("yes", "-", "what the others are compared with"),
-            "unstructured": Verdict("yes", "no", NO_KERNEL),
-            "2:4": Verdict("yes", "no", f"{NO_KERNEL}; on CUDA see torch semi-structured"),
-            "N:M": Verdict("yes", "no", NO_KERNEL),
-            "quantized": Verdict("yes", "no", "needs compressed-tensors; smaller on disk, unpacked before it computes"),
-        },
-    ),
-    "vLLM": Runtime(
-        False,
-        {
-            "dense": Verdict("yes", "-", "an ordinary checkpoint"),
-            "unstructured": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
-            "2:4": Verdict("yes", "no", "an ordinary checkpoint; its 2:4 kernels were removed in 2026 (PR 36799)"),
-            "N:M": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
-            "quantized": Verdict("yes", "yes", "weight-only kernels read fewer bytes a token; zeros add nothing"),
-        },
-    ),
-    "torch semi-structured, CUDA": Runtime(
-        False,
-        {
-            "dense": Verdict("no", "-", "its format holds 2 of every 4 weights"),
-            "unstructured": Verdict("no", "-", "its format holds 2 of every 4 weights"),
-            "2:4": Verdict(
-                "converted",
-                "maybe",
-                "torch.sparse.to_sparse_semi_structured by Linear, in 16 bits, compute capability 8.0 or later; "
-                "for large batches, not for single tokens",
-            ),
-            "N:M": Verdict("no", "-", "its format holds 2 of every 4 weights (1:4 fits into it, others do not)"),
-            "quantized": Verdict("no", "-", "no format for packed int4 or int8 groups"),
-        },
-    ),
-    "llama.cpp": Runtime(
-        False,
-        {
-            "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py"),
-            "unstructured": Verdict("converted", "no", GGUF),
-            "2:4": Verdict("converted", "no", GGUF),
-            "N:M": Verdict("converted", "no", GGUF),
-            "quantized": Verdict(
-                "converted", "no", "its converter unpacks groups, not whole rows; quantize again in GGUF"
-            ),
-        },
-    ),
-    "ONNX Runtime": Runtime(
-        False,
-        {
-            "dense": Verdict("converted", "-", "by an ONNX export"),
-            "unstructured": Verdict("converted", "no", ONNX),
-            "2:4": Verdict("converted", "no", ONNX),
-            "N:M": Verdict("converted", "no", ONNX),
-            "quantized": Verdict("no", "-", "no export of packed weights is known; quantize the ONNX model"),
-        },
-    ),
+COLUMNS = ("runtime", "loads", "faster", "tested here", "why")
+TESTED = ("transformers",)  # of the others, the verdicts come from their source and their maintainers
+RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
+    "transformers": {
+        "dense": Verdict("yes", "-", "what the others are compared with"),
+        "unstructured": Verdict("yes", "no", NO_KERNEL),
+        "2:4": Verdict("yes", "no", f"{NO_KERNEL}; on CUDA see torch semi-structured"),
+        "N:M": Verdict("yes", "no", NO_KERNEL),
+        "quantized": Verdict("yes", "no", "needs compressed-tensors; smaller on disk, unpacked before it computes"),
+    },
+    "vLLM": {
+        "dense": Verdict("yes", "-", "an ordinary checkpoint"),
+        "unstructured": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
+        "2:4": Verdict("yes", "no", "an ordinary checkpoint; its 2:4 kernels were removed in 2026 (PR 36799)"),
+        "N:M": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
+        "quantized": Verdict("yes", "yes", "weight-only kernels read fewer bytes a token; zeros add nothing"),
+    },
+    "torch semi-structured, CUDA": {
+        "dense": Verdict("no", "-", "its format holds 2 of every 4 weights"),
+        "unstructured": Verdict("no", "-", "its format holds 2 of every 4 weights"),
+        "2:4": Verdict(
+            "converted",
+            "maybe",
+            "torch.sparse.to_sparse_semi_structured by Linear, in 16 bits, compute capability 8.0 or later; "
+            "for large batches, not for single tokens",
+        ),
+        "N:M": Verdict("no", "-", "its format holds 2 of every 4 weights (1:4 fits into it, others do not)"),
+        "quantized": Verdict("no", "-", "no format for packed int4 or int8 groups"),
+    },
+    "llama.cpp": {
+        "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py"),
+        "unstructured": Verdict("converted", "no", GGUF),
+        "2:4": Verdict("converted", "no", GGUF),
+        "N:M": Verdict("converted", "no", GGUF),
+        "quantized": Verdict("converted", "no", "its converter unpacks groups, not whole rows; quantize again in GGUF"),
+    },
+    "ONNX Runtime": {
+        "dense": Verdict("converted", "-", "by an ONNX export"),
+        "unstructured": Verdict("converted", "no", ONNX),
+        "2:4": Verdict("converted", "no", ONNX),
+        "N:M": Verdict("converted", "no", ONNX),
+        "quantized": Verdict("no", "-", "no export of packed weights is known; quantize the ONNX model"),
+    },
 }
 
 
 def kind_of(directory: str | Path) -> str:
-    """The kind of a checkpoint, out of `KINDS`, from its `config.json` and `sparsity_config.json`.
-
-    Raises:
-        BarberError: it has no readable `config.json`, or is quantized in a way that the table does not know.
-    """
+    """The kind of a checkpoint, out of `KINDS`; raises BarberError if it has no config, or an unknown quantization."""
     directory = Path(directory)
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -143,19 +102,19 @@ def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
     return "quantized"
 
 
-def rows(kind: str) -> list[tuple[str, ...]]:
-    """Runtime, loads, faster, tested here and why, for one kind."""
+def _rows(kind: str) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
-    for name, runtime in RUNTIMES.items():
-        verdict = runtime.verdicts[kind]
-        lines.append((name, verdict.loads, verdict.faster, "yes" if runtime.tested else "no", verdict.why))
+    for name, verdicts in RUNTIMES.items():
+        verdict = verdicts[kind]
+        tested = "yes" if name in TESTED else "no"
+        lines.append((name, verdict.loads, verdict.faster, tested, verdict.why))
     return lines
 
 
 def report(directory: str | Path) -> str:
     """What a checkpoint is, and a line a runtime."""
     kind = kind_of(directory)
-    table = [("runtime", "loads", "faster", "tested here", "why"), *rows(kind)]
+    table = [COLUMNS, *_rows(kind)]
     *columns, _ = zip(*table, strict=True)
     widths = [max(map(len, column)) for column in columns]
     text = f"{KINDS[kind]}, as of {CHECKED}\n"
@@ -169,7 +128,7 @@ def markdown() -> str:
     parts = []
     for kind, description in KINDS.items():
         parts += [f"## {description[0].upper()}{description[1:]}", ""]
-        parts += ["| runtime | loads | faster | tested here | why |", "| --- | --- | --- | --- | --- |"]
-        parts += [f"| {' | '.join(row)} |" for row in rows(kind)]
+        lines = [COLUMNS, ["---"] * len(COLUMNS), *_rows(kind)]
+        parts += [f"| {' | '.join(line)} |" for line in lines]
         parts.append("")
     return "\n".join(parts)

@@ -19,18 +19,11 @@ from .shards import Entry, Header, Layout, read_ahead, read_header
 
 @dataclass
 class SafetensorsWeights:
-    """The weights of a safetensors checkpoint, mapped from their files.
+    """The weights of a safetensors checkpoint, mapped from their files."""
 
-    Attributes:
-        name: of the model, for messages.
-        directory: of the files.
-        headers: of each file, by its name.
-        layout: which file holds which tensor.
-    """
-
-    name: str
+    name: str  # of the model, for messages
     directory: Path
-    headers: Mapping[str, Header]
+    headers: Mapping[str, Header]  # by file
     layout: Layout
     obstacle: str | None = None
     unpacks: bool = False
@@ -43,9 +36,7 @@ class SafetensorsWeights:
 
     @classmethod
     def open(cls, model: str | Path | ModelReference) -> "SafetensorsWeights":
-        """Open a hub id, a directory or what these were resolved to; no weight is read.
-
-        As in transformers, `model.safetensors` counts before an index.
+        """Open a model's files; as in transformers, `model.safetensors` counts before an index.
 
         Raises:
             BarberError: there are no such files, one is missing, truncated or damaged, or the index does not fit them.
@@ -81,11 +72,7 @@ class SafetensorsWeights:
         """Do nothing: the files have the model's names."""
 
     def tensor(self, key: str) -> Tensor:
-        """The tensor of that name, mapped from its file.
-
-        Raises:
-            BarberError: there is none, or its file cannot be read.
-        """
+        """The tensor of that name, mapped from its file; raises BarberError if there is none, or it cannot be read."""
         from safetensors import SafetensorError, safe_open
 
         if key not in self.entries:
@@ -102,8 +89,7 @@ class SafetensorsWeights:
     def linear(self, module: str) -> Tensor:
         """The weight of a Linear, (out, in), in the checkpoint's dtype; a packed one (compressed-tensors) dequantized.
 
-        Raises:
-            BarberError: the checkpoint has no such module, or it is packed in an unknown way.
+        It raises BarberError if the checkpoint has no such module, or packs it in an unknown way.
         """
         key = f"{module}.weight"
         if f"{key}_packed" not in self.entries:

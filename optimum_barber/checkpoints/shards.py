@@ -5,6 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself: its tensors in their order on disk, and its metadata."""
+    """What a safetensors file says of itself: its tensors in their order on disk, and where their data starts."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -52,12 +53,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's tensors lie in safetensors files.
+    """How a checkpoint's tensors lie in safetensors files: the file of each tensor, and the metadata of each file.
 
-    Attributes:
-        files: name of each tensor's file.
-        metadata: of each file.
-        index: content of the index file; None for a checkpoint of one file.
+    `index` is the content of the index file; None for a checkpoint of one file.
     """
 
     files: Mapping[str, str]
@@ -66,11 +64,7 @@ class Layout:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file and check it against the size of the file.
-
-    Raises:
-        BarberError: the file is missing, truncated, or no safetensors file.
-    """
+    """Read and check a safetensors header; raises BarberError if the file is missing, damaged or of another format."""
     if not path.is_file():
         raise BarberError(f"{path.name} is missing in {path.parent}")
     size = path.stat().st_size
@@ -107,37 +101,25 @@ def _checked_header(file: str, text: bytes, size: int) -> Header:
 class TensorFile:
     """A safetensors file of known tensors, each written at its place, in any order and as often as need be.
 
-    The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there.
-
-    Args:
-        path: of the file; space for all of it is taken at once.
-        entries: dtype and shape of each tensor.
-        metadata: of the file.
-
-    Raises:
-        OSError: the disk has no room.
+    The bytes are those that safetensors' own writer gives. Opened again, it goes on with the file that is there. Space
+    for all of the file is taken at once; OSError is raised if the disk has no room.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None) -> None:
-        self.path = path
         self.entries = dict(sorted(entries.items(), key=lambda item: (RANKS[item[1].dtype], item[0])))
-        header, starts, end = self._header(metadata)
-        self._starts = {name: len(header) + start for name, start in starts.items()}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        _reserve(self._file, len(header) + end)
-        write_all(self._file, memoryview(header), 0)
-
-    def _header(self, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
-        """The header with its length in front, where each tensor starts behind it, and where the last one ends."""
         content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        starts, position = {}, 0
+        position, starts = 0, {}
         for name, entry in self.entries.items():
             starts[name], end = position, position + entry.bytes
             content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [position, end]}
             position = end
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text, starts, position
+        header = len(text).to_bytes(8, "little") + text
+        self._starts = {name: len(header) + start for name, start in starts.items()}
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _reserve(self._file, len(header) + position)
+        write_all(self._file, memoryview(header), 0)
 
     def write(self, name: str, tensor: Tensor) -> int:
         """Write one tensor, converted to the file's dtype piece by piece; the CRC-32 of what was written."""
@@ -161,36 +143,20 @@ class TensorFile:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a whole safetensors file, one tensor after the other, durably."""
-    file = TensorFile(path, {name: Entry(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, metadata)
-    try:
+    entries = {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with closing(TensorFile(path, entries, metadata)) as file:
         for name, tensor in tensors.items():
             file.write(name, tensor)
-    finally:
-        file.close()
 
 
 class OutputShards:
-    """The safetensors files of an output, whose tensors are written one by one in any order.
+    """The safetensors files of an output, whose tensors are written one by one in any order, as in `TensorFile`.
 
-    Args:
-        directory: where the files go; space for all of them is taken at once.
-        layout: which file holds which tensor.
-        entries: dtype and shape of each tensor, as it will be written.
-        checksums: CRC-32 of the tensors that have been written before, by tensor name, by file name.
-
-    Attributes:
-        bytes: of all tensors.
-
-    Raises:
-        OSError: the disk has no room.
+    `checksums` takes the CRC-32 of every tensor that is written, by tensor name, by file name.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        layout: Layout,
-        entries: Mapping[str, Entry],
-        checksums: dict[str, dict[str, int]],
+        self, directory: Path, layout: Layout, entries: Mapping[str, Entry], checksums: dict[str, dict[str, int]]
     ) -> None:
         self.files = layout.files
         self.checksums = checksums
@@ -221,11 +187,7 @@ class OutputShards:
 
 
 def damaged(path: Path, checksums: Mapping[str, int]) -> str | None:
-    """The first tensor of a safetensors file that does not have its CRC-32 of `checksums`; None where all have.
-
-    Raises:
-        BarberError: the file is missing, truncated, or no safetensors file.
-    """
+    """The first tensor of a file whose CRC-32 is not that of `checksums`; None if all are. Raises as `read_header`."""
     header = read_header(path)
     with path.open("rb") as file:
         for name, expected in checksums.items():

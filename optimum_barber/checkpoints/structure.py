@@ -70,11 +70,7 @@ class PrunedStructure(BaseModel):
 
 
 def read_structure(path: str | Path) -> PrunedStructure:
-    """The record of a shrunk checkpoint, by its directory or its file.
-
-    Raises:
-        BarberError: it is missing, of a newer format, or no record at all.
-    """
+    """The record of a shrunk checkpoint, by its directory or file; raises BarberError if it is missing or newer."""
     path = Path(path) / STRUCTURE_NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise BarberError(f"structure {path} does not exist")

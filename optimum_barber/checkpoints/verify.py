@@ -12,21 +12,13 @@ from .safetensors import SafetensorsWeights
 
 @dataclass
 class Verification:
-    """Outcome of a check of masks and zeros.
-
-    Attributes:
-        pattern: as recorded.
-        modules: how many were checked.
-        pruned: weights that the masks prune.
-        zeros: of those, how many are exactly zero in the checkpoint.
-        faults: one line for every module that is off.
-    """
+    """Outcome of a check of masks and zeros."""
 
     pattern: str
-    modules: int = 0
-    pruned: int = 0
-    zeros: int = 0
-    faults: list[str] = field(default_factory=list)
+    modules: int = 0  # that were checked
+    pruned: int = 0  # weights, by the masks
+    zeros: int = 0  # of those, in the checkpoint
+    faults: list[str] = field(default_factory=list)  # a line for every module that has one
 
     def __str__(self) -> str:
         verdict = "FAILED" if self.faults else "all as recorded"
@@ -45,9 +37,8 @@ def verify_checkpoint(directory: str | Path) -> Verification:
     masks = MaskFile(directory / record.masks)
     weights = SafetensorsWeights.open(directory)
     pattern = record.sparsity_pattern()
-    outcome = Verification(record.pattern)
+    outcome = Verification(record.pattern, len(record.modules))
     for name, recorded in record.modules.items():
-        outcome.modules += 1
         try:
             fault = _check(name, recorded, masks, weights, pattern, outcome)
         except BarberError as error:
@@ -65,7 +56,6 @@ def _check(
     pattern: SparsityPattern,
     outcome: Verification,
 ) -> str | None:
-    """The module's fault, None where all is as recorded."""
     mask = masks[name]
     if mask.sha256 != recorded.sha256:
         return f"{name}: the mask's hash differs from the recorded one"

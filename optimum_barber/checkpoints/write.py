@@ -40,21 +40,13 @@ def check_masks(model: Any, masks: Mapping[str, PackedMask], pattern: SparsityPa
 
 def save_weights(directory: Path, model: Any, record: SparsityConfig, shard_bytes: int | None) -> None:
     """Write a model and its configuration; shards are at most `shard_bytes` large, None for one file."""
-    model.config.sparsity_config = pointer(record)
+    model.config.sparsity_config = _pointer(record)
     model.save_pretrained(directory, max_shard_size=shard_bytes or ONE_FILE)
 
 
 def save_configs(directory: Path, model: Any, record: SparsityConfig, layout: Layout, size: int) -> None:
-    """Write the configuration files of a model whose weights have been written already, and their index.
-
-    Args:
-        directory: of the checkpoint.
-        model: the causal LM, which needs no weights.
-        record: of the masks.
-        layout: files of the weights.
-        size: of all weights in bytes.
-    """
-    model.config.sparsity_config = pointer(record)
+    """Write the configuration files of a model without weights, and the index of its weights, `size` bytes in all."""
+    model.config.sparsity_config = _pointer(record)
     model.config.dtype = record.base_model["dtype"]
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
@@ -65,7 +57,7 @@ def save_configs(directory: Path, model: Any, record: SparsityConfig, layout: La
         write_json(directory / WEIGHTS_INDEX_NAME, {**layout.index, "metadata": metadata})
 
 
-def pointer(record: SparsityConfig) -> dict[str, Any]:
+def _pointer(record: SparsityConfig) -> dict[str, Any]:
     """The entry for the record in the model's own `config.json`."""
     return {
         "format_version": record.format_version,

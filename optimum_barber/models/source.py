@@ -1,4 +1,4 @@
-"""A causal LM as decoder layers, one at a time: the store in memory, whose interface that on disk shares."""
+"""Decoder layers one at a time: the store in memory, whose methods the store on disk overrides."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from .blocks import Call, DecoderLayer, call_reaching, forward_of
 
 
 class ModelSource:
-    """A model in memory, changed in place, one decoder layer at a time in the working dtype on `device`.
+    """A causal LM as a sequence of decoder layers: in memory, changed in place, one at a time in the working dtype.
 
     Args:
         model: a transformers causal LM.
@@ -42,12 +42,12 @@ class ModelSource:
 
     @property
     def done(self) -> int:
-        """How many layers are committed already: none, a stopped run leaves nothing in memory."""
+        """How many layers a stopped run has committed already."""
         return 0
 
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """Embed `windows`, (samples, length) int64, and record how the model calls each of its layers."""
+        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64."""
         if not self._calls:
             self._record_calls(windows[:1])
         return list(self._embedded(windows))
@@ -66,7 +66,7 @@ class ModelSource:
                 yield layer
 
     def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
-        """Keep, inside `layer(index)`, its weights, masks and outputs (in memory nothing to do); return the masks."""
+        """Inside `layer(index)`, keep its weights, masks and outputs `hidden`; return the masks as they are kept."""
         return masks
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

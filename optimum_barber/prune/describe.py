@@ -39,8 +39,9 @@ class SparsifyResult:
         for key in SUMMED:
             content[key] = sum(block[key] for block in blocks)
         content["peak_memory"] = max((report.peak_memory for report in self.reports), default=0)
-        shared = self.shares is not None and self.sparsity_config.allocation is not None
-        content["allocation"] = asdict(self.shares) if self.shares and shared else None
+        content["allocation"] = None
+        if self.shares is not None and self.sparsity_config.allocation is not None:
+            content["allocation"] = asdict(self.shares)
         content["blocks"] = blocks
         return content
 
@@ -50,7 +51,7 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
     config, plan, windows = run.config, run.plan, run.windows
     modules = {name: module_sparsity(mask) for name, mask in masks.items()}
     pruned = sum(module.pruned for module in modules.values())
-    dtype = next(run.source.model.parameters()).dtype
+    dtype = str(next(run.source.model.parameters()).dtype).removeprefix("torch.")
     samples, length = windows.tokens.shape
     calibration = {
         "source": windows.source,
@@ -59,11 +60,6 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
         "sequence_length": length,
         "seed": config.seed,
         "fingerprint": windows.fingerprint,
-    }
-    base_model = {
-        "name": run.base_model,
-        "model_type": run.source.model_type,
-        "dtype": str(dtype).removeprefix("torch."),
     }
     return SparsityConfig(
         pattern=str(plan.pattern),
@@ -76,7 +72,7 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
         reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
         allocation=_allocation(run, masks, shares),
         calibration=calibration,
-        base_model=base_model,
+        base_model={"name": run.base_model, "model_type": run.source.model_type, "dtype": dtype},
         software=software(),
     )
 

@@ -10,6 +10,7 @@ from ..base.errors import BarberError
 from ..checkpoints.runtimes import report
 from ..models.architectures import ARCHITECTURES, linears_of
 from ..models.device import choose_device
+from ..models.linears import linear_shapes
 from ..models.loading import ModelReference, empty_model, load_config
 from ..models.source import ModelSource
 from ..text.windows import sequence_length
@@ -25,7 +26,7 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
     source = ModelSource(empty_model(config), choose_device("auto"))
     origin = "table" if config.model_type in ARCHITECTURES else "generic fallback"
     lines = [
-        f"model         {reference.name}: {type(source.model).__name__}, {parameters(source.model):,} parameters",
+        f"model         {reference.name}: {type(source.model).__name__}, {_parameters(source.model):,} parameters",
         f"architecture  {config.model_type} ({origin})",
         f"layers        {len(source)} x {type(source.stack[0]).__name__} in {source.path}",
     ]
@@ -33,33 +34,25 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
         linears = linears_of(source.stack[0], members)
         shapes = [f"{name} {linear.out_features}x{linear.in_features}" for name, linear in linears.items()]
         lines.append(f"{block:<13} {', '.join(shapes)}")
-    lines += estimate(source, samples, sequence_length(config, length))
+    lines += _estimate(source, samples, sequence_length(config, length))
     return "\n".join(lines) + "\n"
 
 
 def inspect_targets(reference: ModelReference) -> str:
-    """Say which runtimes load a checkpoint, and which get faster from it.
-
-    Raises:
-        BarberError: it is a GGUF file, or quantized in a way that the table does not know.
-    """
+    """Say which runtimes load a checkpoint and are faster; raises BarberError for GGUF or an unknown quantization."""
     if reference.gguf_file:
         raise BarberError(f"model {reference.name!r} is a GGUF file: targets are known for safetensors checkpoints")
     return f"{reference.name}: {report(reference.directory)}"
 
 
-def estimate(source: ModelSource, samples: int, length: int) -> list[str]:
-    """Return lines about prunable weights, memory beyond the loaded model or in all, and a default run's time."""
+def _estimate(source: ModelSource, samples: int, length: int) -> list[str]:
     config: Any = source.model.config
-    prunable = 0
-    for layer in source.stack:
-        for members in source.architecture.blocks.values():
-            prunable += sum(linear.weight.numel() for linear in linears_of(layer, members).values())
+    prunable = sum(rows * columns for rows, columns in linear_shapes(source).values())
     layers = Counter(type(layer).__name__ for layer in source.stack)
     counts = ", ".join(f"{name}: {count}" for name, count in layers.items())
     dtype = getattr(config, "dtype", None) or torch.float32
     hidden = getattr(config.get_text_config(), "hidden_size", 0)
-    written = parameters(source.model) * dtype.itemsize
+    written = _parameters(source.model) * dtype.itemsize
     needs = needs_of(source.stack, source.architecture, hidden, samples, length, written, grams=1)
     settings = BarberConfig(sparsity=0.5)
     flops = 2 * prunable * samples * length
@@ -75,6 +68,5 @@ def estimate(source: ModelSource, samples: int, length: int) -> list[str]:
     ]
 
 
-def parameters(module: nn.Module) -> int:
-    """Count the parameters, tied ones once."""
+def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

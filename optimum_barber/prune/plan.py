@@ -21,30 +21,17 @@ from .settings import BarberConfig
 
 @dataclass
 class Run:
-    """A pruning run, checked and ready to start.
+    """A pruning run, checked and ready to start."""
 
-    Attributes:
-        config: its settings, the rebuild method chosen for the pattern.
-        source: the decoder layers.
-        plan: what is done to every block.
-        windows: the calibration tokens.
-        base_model: name of the dense model, for the record; None where it has none.
-    """
-
-    config: BarberConfig
+    config: BarberConfig  # the rebuild method is chosen for the pattern
     source: ModelSource
     plan: Plan
     windows: TokenWindows
-    base_model: str | None = None
+    base_model: str | None  # name of the dense model, for the record
 
 
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:
-    """Producer, rebuilders and pattern of a configuration, checked against the model.
-
-    Raises:
-        BarberError: an unknown name, a bad argument, a pattern that does not fit, weights with NaN or Inf, or
-            something that several ranks cannot do.
-    """
+    """Producer, rebuilders and pattern of a configuration; raises BarberError for all that does not fit the model."""
     if ranks.count > 1 and "gradient" in config.reconstruct.chain:
         raise BarberError(
             f"reconstruct 'gradient' steps from sample to sample, which {ranks.count} ranks cannot share: "
@@ -56,7 +43,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     chain_of(config.rebuild)  # unknown names first of all
     shapes = linear_shapes(source)
     targets = {name: shapes[name] for name in target_names(shapes, config.ignore)}
-    pattern = pattern_of(config, producer, arguments, targets)
+    pattern = _pattern_of(config, producer, arguments, targets)
     for name, (_, width) in targets.items():
         pattern.check_width(name, width)
     if not any(pattern.pruned(width) for _, width in targets.values()):
@@ -79,18 +66,6 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     )
 
 
-def check_ranks(ranks: Ranks, config: BarberConfig, windows: TokenWindows) -> None:
-    """Wait for all ranks and check that they have the same settings and calibration tokens, and a sample each.
-
-    Raises:
-        BarberError: they have not.
-    """
-    ranks.share(len(windows.tokens))
-    if ranks.count > 1:
-        settings = config.model_dump(mode="json", exclude={"device", "batch_size"})
-        ranks.agree({**settings, "calibration tokens": windows.fingerprint})
-
-
 def check_allocation(config: BarberConfig, producer: Producer) -> None:
     """Refuse an unknown allocation, arguments that it does not take, and one for masks that are there already."""
     if config.allocation == AUTO:
@@ -103,14 +78,10 @@ def check_allocation(config: BarberConfig, producer: Producer) -> None:
         )
 
 
-def pattern_of(
+def _pattern_of(
     config: BarberConfig, producer: Producer, arguments: dict[str, Any], shapes: dict[str, tuple[int, int]]
 ) -> SparsityPattern:
-    """The configured pattern, or the one that a producer of outside masks brings.
-
-    Raises:
-        BarberError: the configuration contradicts the masks.
-    """
+    """The configured pattern, or the one that a producer of outside masks brings."""
     if producer.brings_pattern is None:
         return config.sparsity_pattern()
     brought = producer.brings_pattern(shapes, **arguments)

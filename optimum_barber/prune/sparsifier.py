@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ from ..text.windows import TokenWindows, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, describe
 from .pipeline import BlockReport, prune
-from .plan import Run, check_ranks, make_plan
+from .plan import Run, make_plan
 from .settings import BarberConfig
 from .streaming.disk import DiskCheckpoint, DiskSource
 from .streaming.fit import fitting_needs, preview
 from .streaming.progress import Progress, open_progress, result_settings
 
+Calibration = Sequence[str] | Tensor | TokenWindows | None
 Callback = Callable[[BlockReport], None]
 STREAM = ("auto", "always", "never")
 
@@ -77,7 +78,7 @@ class BarberSparsifier:
             self._obstacle = checkpoint.obstacle
             self._checkpoint = checkpoint if checkpoint.obstacle is None else None
         if stream == "always":
-            self._check_streaming("--stream always")
+            self._streamable("--stream always")
 
     @classmethod
     def from_pretrained(cls, model: str | Path | ModelReference, dtype: str = "auto", stream: str = "auto") -> Self:
@@ -91,6 +92,11 @@ class BarberSparsifier:
         sparsifier.tokenizer = load_tokenizer(reference)
         return sparsifier
 
+    @staticmethod
+    def stream(*_: Any, **__: Any) -> NoReturn:
+        """Answer a call that 0.1.0 had by the one that took its place."""
+        raise BarberError("BarberSparsifier.stream is from_pretrained(MODEL, stream='always') since 0.2.0")
+
     @property
     def model(self) -> Any:
         """The causal LM; after `sparsify` the pruned one. It is loaded when first asked for, and stays in memory."""
@@ -102,7 +108,7 @@ class BarberSparsifier:
     def sparsify(
         self,
         config: BarberConfig,
-        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        calibration: Calibration = None,
         save_dir: str | Path | None = None,
         overwrite: bool = False,
         callbacks: Sequence[Callback] = (),
@@ -159,11 +165,9 @@ class BarberSparsifier:
         Raises:
             BarberError: bad input, what the machine has not, or a model that cannot be streamed.
         """
-        self._check_streaming("--dry-run")
-        checkpoint = self._checkpoint
-        assert checkpoint is not None
-        with all_ranks(choose_device(config.device)) as together:
-            run = self._run(config, DiskSource(checkpoint, choose_device(config.device)), None, together)
+        checkpoint, device = self._streamable("--dry-run"), choose_device(config.device)
+        with all_ranks(device) as together:
+            run = self._run(config, DiskSource(checkpoint, device), None, together)
             return preview(checkpoint, run, activations, Path(save_dir).expanduser().resolve())
 
     def inputs(self, config: BarberConfig) -> list[Path]:
@@ -177,37 +181,32 @@ class BarberSparsifier:
         return paths
 
     def _streamed(self, save_dir: str | Path | None, resume: bool, activations: str) -> DiskCheckpoint | None:
-        """The checkpoint to prune from disk to disk; None where the model is pruned in memory.
-
-        Raises:
-            BarberError: it is None, or nothing is to be written, and something was asked for that needs streaming.
-        """
+        """The checkpoint to prune from disk to disk; None where the model is pruned in memory."""
         requests = {"--stream always": self._stream == "always"}
         requests |= {"--resume": resume, "--activations disk": activations == "disk"}
         for flag, requested in requests.items():
             if requested:
-                self._check_streaming(flag)
+                self._streamable(flag)
                 if save_dir is None:
                     raise BarberError("streaming writes as it goes: save_dir is missing")
         return self._checkpoint if save_dir is not None else None
 
-    def _check_streaming(self, flag: str) -> None:
+    def _streamable(self, flag: str) -> DiskCheckpoint:
+        """The checkpoint, which `flag` needs to be one whose layers can be read one by one."""
         if self._checkpoint is None:
             name = self.reference.name if self.reference else type(self._model).__name__
             raise BarberError(f"{flag} needs streaming, which is not to be had for {name}: {self._obstacle}")
+        return self._checkpoint
 
-    def _run(
-        self,
-        config: BarberConfig,
-        source: ModelSource,
-        calibration: Sequence[str] | Tensor | TokenWindows | None,
-        ranks: Ranks,
-    ) -> Run:
-        """Check everything that can be checked before work, on all ranks."""
+    def _run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
+        """Check everything that can be checked before work; all ranks must have the same, and a sample each."""
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
         windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)
-        check_ranks(ranks, config, windows)
+        ranks.share(len(windows.tokens))
+        if ranks.count > 1:
+            settings = config.model_dump(mode="json", exclude={"device", "batch_size"})
+            ranks.agree({**settings, "calibration tokens": windows.fingerprint})
         name = self.reference.full_name if self.reference else getattr(source.model.config, "name_or_path", "") or None
         return Run(config.under(plan.pattern, plan.exact), source, plan, windows, name)
 
@@ -217,8 +216,8 @@ class BarberSparsifier:
         """Change the model in place; the first rank writes it, if there is an output directory."""
         reports: list[BlockReport] = []
         with staged(output) if output is not None and run.plan.ranks.first else nullcontext() as partial:
-            shares = share_sparsity(run, quiet)
-            masks = prune_layers(run, reports, callbacks, quiet)
+            shares = _share_sparsity(run, quiet)
+            masks = _prune_layers(run, reports, callbacks, quiet)
             check_masks(self.model, masks, run.plan.pattern)
             result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
             if partial is not None:
@@ -231,14 +230,10 @@ class BarberSparsifier:
     def _prune_on_disk(
         self, run: Run, source: DiskSource, progress: Progress, callbacks: Sequence[Callback], quiet: bool
     ) -> None:
-        """Commit layer by layer; then the first rank writes everything else and checks the whole checkpoint.
-
-        Raises:
-            BarberError: the files do not hold what was written.
-        """
+        """Commit layer by layer; then the first rank writes everything else and checks the whole checkpoint."""
         source.progress = progress
-        shares = progress.shares = share_sparsity(run, quiet, progress.shares)
-        prune_layers(run, progress.reports, callbacks, quiet)
+        shares = progress.shares = _share_sparsity(run, quiet, progress.shares)
+        _prune_layers(run, progress.reports, callbacks, quiet)
         if not run.plan.ranks.first:
             return
         for name in source.names_outside_layers():
@@ -260,7 +255,7 @@ class BarberSparsifier:
             carry_structure(self.reference.directory, directory, step)
 
 
-def share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:
+def _share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:
     """Share the sparsity out over the blocks, unless `shares` are known, and put it into the plan."""
     config, plan = run.config, run.plan
     sizes, target = prunable(run.source, config.ignore), plan.pattern.sparsity
@@ -275,7 +270,7 @@ def share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Share
     return shares
 
 
-def prune_layers(
+def _prune_layers(
     run: Run, reports: list[BlockReport], callbacks: Sequence[Callback], quiet: bool
 ) -> dict[str, PackedMask]:
     """Prune the layers that are not done, behind a progress bar; each block's report is added to `reports`."""

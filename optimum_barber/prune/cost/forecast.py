@@ -26,22 +26,14 @@ REPEATS = 4  # the first is slower
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method takes, once and for each of its rounds.
+    """What a method takes, once and for each of its rounds."""
 
-    Attributes:
-        passes: forward passes over all tokens; a gradient pass is about 2.3, the Gram matrices of a block 0.7.
-        sweeps: operations on every weight.
-        rounds: the setting that holds the number of rounds.
-        round_passes, round_sweeps: the same for each round.
-        window_sweeps: as `sweeps`, for each round and calibration window.
-    """
-
-    passes: float = 0.0
-    sweeps: float = 0.0
-    rounds: str = ""
+    passes: float = 0.0  # over all tokens, forward; a gradient pass is about 2.3, the Gram matrices of a block 0.7
+    sweeps: float = 0.0  # operations on every weight
+    rounds: str = ""  # the setting that holds the number of rounds
     round_passes: float = 0.0
     round_sweeps: float = 0.0
-    window_sweeps: float = 0.0
+    window_sweeps: float = 0.0  # for each round and calibration window
 
 
 EVERY_RUN = Cost(2.6, 40)  # dense outputs, outputs under the masks; masks are packed and checked
@@ -77,14 +69,9 @@ def work_of(config: BarberConfig, pattern: SparsityPattern, samples: int) -> tup
 
 
 def forecast(source: ModelSource, config: BarberConfig, pattern: SparsityPattern, samples: int, length: int) -> str:
-    """Say how long a run takes on this machine, which is measured for about a second.
+    """Say how long a run over so many windows takes on this machine, which is measured for about a second.
 
-    Args:
-        source: the decoder layers, which may be without weights.
-        config: everything that decides the run, but the pattern of its masks.
-        pattern: of the masks.
-        samples: number of calibration windows.
-        length: tokens of each.
+    The layers of `source` may be without weights; `pattern` counts, not that of `config`.
     """
     passes, sweeps, unknown = work_of(config, pattern, samples)
     weights = sum(weight.numel() for weight in weights_of(source.stack))

@@ -27,37 +27,21 @@ REMEDIES: dict[str, tuple[str, dict[str, Any]]] = {  # the setting that helps fi
 
 @dataclass(frozen=True)
 class Needs:
-    """Sizes that decide what a run takes; all in bytes unless said otherwise.
+    """Sizes that decide what a run takes; all in bytes unless said otherwise."""
 
-    Attributes:
-        layer: the largest decoder layer in the working dtype.
-        gram: the largest Gram matrices of one block that are held at once.
-        window: the hidden states of one calibration window.
-        window_outputs: the outputs of all Linears of one block for one window, at most.
-        windows: number of calibration windows.
-        checkpoint: the weights and masks that are written.
-        place: where activations wait: memory or disk.
-        batch_size: number of windows on the device at once; None for all.
-        device: True if layers are worked on elsewhere than in the host's memory.
-        copies: number of copies of the layer while it is worked on.
-        ranks: number of processes that share the windows. Memory is that of one of them.
-        largest_outer_tensor: the largest tensor outside of the layers that is copied, not mapped, when it is read.
-        window_closing_inputs: the inputs of the Linear that closes a block for one window, at most.
-    """
-
-    layer: int
-    gram: int
-    window: int
-    window_outputs: int
-    windows: int
-    checkpoint: int
-    place: str = "memory"
-    batch_size: int | None = None
-    device: bool = False
-    copies: int = LAYER_COPIES
-    ranks: int = 1
-    largest_outer_tensor: int = 0
-    window_closing_inputs: int = 0
+    layer: int  # the largest decoder layer in the working dtype
+    gram: int  # the largest Gram matrices of one block that are held at once
+    window: int  # the hidden states of one calibration window
+    window_outputs: int  # the outputs of all Linears of one block for one window, at most
+    windows: int  # number of calibration windows
+    checkpoint: int  # the weights and masks that are written
+    place: str = "memory"  # where activations wait: memory or disk
+    batch_size: int | None = None  # number of windows on the device at once; None for all
+    device: bool = False  # True if layers are worked on elsewhere than in the host's memory
+    copies: int = LAYER_COPIES  # number of copies of the layer while it is worked on
+    ranks: int = 1  # number of processes that share the windows; memory is that of one of them
+    largest_outer_tensor: int = 0  # the largest tensor outside of the layers that is copied, not mapped, when read
+    window_closing_inputs: int = 0  # the inputs of the Linear that closes a block for one window, at most
 
     @property
     def windows_per_rank(self) -> int:
@@ -132,28 +116,23 @@ def needs_of(
     stack: nn.ModuleList, architecture: Architecture, hidden_size: int, windows: int, length: int,
     checkpoint: int, grams: int = 0,
 ) -> Needs:  # fmt: skip
-    """Measure what it takes to prune a stack of decoder layers, which may be without weights.
+    """Measure what it takes to prune decoder layers, which may be without weights, over `windows` of `length` tokens.
 
-    Args:
-        stack: the decoder layers.
-        architecture: their blocks.
-        hidden_size: width of the hidden states.
-        windows: number of calibration windows.
-        length: tokens of a window.
-        checkpoint: bytes of the weights as they are written.
-        grams: number of copies of a block's Gram matrices that are held at once.
+    The weights as they are written have `checkpoint` bytes; `grams` copies of a block's Gram matrices are held at once.
     """
     layer_size = gram_size = output_width = closing_width = prunable = 0
     for layer in stack:
         layer_size = max(layer_size, sum(parameter.numel() for parameter in layer.parameters()))
         for members in architecture.blocks.values():
-            linears = linears_of(layer, members).values()
-            input_widths = {linear.in_features for linear in linears}
-            closing = [linear.in_features for linear in linears if linear.out_features == hidden_size]
+            input_widths, outputs = set(), 0
+            for linear in linears_of(layer, members).values():
+                input_widths.add(linear.in_features)
+                outputs += linear.out_features
+                prunable += linear.weight.numel()
+                if linear.out_features == hidden_size:
+                    closing_width = max(closing_width, linear.in_features)
             gram_size = max(gram_size, sum(width**2 for width in input_widths))
-            output_width = max(output_width, sum(linear.out_features for linear in linears))
-            closing_width = max(closing_width, *closing, 0)
-            prunable += sum(linear.weight.numel() for linear in linears)
+            output_width = max(output_width, outputs)
     return Needs(
         layer=FLOAT32 * layer_size,
         gram=FLOAT32 * grams * gram_size,
@@ -174,11 +153,7 @@ def with_batch_size(needs: Needs, device_memory: int | None) -> Needs:
 
 
 def with_place(needs: Needs, place: str, memory: int | None) -> Needs:
-    """Set where activations wait; `auto` is memory if they fit, else disk.
-
-    Raises:
-        BarberError: there is no such place.
-    """
+    """Set where activations wait, for `auto` memory if they fit, else disk; raises BarberError for another place."""
     if place not in PLACES:
         raise BarberError(f"activations {place!r} is not legal: {', '.join(PLACES)}")
     if place == "auto":
@@ -187,17 +162,7 @@ def with_place(needs: Needs, place: str, memory: int | None) -> Needs:
 
 
 def check_fit(needs: Needs, memory: int | None, device_memory: int | None, disk: int) -> None:
-    """Refuse a run that cannot fit, and name a setting that would.
-
-    Args:
-        needs: what the run takes.
-        memory: free bytes of the host; None if unknown.
-        device_memory: free bytes of the device; None if unknown, or if there is none.
-        disk: free bytes where the output goes.
-
-    Raises:
-        BarberError: too little of one of them.
-    """
+    """Refuse a run that takes more than these free bytes, None if unknown; the BarberError says what would fit."""
     free = {"memory": memory, "device memory": device_memory, "disk": disk}
     shortage = _shortage(needs, free)
     if shortage is None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
+from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.names import GENERATION_CONFIG_NAME
+from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
-from ...checkpoints.stored import StoredWeights, open_weights
 from ...models.activations import Activations
 from ...models.blocks import DecoderLayer
 from ...models.loading import ModelReference, brief, empty_model, load_config
@@ -21,33 +22,24 @@ from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
 
+StoredWeights = SafetensorsWeights | GgufWeights
+
 
 @dataclass
 class DiskCheckpoint:
-    """A checkpoint whose files are open and of which no weight has been read.
+    """A checkpoint whose files are open and of which no weight has been read."""
 
-    Attributes:
-        reference: a GGUF file, or a local directory or hub snapshot of safetensors files.
-        weights: the opened files.
-        model: the causal LM without weights, in the dtype of the result.
-        obstacle: reason why its layers cannot be read one by one; None where they can.
-    """
-
-    reference: ModelReference
     weights: StoredWeights
-    model: Any
-    obstacle: str | None
+    model: Any  # without weights, in the dtype of the result
+    obstacle: str | None  # reason why its layers cannot be read one by one; None where they can
 
     @classmethod
     def open(cls, reference: ModelReference, dtype: str = "auto") -> "DiskCheckpoint":
-        """Open the files; `auto` keeps the checkpoint's dtype, float16 for GGUF.
-
-        Raises:
-            BarberError: a file is missing, truncated or damaged, or the configuration does not fit the weights.
-        """
-        weights = open_weights(reference)
+        """Open the files; `auto` keeps their dtype, float16 for GGUF. Raises BarberError if one is damaged or unfit."""
+        opener: type[StoredWeights] = GgufWeights if reference.gguf_file else SafetensorsWeights
+        weights = opener.open(reference)
         model = model_without_weights(reference, weights, dtype)
-        return cls(reference, weights, model, streaming_obstacle(model, weights))
+        return cls(weights, model, streaming_obstacle(model, weights))
 
     @property
     def written(self) -> dict[str, Entry]:
@@ -60,11 +52,7 @@ class DiskCheckpoint:
 
 
 def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
-    """Build the causal LM in the dtype that loading it would give, and name the stored weights as it does.
-
-    Raises:
-        BarberError: its configuration does not fit its weights.
-    """
+    """Build the causal LM and name the stored weights as loading would; raises BarberError if they do not fit."""
     from transformers import GenerationConfig
 
     config = load_config(reference)
@@ -83,11 +71,7 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
 
 
 def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
-    """The reason why a checkpoint must be loaded whole to be pruned; None where its layers can be read one by one.
-
-    Raises:
-        BarberError: a shape is not what the configuration says.
-    """
+    """The reason why layers cannot be read one by one; raises BarberError if a shape is not the configuration's."""
     if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
         return f"{type(model).__name__} keeps some weights in float32"
     if weights.obstacle:
@@ -105,12 +89,7 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
 
 
 class DiskSource(ModelSource):
-    """A checkpoint on disk of which one decoder layer is in memory at a time.
-
-    Args:
-        checkpoint: the opened files and the model without weights.
-        device: where a layer is worked on.
-        dtype: working dtype of weights and activations.
+    """A checkpoint on disk of which one decoder layer is in memory at a time, on `device` in the working dtype.
 
     Attributes:
         disk: the opened files.
@@ -126,7 +105,7 @@ class DiskSource(ModelSource):
 
     @property
     def done(self) -> int:
-        """How many layers are committed."""
+        """As in `ModelSource`."""
         return self.progress.layers if self.progress else 0
 
     @torch.no_grad()

@@ -6,34 +6,16 @@ from pathlib import Path
 from ...base.memory import free_disk, free_memory
 from ...base.output import partial_of
 from ...models.device import choose_device
+from ..cost import needs as cost
 from ..cost.forecast import forecast
-from ..cost.needs import (
-    GIB,
-    LAYER_COPIES,
-    TRAINED_COPIES,
-    Needs,
-    check_fit,
-    needs_of,
-    with_batch_size,
-    with_place,
-)
+from ..cost.needs import GIB, Needs
 from ..plan import Run
 from ..rebuild_settings import EXCHANGING
 from .disk import DiskCheckpoint, DiskSource
 
 
 def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output: Path) -> Needs:
-    """What the run takes, with activations where they fit.
-
-    Args:
-        checkpoint: that is pruned.
-        run: to be done.
-        activations: where calibration activations lie: memory, disk, or auto.
-        output: directory that the result goes to.
-
-    Raises:
-        BarberError: it does not fit on this machine.
-    """
+    """What the run takes with activations in memory, disk or where they fit; raises BarberError if it does not fit."""
     samples, length = run.windows.tokens.shape
     device = run.source.device
     free = free_memory()
@@ -41,58 +23,46 @@ def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output
     if free is not None:
         free //= run.plan.ranks.local
     needs = replace(
-        estimate(checkpoint, samples, length, gram_copies(run)),
+        estimate(checkpoint, samples, length, _gram_copies(run)),
         batch_size=run.config.batch_size,
         device=device.type != "cpu",
         ranks=run.plan.ranks.count,
-        copies=TRAINED_COPIES if "gradient" in run.config.reconstruct.chain else LAYER_COPIES,
+        copies=cost.TRAINED_COPIES if "gradient" in run.config.reconstruct.chain else cost.LAYER_COPIES,
     )
-    needs = with_place(with_batch_size(needs, free_on_device), activations, free)
-    check_fit(needs, free, free_on_device, free_disk(output) + used_disk(partial_of(output)))
+    needs = cost.with_place(cost.with_batch_size(needs, free_on_device), activations, free)
+    kept = sum(512 * path.stat().st_blocks for path in partial_of(output).rglob("*") if path.is_file())
+    cost.check_fit(needs, free, free_on_device, free_disk(output) + kept)
     return needs
 
 
 def estimate(checkpoint: DiskCheckpoint, samples: int, length: int, grams: int = 0) -> Needs:
-    """What a run over so many windows of so many tokens takes.
-
-    Args:
-        checkpoint: that is pruned.
-        samples: calibration windows.
-        length: tokens a window.
-        grams: how many copies of a block's Gram matrices are there at once.
-    """
+    """What a run over so many windows of so many tokens takes, with so many copies of a block's Gram matrices."""
     source = DiskSource(checkpoint, choose_device("cpu"))
     hidden = checkpoint.model.config.get_text_config().hidden_size
     stored, written = checkpoint.weights.entries, checkpoint.written
     size = sum(entry.bytes for entry in written.values())
     largest_outer = 0  # of a tensor outside of the layers: what is made in memory, not mapped, while it is read
     for name in source.names_outside_layers():
-        unpacked = stored[name].bytes if checkpoint.weights.unpacks else 0
-        cast = written[name].bytes if written[name].dtype != stored[name].dtype else 0
-        largest_outer = max(largest_outer, unpacked + cast)
-    needs = needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
+        copied = 0
+        if checkpoint.weights.unpacks:
+            copied += stored[name].bytes
+        if written[name].dtype != stored[name].dtype:
+            copied += written[name].bytes
+        largest_outer = max(largest_outer, copied)
+    needs = cost.needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
     return replace(needs, largest_outer_tensor=largest_outer)
 
 
-def gram_copies(run: Run) -> int:
-    """How many copies of a block's Gram matrices a run holds at once: the producer's, and those of later steps."""
+def _gram_copies(run: Run) -> int:
+    """The producer's copy, and those of later steps."""
     exchanging = not EXCHANGING.isdisjoint(run.config.rebuild.chain)
     solving = exchanging or "least-squares" in run.config.reconstruct.chain
     reordered = exchanging and run.plan.pattern.semi_structured
     return int("gram" in run.plan.producer.needs) + int(solving) + int(reordered)
 
 
-def used_disk(directory: Path) -> int:
-    """Bytes that the files of a directory take on the disk; 0 where there is none."""
-    return sum(512 * path.stat().st_blocks for path in directory.rglob("*") if path.is_file())
-
-
 def preview(checkpoint: DiskCheckpoint, run: Run, activations: str, output: Path) -> str:
-    """What a run would take, as a page.
-
-    Raises:
-        BarberError: it does not fit on this machine.
-    """
+    """What a run would take, as a page; it is refused as in `fitting_needs`."""
     needs = fitting_needs(checkpoint, run, activations, output)
     samples, length = run.windows.tokens.shape
     memory, disk = (free_memory() or 0) / GIB, free_disk(output) / GIB

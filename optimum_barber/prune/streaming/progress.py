@@ -28,34 +28,20 @@ class Progress:
     """What a run has done so far, in a directory beside the shards that it writes.
 
     A layer counts as done when the state file says so. That file is replaced in one step, after everything else of the
-    layer is on the disk. Whatever lies there beyond it is of an unfinished layer and is overwritten.
-
-    Args:
-        directory: of the state.
-        settings: everything that decides the result.
-        ranks: the first one writes; each reads its own samples.
-
-    Attributes:
-        output: the output's files, on the first rank.
-        layers: how many are done.
-        reports: of the blocks so far.
-        shares: of the blocks, once they are known.
-        checksums: CRC-32 of every tensor that has been written, by its name, by file beside the state's directory.
-
-    Raises:
-        BarberError: the state that lies there is of other settings, or damaged.
+    layer is on the disk. Whatever lies there beyond it is of an unfinished layer and is overwritten. The first rank
+    writes; each reads its own samples. A state of other settings than these, or a damaged one, raises BarberError.
     """
 
-    output: OutputShards
+    output: OutputShards  # on the first rank
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self.directory = directory
         self.ranks = ranks
         self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        self.layers = 0
+        self.layers = 0  # that are done
         self.reports: list[BlockReport] = []
         self.shares: Shares | None = None
-        self.checksums: dict[str, dict[str, int]] = {}
+        self.checksums: dict[str, dict[str, int]] = {}  # CRC-32 of all that was written, by tensor, by file
         if (directory / STATE_NAME).exists():
             self._restore(json.loads((directory / STATE_NAME).read_text(encoding="utf-8")))
 
@@ -73,18 +59,14 @@ class Progress:
         self.checksums = state.get("checksums", {})
         try:
             for layer in range(self.layers):
-                read_header(self._masks_file(layer))
+                read_header(self._file("masks", layer))
             if self.ranks.first:
                 self.check()
         except BarberError as error:
             raise BarberError(f"resume is not possible: {error}; start anew with --overwrite") from None
 
     def check(self) -> None:
-        """Read back every tensor that has been written.
-
-        Raises:
-            BarberError: one is not what was written.
-        """
+        """Read back every tensor that has been written; raises BarberError if one is not what was written."""
         for file, checksums in self.checksums.items():
             name = damaged(self.directory.parent / file, checksums)
             if name is not None:
@@ -94,7 +76,7 @@ class Progress:
         """What enters the first layer that is still to be done, sample by sample of this rank."""
         from safetensors import safe_open
 
-        path = self._hidden_file(self.layers)
+        path = self._file("hidden", self.layers)
         names = sorted(read_header(path).entries)
         with safe_open(path, "pt") as file:
             for name in names[self.ranks.share(len(names)).slice]:
@@ -104,16 +86,15 @@ class Progress:
         """The masks of all finished layers, mapped from the disk."""
         masks: dict[str, PackedMask] = {}
         for layer in range(self.layers):
-            masks.update(MaskFile(self._masks_file(layer)))
+            masks.update(MaskFile(self._file("masks", layer)))
         return masks
 
     def commit(
         self, masks: dict[str, PackedMask], hidden: Activations, weights: Mapping[str, Tensor]
     ) -> dict[str, PackedMask]:
-        """Write a layer's masks, its output and its weights durably, and count it as done.
+        """Write a layer's masks, output and weights durably, and count it as done.
 
-        Returns:
-            The masks, mapped from their file; none on the ranks after the first, which only send their samples.
+        Returns the masks, mapped from their file; none on the ranks after the first, which only send their samples.
         """
         samples = self.ranks.collect(hidden.held, hidden.total)
         if not self.ranks.first:
@@ -121,17 +102,17 @@ class Progress:
                 pass
             self.layers += 1
             return {}
-        write_masks(self._masks_file(self.layers), masks, "")
+        write_masks(self._file("masks", self.layers), masks, "")
         self._write_hidden(samples, Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape)), hidden.total)
         for name, weight in weights.items():
             self.output.write(name, weight)
         self.output.sync()
         sync_directory(self.directory)
         self._count_layer()
-        return dict(MaskFile(self._masks_file(self.layers - 1)))
+        return dict(MaskFile(self._file("masks", self.layers - 1)))
 
     def _write_hidden(self, samples: Iterable[Tensor], entry: Entry, total: int) -> None:
-        path = self._hidden_file(self.layers + 1)
+        path = self._file("hidden", self.layers + 1)
         entries = {f"{index:08d}": entry for index in range(total)}
         checksums = self.checksums[self._key(path)] = {}
         with closing(TensorFile(path, entries, {})) as file:
@@ -140,7 +121,7 @@ class Progress:
 
     def _count_layer(self) -> None:
         """Replace the state file in one step; what entered the finished layer is no longer needed."""
-        finished = self._hidden_file(self.layers)
+        finished = self._file("hidden", self.layers)
         self.checksums.pop(self._key(finished), None)
         state = {
             "settings": self.settings,
@@ -158,11 +139,8 @@ class Progress:
         (self.directory / STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _masks_file(self, layer: int) -> Path:
-        return self.directory / f"masks-{layer:05d}.safetensors"
-
-    def _hidden_file(self, layer: int) -> Path:
-        return self.directory / f"hidden-{layer:05d}.safetensors"
+    def _file(self, kind: str, layer: int) -> Path:
+        return self.directory / f"{kind}-{layer:05d}.safetensors"
 
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self.directory.parent))
@@ -170,19 +148,9 @@ class Progress:
 
 @contextmanager
 def open_progress(
-    output: Path,
-    resume: bool,
-    settings: Mapping[str, Any],
-    ranks: Ranks,
-    layout: Layout,
-    entries: Mapping[str, Entry],
+    output: Path, resume: bool, settings: Mapping[str, Any], ranks: Ranks, layout: Layout, entries: Mapping[str, Entry]
 ) -> Iterator[Progress]:
-    """Open or resume a run's state. It is kept when the machine fails and deleted on bad input.
-
-    Raises:
-        BarberError: the state is of other settings, or damaged.
-        UnfinishedError: the disk is full.
-    """
+    """Open or resume a run's state; it is kept when the machine fails, as with UnfinishedError, and no other error."""
     state = partial_of(output) / STATE_DIRECTORY
     if not ranks.first:
         ranks.wait()
@@ -208,13 +176,9 @@ def result_settings(run: Run, inputs: Iterable[Path]) -> dict[str, Any]:
     settings["device"] = run.source.device.type
     settings["calibration tokens"] = run.windows.fingerprint
     for path in inputs:
-        settings[f"input {path}"] = _stamps(path)
+        files = [path]
+        if not path.is_file():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+        stats = [(file.name, file.stat()) for file in files]  # reading the files would take minutes
+        settings[f"input {path}"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return settings
-
-
-def _stamps(path: Path) -> list[Any]:
-    """Names, sizes and times of a file, or of the files of a directory: reading them would take minutes."""
-    files = [path]
-    if not path.is_file():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
