@@ -15,17 +15,14 @@ from .producers import LinearInput, Produced, Producer
 def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], exact: bool) -> Produced:
     """The producer's keep mask, and new weights where it gives any, on the device of the Linear.
 
-    Args:
-        producer: whom to ask.
-        linear: what it is given.
-        arguments: of the producer.
-        exact: whether it must meet the pattern's sparsity; masks from outside bring their own.
+    With `exact` it must meet the pattern's sparsity; masks from outside bring their own.
 
     Raises:
         BarberError: whose answer it is, what was expected, and what came.
     """
-    author, version = f"producer {_author(producer)}", linear.weight._version
-    answer = producer.function(linear, **arguments)
+    function, version = producer.function, linear.weight._version
+    author = f"producer {function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+    answer = function(linear, **arguments)
     if linear.weight._version != version:
         raise BarberError(f"{author}: it changed the weight of {linear.name} in place; work on a copy")
     if not isinstance(answer, Produced):
@@ -43,16 +40,9 @@ def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], e
 def check_rebuilt(
     name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], pattern: SparsityPattern
 ) -> None:
-    """Check a rebuilder's masks against those that it was given: the same Linears, shapes, pattern and count.
+    """Check the masks of the block `name` after a rebuilder against those before: Linears, shapes, pattern and count.
 
-    Args:
-        name: of the block.
-        before: keep masks by Linear.
-        after: what the rebuilder made of them; it may move weights between Linears, not win or lose any.
-        pattern: what the masks must hold.
-
-    Raises:
-        BarberError: what is off.
+    A rebuilder may move weights between Linears, not win or lose any.
     """
     if list(after) != list(before):
         raise BarberError(f"rebuilder's masks for {name} are of {list(after)}, expected {list(before)}")
@@ -89,11 +79,6 @@ def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tenso
     if not torch.isfinite(weight[keep]).all():
         raise BarberError(f"{whose} has NaN or Inf where it is kept")
     return weight
-
-
-def _author(producer: Producer) -> str:
-    function = producer.function
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def _described(answer: Any) -> str:

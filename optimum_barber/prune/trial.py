@@ -55,10 +55,8 @@ class Trial:
         linears: the Linears by name; outside of this class's methods their weights are dense W, (out, in).
         inputs: X, one tensor a sample; `targets` is Y, `token_weights` is omega, (1, tokens, 1), None for 1.
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
-        statistics: of the inputs of each Linear: those that the producer asked for.
         updated: new weights of a producer or reconstruction, used where the mask keeps them; set by `use_values`.
-        forward_passes: over all samples, in units of the whole set, be it of the closing Linear alone.
-        gradient_passes: forward and backward passes over all samples.
+        forward_passes: in units of the whole set of samples, as `gradient_passes`, be it of the closing Linear alone.
         shared_pass: the pass that the next rebuilder of the chain starts with.
         leaves_closing: whether the closing Linear's exchanges are left to the next rebuilder.
     """
@@ -118,10 +116,7 @@ class Trial:
         return _mean(measured)
 
     def share_last_pass(self, masks: Masks) -> None:
-        """Measure the last masks of a rebuilder by the pass that the next one starts with, if it has such a pass.
-
-        Does nothing under `accept: always`, where the error of these masks is not needed.
-        """
+        """Measure the last masks of a rebuilder by the pass that the next one starts with, if it has one to share."""
         if self.shared_pass is None or self.cache.errors_of(masks) is not None:
             return
         statistics = self.shared_pass.measure(self, masks, self.shared_pass.config)
