@@ -141,19 +141,20 @@ def _prune_block(
     """Settle and commit a block: its masks, and its outputs under them."""
     started, alone = time.perf_counter(), plan.ranks.count == 1
     settled = partial(_settle, layer, block, hidden, outputs, plan)
-    trial, first, figures = retry_with_fewer_samples(block.name, settled, [hidden, *outputs], alone)
+    trial, report = retry_with_fewer_samples(block.name, settled, [hidden, *outputs], alone)
     output = trial.outputs(trial.masks)
-    callback(_report(block, trial, first, figures, started))
+    report.seconds, report.peak_memory = time.perf_counter() - started, peak_memory()
+    callback(report)
     trial.commit()
     return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
 
 
 def _settle(
     layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan
-) -> tuple[Trial, Masks, dict[str, Any]]:
-    """Observe, produce, rebuild, reconstruct: the block with its last masks, its first ones, and figures of both.
+) -> tuple[Trial, BlockReport]:
+    """Observe, produce, rebuild, reconstruct: the block with its last masks, under which its outputs are known.
 
-    The block itself stays as it was, and the outputs under the last masks are known.
+    The block itself stays as it was.
     """
     trial = observe(layer, block, hidden, outputs, plan)
     trial.masks = first = produce(trial, plan)
@@ -163,10 +164,24 @@ def _settle(
         check_rebuilt(block.name, trial.masks, outcome.masks, trial.pattern)
         trial.masks = outcome.masks
         rounds += outcome.rounds
-    figures = {"error_before": trial.error(first), "error_rebuilt": trial.error(trial.masks), "rounds": rounds}
-    figures["reconstructions"] = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
+    error_before, error_rebuilt = trial.error(first), trial.error(trial.masks)
+    reconstructions = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
     trial.outputs(trial.masks)
-    return trial, first, figures
+    unchanged = [(trial.masks[name] == keep).all(1) for name, keep in first.items()]
+    return trial, BlockReport(
+        block.name,
+        error_before,
+        trial.error(trial.masks),
+        error_rebuilt,
+        pairs=sum(int(record.get("pairs", 0)) for record in rounds),
+        swaps=swap_count(first, trial.masks),
+        rows=sum(len(rows) for rows in unchanged),
+        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
+        rounds=rounds,
+        reconstructions=reconstructions,
+        forward_passes=trial.forward_passes,
+        gradient_passes=trial.gradient_passes,
+    )
 
 
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
@@ -231,23 +246,6 @@ def produce(trial: Trial, plan: Plan) -> Masks:
             updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
     trial.use_values(updated)
     return masks
-
-
-def _report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], started: float) -> BlockReport:
-    unchanged = [(trial.masks[name] == keep).all(1) for name, keep in first.items()]
-    return BlockReport(
-        block=block.name,
-        **figures,
-        error_after=trial.error(trial.masks),
-        pairs=sum(int(r.get("pairs", 0)) for r in figures["rounds"]),
-        swaps=swap_count(first, trial.masks),
-        rows=sum(len(rows) for rows in unchanged),
-        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
-        forward_passes=trial.forward_passes,
-        gradient_passes=trial.gradient_passes,
-        seconds=time.perf_counter() - started,
-        peak_memory=peak_memory(),
-    )
 
 
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:

@@ -156,7 +156,10 @@ class InputSums:
         """Shrunk Gram matrices of all Linears, and residual correlations of closing ones, over all ranks; once."""
         grams = {}
         for name, products in self.grams.items():
-            grams[name] = shrink(products.over(self.ranks), self.shrinkage)
+            gram = products.over(self.ranks)
+            diagonal = gram.diagonal().clone()
+            gram.mul_(1 - self.shrinkage).diagonal().copy_(diagonal)
+            grams[name] = gram
             if name in self.first_inputs:
                 self.known[name] = self.first_inputs[name], grams[name]
         for name, (_, gram) in self.known.items():
@@ -170,13 +173,6 @@ def _weighted(stream: Tensor, weights: Tensor | None) -> Tensor:
     """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
     rows = stream.reshape(-1, stream.shape[-1])
     return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
-
-
-def shrink(gram: Tensor, shrinkage: float) -> Tensor:
-    """G' = (1 - rho) G + rho diag(G), in place."""
-    diagonal = gram.diagonal().clone()
-    gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
-    return gram
 
 
 def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:

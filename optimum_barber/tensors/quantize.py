@@ -30,7 +30,7 @@ class IntegerFormat:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized weight: codes, (out, in) int8, zero where pruned; scales > 0, (out, groups), in the format's dtype."""
+    """A quantized weight: codes, (out, in) int8, zero where pruned; scales > 0, (out, groups)."""
 
     codes: Tensor
     scale: Tensor

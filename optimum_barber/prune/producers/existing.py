@@ -18,6 +18,8 @@ from .base import LinearInput, Produced, producer
 
 logger = logging.getLogger(__name__)
 PATTERNS = [(n, m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]
+_mask_file = cache(MaskFile)
+_checkpoint = cache(SafetensorsWeights.open)
 CHANCE = 1e-3  # share of weights that may be zero without being pruned, as in dequantized models
 
 
@@ -73,16 +75,6 @@ def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = Fal
             raise BarberError(f"sparse model {sparse_model!r}: {linear.name} does not hold the pattern {pattern}")
         keep = filled
     return Produced(keep, sparse if keep_weights else None)
-
-
-@cache
-def _mask_file(masks: str) -> MaskFile:
-    return MaskFile(masks)
-
-
-@cache
-def _checkpoint(weights: str) -> SafetensorsWeights:
-    return SafetensorsWeights.open(weights)
 
 
 def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weights: str = "") -> SparsityPattern:

@@ -11,7 +11,7 @@ from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
 from .base import REBUILDERS, Outcome, swap_count
-from .ratio import LARGEST_RATIO, choose_ratio, masks_at
+from .ratio import LARGEST_RATIO, by_ratio, choose_ratio, masks_at
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _propose(
         return None
     rounds.append({
         "pairs": ranking.pairs, "ratio": ratio, "swaps": swaps,
-        "candidates": [list(pair) for pair in sorted(errors.items())],
+        "candidates": by_ratio(errors),
         "values": pair_value_histogram(ranking.values(), swaps),
     })  # fmt: skip
     return candidate

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
 from .base import REBUILDERS, Outcome, starts_with, swap_count
-from .ratio import SMALLEST_RATIO, climb, stride_of
+from .ratio import SMALLEST_RATIO, by_ratio, climb, stride_of
 from .swaps import best_outcome, with_exchanges
 
 LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
@@ -55,24 +54,18 @@ def gauss_newton(trial: Trial, config: RebuildConfig, expansion: Expansion) -> O
             candidate = with_exchanges(trial, candidate, models, config.swaps)
             closing_grams = {name: model.gram for name, model in models.items()}
         swaps = swap_count(steps[-1], candidate)
-        rounds.append({"swaps": swaps, "length": step.length, "candidates": step.tried})
+        rounds.append({"swaps": swaps, "length": step.length, "candidates": by_ratio(step.errors)})
         length = min(2 * step.length, 1.0)  # nearer to the end, rows spoil each other less
         steps.append(candidate)
     return best_outcome(trial, config, steps, rounds)
 
 
-@dataclass
-class Step:
+class Step(NamedTuple):
     """Masks after a step (the very dictionary before it where no length helps), its length, errors by length tried."""
 
     masks: Masks
     length: float
     errors: dict[float, float]
-
-    @property
-    def tried(self) -> list[list[float]]:
-        """Lengths and errors, by length; length 0 stands for the masks before the step."""
-        return [[length, self.errors[length]] for length in sorted(self.errors)]
 
 
 def best_step(

@@ -45,6 +45,11 @@ def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
     return dict(zip(trial.linears, ranking.at(ratio), strict=True))
 
 
+def by_ratio(errors: dict[float, float]) -> list[list[float]]:
+    """Ratios (or lengths) and errors as a record has them, in ascending order."""
+    return [list(pair) for pair in sorted(errors.items())]
+
+
 def stride_of(samples: int) -> int:
     """Every how many samples candidates are measured: at most SHARE, so that two samples are left."""
     return max(min(SHARE, samples // 2), 1)

@@ -12,6 +12,7 @@ from ..block_quadratic import expand
 from ..quadratic import Quadratic
 from ..rebuilders.base import swap_count
 from ..rebuilders.gauss_newton import best_step, shortened
+from ..rebuilders.ratio import by_ratio
 from ..rebuilders.swaps import with_exchanges
 from ..trial import Trial
 from .settings import RefineSettings
@@ -56,7 +57,7 @@ def refined(
         step = best_step(measuring, models, masks, length, settings.exchanges, 1, FACTOR, LEAST, parabolic=False)
         models.clear()  # frees the Gram matrices before the next ones are made
         length = step.length
-        record = {"swaps": swap_count(masks, step.masks), "length": length, "candidates": step.tried}
+        record = {"swaps": swap_count(masks, step.masks), "length": length, "candidates": by_ratio(step.errors)}
         record |= {"learned": learned.error(masks), "before": step.errors[0.0], "after": min(step.errors.values())}
         rounds.append(record)
         report(record)
