@@ -77,10 +77,6 @@ class BlockCache:
             return None
         return shared[2]
 
-    def forget_measurements(self) -> None:
-        """Drop all that depends on the values of the weights."""
-        self.errors, self.latest, self.closing_inputs, self.shared = [], None, None, None
-
 
 def closing_inputs_fit(linears: Mapping[str, nn.Linear], name: str, inputs: Activations) -> bool:
     """True if the inputs of the closing Linear can be kept: in little memory, on the device, the block's inputs too.

@@ -30,7 +30,10 @@ def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], e
     whose = f"{author}: its mask for {linear.name}"
     _check_mask(whose, answer.keep, linear.weight.shape, linear.pattern)
     if exact:
-        _check_count(whose, answer.keep, linear.pattern)
+        pruned, most = int((~answer.keep).sum()), linear.pattern.pruned(answer.keep.numel())
+        # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
+        if not most - max(answer.keep.shape) < pruned <= most:
+            raise BarberError(f"{whose} prunes {pruned} of {answer.keep.numel()} weights, expected {most}")
     keep = answer.keep.to(linear.weight.device)
     if answer.weight is None:
         return Produced(keep)
@@ -63,13 +66,6 @@ def _check_mask(whose: str, keep: Any, shape: torch.Size, pattern: SparsityPatte
         raise BarberError(f"{whose} is {_described(keep)}, expected torch.bool {tuple(shape)}")
     if not holds_pattern(keep, pattern):
         raise BarberError(f"{whose} does not hold the pattern {pattern}")
-
-
-def _check_count(whose: str, keep: Tensor, pattern: SparsityPattern) -> None:
-    pruned, most = int((~keep).sum()), pattern.pruned(keep.numel())
-    # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
-    if not most - max(keep.shape) < pruned <= most:
-        raise BarberError(f"{whose} prunes {pruned} of {keep.numel()} weights, expected {most}")
 
 
 def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tensor:

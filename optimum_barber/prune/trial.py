@@ -173,8 +173,8 @@ class Trial:
 
     def use_values(self, values: dict[str, Tensor]) -> None:
         """Set `updated`, by Linear; what was measured with other values is dropped."""
-        self.updated = values
-        self.cache.forget_measurements()
+        cache, self.updated = self.cache, values
+        cache.errors, cache.latest, cache.closing_inputs, cache.shared = [], None, None, None
 
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
