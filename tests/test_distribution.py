@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_barber import BarberConfig, BarberSparsifier
-from optimum_barber.tensors.pair_values import BINS, DECADES, pair_value_histogram
+from optimum_barber.tensors.exchange import BINS, DECADES, pair_value_histogram
 
 from .conftest import tiny_model, tiny_windows
 

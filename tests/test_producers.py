@@ -114,14 +114,14 @@ def test_masks_come_back_from_a_file(tmp_path):
 
 def test_arguments_are_typed_and_checked():
     entry = PRODUCERS["sparsegpt"]
-    assert parse_arguments(entry, "sparsegpt", {"damping": "0.05", "update": "false"}) == {
+    assert parse_arguments(entry.function, "sparsegpt", {"damping": "0.05", "update": "false"}) == {
         "damping": 0.05,
         "update": False,
     }
     with pytest.raises(BarberError, match="takes no argument 'dampling': it takes damping, block_size, update"):
-        parse_arguments(entry, "sparsegpt", {"dampling": "1"})
+        parse_arguments(entry.function, "sparsegpt", {"dampling": "1"})
     with pytest.raises(BarberError, match="damping=x of producer 'sparsegpt' is no float"):
-        parse_arguments(entry, "sparsegpt", {"damping": "x"})
+        parse_arguments(entry.function, "sparsegpt", {"damping": "x"})
 
 
 def test_a_plain_callable_is_a_producer_and_unknown_needs_are_refused():

@@ -11,12 +11,11 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.cli import main
-from optimum_barber.prune.refine import divergence
-from optimum_barber.prune.refine.checks import check_windows, seen_share
-from optimum_barber.prune.refine.divergence import Divergence
+from optimum_barber.prune.refine import whole
+from optimum_barber.prune.refine.refiner import check_windows, seen_share
 from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings
-from optimum_barber.prune.refine.whole import trial_of
+from optimum_barber.prune.refine.whole import Divergence, trial_of
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
 from optimum_barber.tensors.masks import holds_pattern
@@ -59,14 +58,14 @@ def test_probes_are_half_of_the_second_derivative_on_average(judge, monkeypatch)
     expected = torch.autograd.functional.hessian(summed, output.flatten()) / 2
     found = torch.zeros(3, 3, dtype=torch.float64)
     for token, chance in enumerate(torch.softmax(judge.logits(output), -1).flatten()):
-        monkeypatch.setattr(divergence, "drawn_from", lambda *_, t=token: torch.tensor([[[t]]]))
+        monkeypatch.setattr(whole, "drawn_from", lambda *_, t=token: torch.tensor([[[t]]]))
         found += chance * torch.outer(*[judge.probe(output, None, 0).flatten()] * 2)
     assert torch.allclose(found, expected)
 
 
 def test_drawn_tokens_follow_the_seed_and_the_distribution():
     likely = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 20000, 3)
-    one, again, other = (divergence.drawn_from(likely, seed) for seed in (1, 1, 2))
+    one, again, other = (whole.drawn_from(likely, seed) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (1, 20000, 1)
     assert torch.allclose(one.flatten().bincount(minlength=3) / 20000, torch.tensor([0.2, 0.5, 0.3]), atol=0.02)
 

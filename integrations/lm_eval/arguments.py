@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from optimum_barber.base.fields import keyword_only
 from optimum_barber.base.calibration import FLAT, nested
 from optimum_barber.base.errors import BarberError, unknown_name
 from optimum_barber.base.fields import one_line
@@ -37,7 +38,7 @@ def barber_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
     """
     if "masks" in settings and "producer" not in settings:
         settings = {"producer": "masks", "rebuild": "none", **settings}
-    own = as_producer(str(settings.get("producer", "wanda"))).arguments
+    own = keyword_only(as_producer(str(settings.get("producer", "wanda"))).function)
     fields, arguments = _parted(settings, PRUNING, own, {*evaluation, "pretrained", "recipe"})
     rebuild = {name: fields.pop(name) for name in REBUILD & set(fields)}
     if "rebuild" in rebuild:
@@ -53,7 +54,7 @@ def shrink_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
 
     Args and errors are those of `barber_config`.
     """
-    own = as_scorer(str(settings.get("scorer", "bip"))).arguments
+    own = keyword_only(as_scorer(str(settings.get("scorer", "bip"))).function)
     fields, arguments = _parted(settings, SHRINKING, own, {*evaluation, "pretrained"})
     return _checked(ShrinkConfig, device, **fields, scorer_args=arguments)
 

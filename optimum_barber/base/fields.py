@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import AfterValidator, ValidationError
 
@@ -55,21 +55,15 @@ def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-class TakesArguments(Protocol):
-    """Something registered that has keyword-only arguments."""
-
-    @property
-    def arguments(self) -> dict[str, inspect.Parameter]:
-        """By name."""
-
-
-def parse_arguments(taker: TakesArguments, name: str, values: dict[str, Any], kind: str = "producer") -> dict[str, Any]:
+def parse_arguments(
+    function: Callable[..., Any], name: str, values: dict[str, Any], kind: str = "producer"
+) -> dict[str, Any]:
     """Check `values` against what a producer (or `kind`) takes; strings become the type of the argument's default.
 
     Raises:
         BarberError: an argument that it does not take, one that is missing, or a value of the wrong type.
     """
-    legal = taker.arguments
+    legal = keyword_only(function)
     for key in values:
         if key not in legal:
             raise BarberError(f"{kind} {name!r} takes no argument {key!r}: it takes {', '.join(legal) or 'none'}")

@@ -20,7 +20,7 @@ SAME_NAME = {
 NEW_NAME = {
     "validators": "base.fields", "selection": "tensors.order", "statistics": "tensors.input_statistics",
     "rebuild": "tensors.exchange", "semi_structured": "tensors.exchange", "swap_steps": "tensors",
-    "judges": "tensors.objectives", "distribution": "tensors.pair_values", "precision": "models.device",
+    "judges": "tensors.objectives", "distribution": "tensors.exchange", "precision": "models.device",
     "latency": "models.measure", "transfer": "models.activations", "stored": "checkpoints",
     "gguf_weights": "checkpoints.gguf", "artifacts": "checkpoints.record", "checkpoint": "checkpoints.write",
     "weights": "checkpoints.safetensors", "bits": "tensors.masks", "texts": "text.sources",

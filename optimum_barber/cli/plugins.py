@@ -5,6 +5,7 @@ import sys
 from inspect import Parameter
 from typing import Any
 
+from ..base.fields import keyword_only
 from ..base.registry import Offer, PluginError, Registry
 
 HELP = "List everything that has a name, from producers to texts: what it takes, from where, and what is broken."
@@ -58,17 +59,13 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
 
 def needs_and_takes(item: Any) -> str:
     """The statistics that a producer or scorer asks for, and arguments with their defaults."""
-    from ..prune.allocations import Allocation
-    from ..prune.producers import as_producer
-    from ..shrink.scorers import Scorer
-
-    maker = item if isinstance(item, Scorer | Allocation) else as_producer(item)
     parts = []
-    needs = getattr(maker, "needs", ())
+    needs = getattr(item, "needs", ())
     if needs:
         parts.append(f"needs {', '.join(sorted(needs))}")
-    if maker.arguments:
-        parts.append(f"takes {', '.join(map(shown, maker.arguments.values()))}")
+    arguments = keyword_only(getattr(item, "function", item))
+    if arguments:
+        parts.append(f"takes {', '.join(map(shown, arguments.values()))}")
     return "; ".join(parts)
 
 

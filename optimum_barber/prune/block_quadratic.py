@@ -52,12 +52,7 @@ def expand(
 
         G' = (1 - rho) G + rho diag(G),    C' = (1 - rho) C / h + rho (W - V) diag(G).
 
-    Args:
-        trial: the block.
-        masks: of the whole block.
-        names: of the Linears.
-        shrinkage: rho, in [0, 1].
-        worth: of an expansion around masks nearby, used again; None to send random signs back.
+    The worth of an expansion around masks nearby can be used again; without, random signs are sent back.
     """
     slopes = _Slopes(trial, names, probing=worth is None)
     sums = InputSums(trial, names, shrinkage)
@@ -76,15 +71,10 @@ def expand(
     for name, gram in grams.items():
         missing = trial.weight(name) - trial.weight(name, masks[name])
         row_worth = worth[name] / gram.diagonal().sum()
-        correlation = _divide_by_worth(slopes.correlation[name].over(trial.ranks), row_worth)
+        row_worth.clamp_(min=LEAST_WORTH * float(row_worth.mean())).clamp_(min=torch.finfo(row_worth.dtype).tiny)
+        correlation = slopes.correlation[name].over(trial.ranks).div_(row_worth[:, None])
         models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
     return Expansion(models, worth)
-
-
-def _divide_by_worth(correlation: Tensor, worth: Tensor) -> Tensor:
-    """C / h of one Linear, in the memory of C."""
-    worth = worth.clamp(min=LEAST_WORTH * float(worth.mean())).clamp(min=torch.finfo(worth.dtype).tiny)
-    return correlation.div_(worth[:, None])
 
 
 class _Slopes:

@@ -15,17 +15,14 @@ from .producers import LinearInput, Produced, Producer
 def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], exact: bool) -> Produced:
     """The producer's keep mask, and new weights where it gives any, on the device of the Linear.
 
-    Args:
-        producer: whom to ask.
-        linear: what it is given.
-        arguments: of the producer.
-        exact: whether it must meet the pattern's sparsity; masks from outside bring their own.
+    With `exact` it must meet the pattern's sparsity; masks from outside bring their own.
 
     Raises:
         BarberError: whose answer it is, what was expected, and what came.
     """
-    author, version = f"producer {_author(producer)}", linear.weight._version
-    answer = producer.function(linear, **arguments)
+    function, version = producer.function, linear.weight._version
+    author = f"producer {function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+    answer = function(linear, **arguments)
     if linear.weight._version != version:
         raise BarberError(f"{author}: it changed the weight of {linear.name} in place; work on a copy")
     if not isinstance(answer, Produced):
@@ -33,7 +30,10 @@ def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], e
     whose = f"{author}: its mask for {linear.name}"
     _check_mask(whose, answer.keep, linear.weight.shape, linear.pattern)
     if exact:
-        _check_count(whose, answer.keep, linear.pattern)
+        pruned, most = int((~answer.keep).sum()), linear.pattern.pruned(answer.keep.numel())
+        # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
+        if not most - max(answer.keep.shape) < pruned <= most:
+            raise BarberError(f"{whose} prunes {pruned} of {answer.keep.numel()} weights, expected {most}")
     keep = answer.keep.to(linear.weight.device)
     if answer.weight is None:
         return Produced(keep)
@@ -43,16 +43,9 @@ def ask(producer: Producer, linear: LinearInput, arguments: Mapping[str, Any], e
 def check_rebuilt(
     name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], pattern: SparsityPattern
 ) -> None:
-    """Check a rebuilder's masks against those that it was given: the same Linears, shapes, pattern and count.
+    """Check the masks of the block `name` after a rebuilder against those before: Linears, shapes, pattern and count.
 
-    Args:
-        name: of the block.
-        before: keep masks by Linear.
-        after: what the rebuilder made of them; it may move weights between Linears, not win or lose any.
-        pattern: what the masks must hold.
-
-    Raises:
-        BarberError: what is off.
+    A rebuilder may move weights between Linears, not win or lose any.
     """
     if list(after) != list(before):
         raise BarberError(f"rebuilder's masks for {name} are of {list(after)}, expected {list(before)}")
@@ -75,13 +68,6 @@ def _check_mask(whose: str, keep: Any, shape: torch.Size, pattern: SparsityPatte
         raise BarberError(f"{whose} does not hold the pattern {pattern}")
 
 
-def _check_count(whose: str, keep: Tensor, pattern: SparsityPattern) -> None:
-    pruned, most = int((~keep).sum()), pattern.pruned(keep.numel())
-    # floor(ratio * n) a comparison group: fewer than one weight a group is lost, and rows or columns are the finest
-    if not most - max(keep.shape) < pruned <= most:
-        raise BarberError(f"{whose} prunes {pruned} of {keep.numel()} weights, expected {most}")
-
-
 def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != keep.shape:
         raise BarberError(f"{whose} is {_described(weight)}, expected floating point {tuple(keep.shape)}")
@@ -89,11 +75,6 @@ def _check_weight(whose: str, weight: Any, keep: Tensor, dense: Tensor) -> Tenso
     if not torch.isfinite(weight[keep]).all():
         raise BarberError(f"{whose} has NaN or Inf where it is kept")
     return weight
-
-
-def _author(producer: Producer) -> str:
-    function = producer.function
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def _described(answer: Any) -> str:

@@ -30,22 +30,17 @@ from .trial import Trial
 
 @dataclass
 class BlockReport:
-    """What happened to one block.
+    """What happened to one block, such as "model.layers.0.attention".
 
     Attributes:
-        block: its name, such as "model.layers.0.attention".
         error_before: E at the producer's masks.
         error_after: E at the masks and weights that were committed.
         error_rebuilt: E at the rebuilt masks, before the kept weights were given new values.
         pairs: worthwhile pairs considered, over all rounds.
         swaps: kept weights that differ between first and last masks.
-        rows: output rows of the block's Linears.
-        rows_without_swap: rows whose mask is as the producer made it.
+        rows: output rows of the block's Linears; in `rows_without_swap` the mask is as the producer made it.
         rounds: ratio taken, pairs, swaps and acceptance of each round.
-        reconstructions: what each reconstruction did.
-        forward_passes: over all samples, beside the gradient passes.
-        gradient_passes: forward and backward over all samples.
-        seconds: spent on this block.
+        forward_passes: over all samples, beside the gradient passes (forward and backward).
         peak_memory: bytes, of the process or of the CUDA device, so far.
     """
 
@@ -70,13 +65,10 @@ class Plan:
     """What `prune` does to every block.
 
     Attributes:
-        producer: makes the first masks.
-        arguments: of the producer.
+        producer: makes the first masks, by its arguments and the seed.
         rebuilders: improve them, one after the other.
         reconstructions: give the kept weights new values under them, one after the other.
-        pattern: of all masks.
         ignore: globs of Linears that stay dense.
-        seed: handed to the producer.
         batch_size: samples on the device at once; None for all.
         scratch: folder for activations; None to hold them in memory.
         exact: whether the producer must meet the pattern's sparsity.
@@ -116,7 +108,6 @@ def prune(
     Args:
         source: the decoder layers, changed in place or written to the disk; layers that are done already are left out.
         windows: (samples, length) int64, the calibration tokens of all ranks.
-        plan: producer, rebuilders and pattern.
         callback: called after each block.
 
     Returns:
@@ -130,7 +121,7 @@ def prune(
             outputs: list[Activations] = []
             kept: dict[str, PackedMask] = {}
             for block in layer.blocks:
-                block_masks, output = prune_block(layer, block, hidden, outputs, plan, callback)
+                block_masks, output = _prune_block(layer, block, hidden, outputs, plan, callback)
                 kept |= block_masks
                 outputs.append(output)
             passed_on = partial(advance, layer, hidden, outputs)
@@ -139,7 +130,7 @@ def prune(
     return masks
 
 
-def prune_block(
+def _prune_block(
     layer: DecoderLayer,
     block: Block,
     hidden: Activations,
@@ -149,28 +140,48 @@ def prune_block(
 ) -> tuple[dict[str, PackedMask], Activations]:
     """Settle and commit a block: its masks, and its outputs under them."""
     started, alone = time.perf_counter(), plan.ranks.count == 1
-    settled = partial(settle, layer, block, hidden, outputs, plan)
-    trial, first, figures = retry_with_fewer_samples(block.name, settled, [hidden, *outputs], alone)
+    settled = partial(_settle, layer, block, hidden, outputs, plan)
+    trial, report = retry_with_fewer_samples(block.name, settled, [hidden, *outputs], alone)
     output = trial.outputs(trial.masks)
-    callback(report(block, trial, first, figures, started))
+    report.seconds, report.peak_memory = time.perf_counter() - started, peak_memory()
+    callback(report)
     trial.commit()
     return {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}, output
 
 
-def settle(
+def _settle(
     layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan
-) -> tuple[Trial, Masks, dict[str, Any]]:
-    """Observe, produce, rebuild, reconstruct: the block with its last masks, its first ones, and figures of both.
+) -> tuple[Trial, BlockReport]:
+    """Observe, produce, rebuild, reconstruct: the block with its last masks, under which its outputs are known.
 
-    The block itself stays as it was, and the outputs under the last masks are known.
+    The block itself stays as it was.
     """
     trial = observe(layer, block, hidden, outputs, plan)
     trial.masks = first = produce(trial, plan)
-    rounds = rebuild(block.name, trial, plan.rebuilders)
-    figures = {"error_before": trial.error(first), "error_rebuilt": trial.error(trial.masks), "rounds": rounds}
-    figures["reconstructions"] = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
+    rounds: list[dict[str, Any]] = []
+    for rebuilder in plan.rebuilders if trial.linears else ():
+        outcome = rebuilder(trial)
+        check_rebuilt(block.name, trial.masks, outcome.masks, trial.pattern)
+        trial.masks = outcome.masks
+        rounds += outcome.rounds
+    error_before, error_rebuilt = trial.error(first), trial.error(trial.masks)
+    reconstructions = [reconstruct(trial) for reconstruct in plan.reconstructions if trial.linears]
     trial.outputs(trial.masks)
-    return trial, first, figures
+    unchanged = [(trial.masks[name] == keep).all(1) for name, keep in first.items()]
+    return trial, BlockReport(
+        block.name,
+        error_before,
+        trial.error(trial.masks),
+        error_rebuilt,
+        pairs=sum(int(record.get("pairs", 0)) for record in rounds),
+        swaps=swap_count(first, trial.masks),
+        rows=sum(len(rows) for rows in unchanged),
+        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
+        rounds=rounds,
+        reconstructions=reconstructions,
+        forward_passes=trial.forward_passes,
+        gradient_passes=trial.gradient_passes,
+    )
 
 
 def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: list[Activations], plan: Plan) -> Trial:
@@ -189,8 +200,8 @@ def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[A
     """1 / mean square of the residual stream behind a block, for every token, (1, tokens, 1) a sample.
 
     Under these weights the block error is relative to what the next norm divides by, and the few tokens with massive
-    activations no longer decide it. The layer itself adds the outputs to the stream, those of later blocks as zeros;
-    where it norms them first (Gemma 2), the error is still of what goes into that norm.
+    activations no longer decide it. The layer adds the outputs to the stream, those of later blocks as zeros; where it
+    norms them first (Gemma 2), the error is still of what goes into that norm.
     """
 
     def weights() -> Iterator[Tensor]:
@@ -214,15 +225,7 @@ def watch(
 ) -> Trial:
     """Run a block once on every sample: its inputs, its outputs as it stands, and statistics of its Linears' inputs.
 
-    Args:
-        layer: that holds the block.
-        block: to be run.
-        hidden: what enters the layer.
-        outputs: of the layer's blocks before this one.
-        linears: that are on trial.
-        needs: statistics to sum.
-        pattern: of the masks that will be tried.
-        ranks: that share the samples.
+    `hidden` is what enters the layer, `outputs` those of its blocks before; `linears` are on trial.
     """
     streams = zip(hidden, *outputs, strict=True)
     inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
@@ -243,35 +246,6 @@ def produce(trial: Trial, plan: Plan) -> Masks:
             updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
     trial.use_values(updated)
     return masks
-
-
-def rebuild(name: str, trial: Trial, rebuilders: Sequence[Rebuilder]) -> list[dict[str, Any]]:
-    """Let each rebuilder improve the trial's masks; the records of all their rounds."""
-    rounds: list[dict[str, Any]] = []
-    for rebuilder in rebuilders if trial.linears else ():
-        outcome = rebuilder(trial)
-        check_rebuilt(name, trial.masks, outcome.masks, trial.pattern)
-        trial.masks = outcome.masks
-        rounds += outcome.rounds
-    return rounds
-
-
-def report(block: Block, trial: Trial, first: Masks, figures: dict[str, Any], started: float) -> BlockReport:
-    """The figures of one finished block, before it is committed."""
-    unchanged = [(trial.masks[name] == keep).all(1) for name, keep in first.items()]
-    return BlockReport(
-        block=block.name,
-        **figures,
-        error_after=trial.error(trial.masks),
-        pairs=sum(int(r.get("pairs", 0)) for r in figures["rounds"]),
-        swaps=swap_count(first, trial.masks),
-        rows=sum(len(rows) for rows in unchanged),
-        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
-        forward_passes=trial.forward_passes,
-        gradient_passes=trial.gradient_passes,
-        seconds=time.perf_counter() - started,
-        peak_memory=peak_memory(),
-    )
 
 
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:

@@ -10,7 +10,7 @@ from ..models.linears import check_weights, linear_shapes, target_names
 from ..models.source import ModelSource
 from ..tensors.patterns import SparsityPattern
 from ..text.windows import TokenWindows
-from .allocations import as_allocation
+from .allocations import ALLOCATIONS
 from .effort import AUTO, UNIFORM
 from .pipeline import Plan
 from .producers import Producer, as_producer
@@ -38,7 +38,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
             "take least-squares, or one process"
         )
     producer = as_producer(config.producer)
-    arguments = parse_arguments(producer, config.producer_name, config.producer_args)
+    arguments = parse_arguments(producer.function, config.producer_name, config.producer_args)
     check_allocation(config, producer)
     chain_of(config.rebuild)  # unknown names first of all
     shapes = linear_shapes(source)
@@ -70,7 +70,7 @@ def check_allocation(config: BarberConfig, producer: Producer) -> None:
     """Refuse an unknown allocation, arguments that it does not take, and one for masks that are there already."""
     if config.allocation == AUTO:
         return
-    parse_arguments(as_allocation(config.allocation), config.allocation, config.allocation_args, "allocation")
+    parse_arguments(ALLOCATIONS[config.allocation], config.allocation, config.allocation_args, "allocation")
     if producer.brings_pattern is not None and config.allocation != UNIFORM:
         raise BarberError(
             f"allocation {config.allocation!r} has nothing to share out: "

@@ -4,17 +4,19 @@ For the Linear that closes its block (o, down) that is the block error itself, e
 the block's, so residual and input determine the error. For the others it is the error of their own output.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..tensors.sums import Products
-from .block_cache import ClosingInputs, KnownGram, Masks, MaskVersion, closing_inputs_fit
+from .block_cache import Masks, MaskVersion, closing_inputs_fit
 from .trial import SampleResult, Trial
+
+Call = tuple[Tensor, Tensor]  # input and output of a Linear
 
 
 @dataclass
@@ -42,33 +44,31 @@ def quadratics(
     """Sum up the quadratic of each named Linear with the block under `masks`; E(masks) is measured on the way.
 
     The target of the closing Linear is the block's; that of any other its dense weights on the input that it gets.
-    Correlations between inputs that few calibration tokens show are partly chance. With the shrinkage rho
+    Correlations between inputs that few calibration tokens show are partly chance. With the shrinkage rho in [0, 1]
 
         G' = (1 - rho) G + rho diag(G),    C' = (1 - rho) C + rho (W - V) diag(G),
 
     as if a share rho of the tokens had uncorrelated inputs of the same size, and dense outputs as targets.
 
     Args:
-        trial: the block.
-        masks: of the whole block.
-        names: of the Linears.
-        shrinkage: rho, in [0, 1].
         keep_closing_inputs: whether the masks that are measured next change the closing Linear's alone.
         grams: G' by Linear, of masks nearby, used instead of new ones; correlations are summed anew.
     """
     sums = InputSums(trial, names, shrinkage, grams)
-    closing = _closing_to_keep(trial, names) if keep_closing_inputs else []
+    closing = closing_linear(trial) if keep_closing_inputs else None
     inputs: list[Tensor] = []
+    if closing is None or closing not in names or not closing_inputs_fit(trial.linears, closing, trial.inputs):
+        closing = None
     with calls_of(trial, names) as calls:
 
         def observe(result: SampleResult) -> None:
             sums.add(calls, result)
-            for name in closing:
-                inputs.append(calls[name].input)
+            if closing is not None:
+                inputs.append(calls[closing][0])
 
         trial.watch(masks, observe)
-    for name in closing:
-        trial.cache.closing_inputs = ClosingInputs(name, MaskVersion(masks), inputs)
+    if closing is not None:
+        trial.cache.closing_inputs = closing, MaskVersion(masks), inputs
     shrunk, residuals = sums.totals()
     models = {}
     for name in names:
@@ -79,14 +79,6 @@ def quadratics(
             correlation = missing @ gram
         models[name] = Quadratic(gram, correlation)
     return models
-
-
-def _closing_to_keep(trial: Trial, names: Sequence[str]) -> list[str]:
-    """The closing Linear, if it is among those named and its inputs can be kept."""
-    closing = closing_linear(trial)
-    if closing is None or closing not in names or not closing_inputs_fit(trial.linears, closing, trial.inputs):
-        return []
-    return [closing]
 
 
 def in_order(trial: Trial) -> list[list[str]]:
@@ -103,22 +95,15 @@ def closing_linear(trial: Trial) -> str | None:
     if trial.cache.closing is None:
         with calls_of(trial, list(trial.linears)) as calls, torch.no_grad():
             output = trial.forward(next(iter(trial.inputs)))
-            trial.cache.closing = [name for name, call in calls.items() if _same(call.output, output)][:1]
+            trial.cache.closing = [name for name, call in calls.items() if _same(call[1], output)][:1]
     return next(iter(trial.cache.closing), None)
-
-
-class Call(NamedTuple):
-    """Input and output of one call of a Linear."""
-
-    input: Tensor
-    output: Tensor
 
 
 class InputSums:
     """Gram matrices of the inputs of Linears, and the correlation of the block's residual with the closing one's.
 
     Inputs that no mask of the block reaches are the same in every pass: their Gram matrices are summed in the first
-    and kept in the block's cache. Shrunk ones that are given are not summed.
+    and kept in the block's cache. Shrunk ones that are passed in are not summed.
     """
 
     def __init__(
@@ -132,13 +117,13 @@ class InputSums:
         self.residuals: dict[str, Products] = {}
 
     def add(self, calls: Mapping[str, Call], result: SampleResult) -> None:
-        """Add one sample: the calls of the Linears, and what the block gave."""
+        """Add one sample: input and output of each Linear, and what the block gave."""
         if not self.same_input:
             self._start(calls, result.output)
         for name in self.names:
             if name not in self.grams and name not in self.residuals:
                 continue
-            x = _weighted(calls[name].input, result.token_weights)
+            x = _weighted(calls[name][0], result.token_weights)
             if name in self.grams:
                 self.grams[name].add(x, x)
             if name in self.residuals:
@@ -148,20 +133,20 @@ class InputSums:
         """Decide by the first sample what is summed."""
         first: dict[int, str] = {}
         for name in self.names:
-            call = calls[name]
-            self.same_input[name] = first.setdefault(id(call.input), name)
-            closes = _same(call.output, output)
+            x, y = calls[name]
+            self.same_input[name] = first.setdefault(id(x), name)
+            closes = _same(y, output)
             if closes:
                 self.residuals[name] = Products()
-            self._check_known(name, None if closes else call.input)
+            self._check_known(name, None if closes else x)
             if self.same_input[name] == name and name not in self.known and name not in self.given:
                 self.grams[name] = Products(symmetric=True)
 
     def _check_known(self, name: str, x: Tensor | None) -> None:
-        """Forget a known Gram matrix if on any rank its first input is another one; note new inputs."""
+        """Forget a known Gram matrix if on any rank its first input is another one; remember new inputs."""
         known = self.known.get(name)
         if known is not None:
-            unchanged = x is not None and torch.equal(x, known.first_input)
+            unchanged = x is not None and torch.equal(x, known[0])
             if not all(self.ranks.gather([float(unchanged)])):
                 del self.known[name]
         if x is not None and name not in self.known:
@@ -171,11 +156,14 @@ class InputSums:
         """Shrunk Gram matrices of all Linears, and residual correlations of closing ones, over all ranks; once."""
         grams = {}
         for name, products in self.grams.items():
-            grams[name] = shrink(products.over(self.ranks), self.shrinkage)
+            gram = products.over(self.ranks)
+            diagonal = gram.diagonal().clone()
+            gram.mul_(1 - self.shrinkage).diagonal().copy_(diagonal)
+            grams[name] = gram
             if name in self.first_inputs:
-                self.known[name] = KnownGram(self.first_inputs[name], grams[name])
-        for name, known in self.known.items():
-            grams.setdefault(name, known.gram)
+                self.known[name] = self.first_inputs[name], grams[name]
+        for name, (_, gram) in self.known.items():
+            grams.setdefault(name, gram)
         grams |= self.given
         residuals = {name: products.over(self.ranks) for name, products in self.residuals.items()}
         return {name: grams[self.same_input[name]] for name in self.names}, residuals
@@ -185,13 +173,6 @@ def _weighted(stream: Tensor, weights: Tensor | None) -> Tensor:
     """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
     rows = stream.reshape(-1, stream.shape[-1])
     return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
-
-
-def shrink(gram: Tensor, shrinkage: float) -> Tensor:
-    """G' = (1 - rho) G + rho diag(G), in place."""
-    diagonal = gram.diagonal().clone()
-    gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
-    return gram
 
 
 def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:
@@ -205,17 +186,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def calls_of(trial: Trial, names: Sequence[str]) -> Iterator[dict[str, Call]]:
-    """Record the latest call of each Linear, while the context lasts."""
+    """Record input and output of the latest call of each Linear, while the context lasts."""
     calls: dict[str, Call] = {}
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name] = Call(inputs[0], output)
-
-        return record
+    def record(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[name] = inputs[0], output
 
     with ExitStack() as stack:
         for name in names:
-            handle = trial.linears[name].register_forward_hook(recorder(name))
+            handle = trial.linears[name].register_forward_hook(partial(record, name))
             stack.callback(handle.remove)
         yield calls

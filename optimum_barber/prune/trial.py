@@ -18,7 +18,7 @@ from ..tensors.masks import kept_or_zero
 from ..tensors.objectives import SQUARED_ERROR, Objective
 from ..tensors.patterns import SparsityPattern
 from ..tensors.scores import GradientReduction
-from .block_cache import BlockCache, Masks, MaskVersion, Measurement, SharedPass
+from .block_cache import BlockCache, Masks, MaskVersion, SharedPass
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class SampleResult:
 Forward = Callable[[Tensor], Tensor]
 Sample = tuple[Tensor, Tensor, Tensor | None]  # input, target, token weights
 Observer = Callable[[SampleResult], None]
+Measured = tuple[list[float], Activations]  # errors of the samples of all ranks; outputs of this one
 
 
 @dataclass
@@ -47,26 +48,17 @@ class Trial:
     its own and sums run in the order of the samples. E is measured once for the same mask tensors, until one of them
     or a weight is written to.
 
-    Several ranks hold a share of the samples each. Errors and gradients are over the samples of all ranks; the masks
-    that are measured are the first rank's, so all decide alike.
+    Several ranks hold a share of the samples each and call the same methods in the same order. Errors and gradients are
+    over the samples of all ranks; the masks that are measured are the first rank's, so all decide alike.
 
     Attributes:
-        forward: the block, from one sample's input to its output.
         linears: the Linears by name; outside of this class's methods their weights are dense W, (out, in).
-        inputs: X, one tensor a sample.
-        targets: Y, one tensor a sample.
-        token_weights: omega, (1, tokens, 1) a sample; None for 1.
-        pattern: what the masks must look like.
+        inputs: X, one tensor a sample; `targets` is Y, `token_weights` is omega, (1, tokens, 1), None for 1.
         masks: keep masks M by Linear, (out, in) bool, at which the block stands.
-        statistics: of the inputs of each Linear: those that the producer asked for.
-        objective: measures an output against its target; the mean above by default.
         updated: new weights of a producer or reconstruction, used where the mask keeps them; set by `use_values`.
-        ranks: that share the samples; all of them call the same methods in the same order.
-        forward_passes: forward passes over all samples, in units of the whole set, be it of the closing Linear alone.
-        gradient_passes: forward and backward passes over all samples.
+        forward_passes: in units of the whole set of samples, as `gradient_passes`, be it of the closing Linear alone.
         shared_pass: the pass that the next rebuilder of the chain starts with.
         leaves_closing: whether the closing Linear's exchanges are left to the next rebuilder.
-        cache: what was measured and may be used again.
     """
 
     forward: Forward
@@ -100,14 +92,15 @@ class Trial:
         """E(M) over all samples."""
         errors = self.cache.errors_of(masks)
         if errors is None:
-            errors = self._measure(masks).errors
+            errors, _ = self._measure(masks)
         return _mean(errors)
 
     def outputs(self, masks: Masks) -> Activations:
         """The block's output under the masks, one tensor a sample."""
-        outputs = self.cache.outputs_of(masks)
-        if outputs is None:
-            outputs = self._measure(masks).outputs
+        latest = self.cache.latest
+        if latest is not None and latest[0].matches(masks):
+            return latest[1]
+        _, outputs = self._measure(masks)
         return outputs
 
     @torch.no_grad()
@@ -123,10 +116,7 @@ class Trial:
         return _mean(measured)
 
     def share_last_pass(self, masks: Masks) -> None:
-        """Measure the last masks of a rebuilder by the pass that the next one starts with, if it has such a pass.
-
-        Does nothing under `accept: always`, where the error of these masks is not needed.
-        """
+        """Measure the last masks of a rebuilder by the pass that the next one starts with, if it has one to share."""
         if self.shared_pass is None or self.cache.errors_of(masks) is not None:
             return
         statistics = self.shared_pass.measure(self, masks, self.shared_pass.config)
@@ -154,7 +144,7 @@ class Trial:
             self.gradient_passes += 1
         return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
 
-    def watch(self, masks: Masks, observe: Observer | None = None) -> Measurement:
+    def watch(self, masks: Masks, observe: Observer | None = None) -> Measured:
         """Run the block under the masks on every sample, show `observe` each result, and measure E(M)."""
         self.cache.closing_inputs = None
         self.forward_passes += 1
@@ -183,8 +173,8 @@ class Trial:
 
     def use_values(self, values: dict[str, Tensor]) -> None:
         """Set `updated`, by Linear; what was measured with other values is dropped."""
-        self.updated = values
-        self.cache.forget_measurements()
+        cache, self.updated = self.cache, values
+        cache.errors, cache.latest, cache.closing_inputs, cache.shared = [], None, None, None
 
     def adopt(self, values: dict[str, Tensor]) -> bool:
         """Take new values for the kept weights of some Linears if they lower E at `masks`; whether they did."""
@@ -214,13 +204,13 @@ class Trial:
         for name, linear in self.linears.items():
             linear.weight.data.copy_(self.weight(name, self.masks[name]))
 
-    def _measure(self, masks: Masks) -> Measurement:
-        closing = self.cache.take_closing_inputs(masks)
-        if closing is None:
+    def _measure(self, masks: Masks) -> Measured:
+        closing, self.cache.closing_inputs = self.cache.closing_inputs, None
+        if closing is None or not closing[1].matches(masks, but=closing[0]):
             return self.watch(masks)
+        name, _, inputs = closing
         self.forward_passes += 1
-        results = self.results(self.samples(inputs=closing.samples), self.linears[closing.linear])
-        return self._pass(masks, results, None, torch.no_grad())
+        return self._pass(masks, self.results(self.samples(inputs=inputs), self.linears[name]), None, torch.no_grad())
 
     def _pass(
         self,
@@ -228,8 +218,8 @@ class Trial:
         results: Iterator[SampleResult],
         observe: Observer | None,
         gradient_mode: AbstractContextManager[None],
-    ) -> Measurement:
-        """Compute the results under the masks; remember errors and outputs."""
+    ) -> Measured:
+        """Compute the results under the masks; remember and return the errors of all ranks, and the outputs."""
         self.cache.latest = None  # frees the outputs of the pass before
         heap.give_back(WORTH_TRIMMING)
         errors: list[Tensor] = []
@@ -243,15 +233,23 @@ class Trial:
 
         with self._masked_weights(masks), gradient_mode:
             kept = self.inputs.like(outputs())
-        return self.cache.record(masks, self.ranks.gather(_floats(errors)), kept)
+        gathered, version = self.ranks.gather(_floats(errors)), MaskVersion(masks)
+        if self.cache.errors_of(masks) is None:
+            self.cache.errors.append((version, gathered))
+        self.cache.latest = version, kept
+        return gathered, kept
 
     def _leaves(self) -> dict[str, Tensor]:
         return {name: linear.weight for name, linear in self.linears.items()}
 
     @contextmanager
     def _masked_weights(self, masks: Masks) -> Iterator[None]:
-        """Inside, the block computes with W * M."""
-        self._take_first_ranks(masks)
+        """Compute with W * M inside; masks in the dictionary that differ from the first rank's are replaced."""
+        if self.ranks.count > 1:
+            for name in self.linears:
+                first = self.ranks.broadcast(masks[name].clone())
+                if not torch.equal(first, masks[name]):
+                    masks[name] = first
         dense = {name: linear.weight.data for name, linear in self.linears.items()}
         masked = {name: self.weight(name, masks[name]) for name in self.linears}
         try:
@@ -264,21 +262,10 @@ class Trial:
         for name, linear in self.linears.items():
             linear.weight.data = weights[name]
 
-    def _take_first_ranks(self, masks: Masks) -> None:
-        """Replace, in the dictionary, masks that differ from the first rank's."""
-        if self.ranks.count == 1:
-            return
-        for name in self.linears:
-            first = self.ranks.broadcast(masks[name].clone())
-            if not torch.equal(first, masks[name]):
-                masks[name] = first
-
 
 def _floats(errors: list[Tensor]) -> list[float]:
-    """The samples' errors in one transfer from the device."""
-    return torch.stack(errors).tolist() if errors else []
+    return torch.stack(errors).tolist() if errors else []  # in one transfer from the device
 
 
 def _mean(errors: list[float]) -> float:
-    """Their mean, in float64 and in the order of the samples."""
-    return sum(errors) / len(errors)
+    return sum(errors) / len(errors)  # in float64 and in the order of the samples

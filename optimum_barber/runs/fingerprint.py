@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ..base.files import digest, path_digest
 from ..checkpoints.write import software
 from ..models.loading import ModelReference, resolve_model
-from ..prune.allocations import as_allocation
+from ..prune.allocations import ALLOCATIONS
 from ..prune.effort import AUTO, EFFORTS
 from ..prune.producers import as_producer
 from ..prune.rebuilders import REBUILDERS
@@ -49,6 +49,6 @@ def of_pruned(reference: ModelReference, config: BarberConfig, device: str) -> s
     makers: list[Any] = [as_producer(config.producer).function]
     makers += [REBUILDERS[name] for name in config.rebuild.chain]
     allocation = EFFORTS[config.effort].allocation if config.allocation == AUTO else config.allocation
-    makers.append(as_allocation(allocation).function)
+    makers.append(ALLOCATIONS[allocation])
     makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
     return of_checkpoint(reference, config, device, BarberSparsifier(None).inputs(config), makers)

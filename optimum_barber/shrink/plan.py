@@ -56,7 +56,7 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
         BarberError: an unknown name, a share that does not fit, a model or a configuration that cannot be cut so.
     """
     scorer = as_scorer(config.scorer)
-    arguments = parse_arguments(scorer, config.scorer, config.scorer_args, "scorer")
+    arguments = parse_arguments(scorer.function, config.scorer, config.scorer_args, "scorer")
     replayed = read_structure(config.structure) if config.structure is not None else None
     source = ModelSource(model, choose_device(config.device))
     structure = structure_of(source)

@@ -29,13 +29,7 @@ class Shares:
 
 
 def patterns_of(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str, SparsityPattern]:
-    """The pattern of every block and Linear, by name; none where all blocks have the target itself.
-
-    Args:
-        shares: sparsity of each block.
-        sizes: weights of each Linear of each block.
-        target: share of all weights to prune.
-    """
+    """The pattern of every block and Linear, by name; none where all blocks have the target itself (see `quotas`)."""
     if all(share == target for share in shares.values()):
         return {}
     patterns = {name: SparsityPattern(share) for name, share in shares.items()}
@@ -83,12 +77,7 @@ def quotas(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """The error of a block by its sparsity s: e(s) = exp(level + slope * s), convex and rising.
-
-    Attributes:
-        level: log of the error at s = 0, as the line has it.
-        slope: of the log error, above 0.
-    """
+    """The error of a block by its sparsity s: e(s) = exp(level + slope * s), convex and rising: slope > 0."""
 
     level: float
     slope: float
@@ -116,16 +105,9 @@ def least_error(
 ) -> list[float]:
     """The sparsities s_b of blocks with the least sum of errors e_b(s_b) at a total sparsity.
 
-    Minimises sum_b e_b(s_b) subject to sum_b n_b s_b = target * sum_b n_b and lowest <= s_b <= highest. As e_b is
-    convex, s_b = clip(e_b'^-1(p n_b), lowest, highest) at the one price p of a weight that meets the total, which
-    rises with p: bisection of log p.
-
-    Args:
-        curves: e_b of each block.
-        weights: n_b, prunable weights of each block, above 0.
-        target: in [lowest, highest].
-        lowest: of every block's sparsity.
-        highest: of every block's sparsity.
+    Minimises sum_b e_b(s_b) subject to sum_b n_b s_b = target * sum_b n_b and lowest <= s_b <= highest, n_b the
+    prunable weights of block b. As e_b is convex, s_b = clip(e_b'^-1(p n_b), lowest, highest) at the one price p of a
+    weight that meets the total, which rises with p: bisection of log p.
     """
 
     blocks = list(zip(curves, weights, strict=True))

@@ -31,10 +31,9 @@ def backward(
     """Show `see` the gradient of each leaf as soon as it is made, so that only one is there at a time.
 
     Args:
-        output: that is differentiated; a scalar unless a gradient is given.
+        output: that is differentiated; a scalar unless its gradient is `given`.
         leaves: by name, without a `grad`, which stays empty; several names may have the same one.
         see: takes a name and a gradient of the leaf's shape, which it may overwrite.
-        given: the gradient of `output`.
         again: whether the graph is needed once more.
     """
     names: dict[Tensor, list[str]] = {}

@@ -16,10 +16,7 @@ def grow_and_prune(
 
     Args:
         weight: w, (rows, width) float: what a weight is worth where it is kept.
-        keep: (rows, width) bool.
-        mean: mu of each input channel, (width,).
-        variance: of each input channel, (width,), >= 0.
-        norm: ||x|| of each input channel, (width,).
+        mean: mu of each input channel, (width,), as their `variance` >= 0 and `norm` ||x||.
         cycles: most exchanges a row.
         group: M of an N:M pattern: one exchange in each M-group at most, both members inside; None for none.
 
@@ -39,15 +36,13 @@ def grow_and_prune(
 
 
 def _ranked(growing: Tensor, pruning: Tensor, cycles: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns to grow and to prune in the order of the cycles, (rows, cycles) each, and whether both are legal."""
     count = min(cycles, growing.shape[1])
     grow, prune = growing.topk(count, dim=1), pruning.topk(count, dim=1)
     return grow.indices, prune.indices, (grow.values > -torch.inf) & (prune.values > -torch.inf)
 
 
 def _in_groups(growing: Tensor, pruning: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pair of each M-group, the groups in the order of what they grow, (rows, groups) each."""
-    rows, width = growing.shape
+    rows, width = growing.shape  # the best pair of each M-group, the groups in the order of what they grow
     first = torch.arange(0, width, group, device=growing.device)
     grow, prune = growing.view(rows, -1, group).max(2), pruning.view(rows, -1, group).max(2)
     legal = (grow.values > -torch.inf) & (prune.values > -torch.inf)
@@ -57,5 +52,4 @@ def _in_groups(growing: Tensor, pruning: Tensor, group: int) -> tuple[Tensor, Te
 
 
 def _marks(keep: Tensor, columns: Tensor, done: Tensor) -> Tensor:
-    """True at those of the columns whose exchange is done, of the shape of `keep`."""
     return torch.zeros_like(keep).scatter_(1, columns, done)

@@ -7,6 +7,7 @@ the ratio alpha swaps the first floor(alpha * N+) of them (Eq. 9-11).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,14 @@ from torch import Tensor
 from .masks import count_true, fill_up, rank_in_group
 from .order import extremes, kth_smallest
 
+BINS = 40  # of the histogram of pair values
+DECADES = 8.0  # below the largest value; what is smaller still counts into the lowest bin
+
 
 def to_groups(tensors: Sequence[Tensor], granularity: str) -> list[Tensor]:
     """The comparison groups of a block's (out, in) tensors, as matrices whose rows are groups.
 
-    `block`: all Linears in one row; `layer`: one row a Linear; `input`: a row for each of its columns;
-    `output`: a row for each of its rows.
+    One for all Linears (`block`), each Linear (`layer`), each of its columns (`input`) or of its rows (`output`).
     """
     if granularity == "block":
         return [torch.cat([tensor.reshape(-1) for tensor in tensors])[None]]
@@ -40,18 +43,11 @@ def from_groups(groups: Sequence[Tensor], shapes: Sequence[torch.Size], granular
 
 
 def positive_pairs(importance: Tensor, keep: Tensor) -> Tensor:
-    """N+ of each group, without pairing anything.
+    """N+ of each group, (groups,) int64, from importance S >= 0 and `keep`, both (groups, width); nothing is paired.
 
     With K weights kept in the group and t the K-th largest importance of all its weights, pair k is worth more than
     zero as long as a threshold fits between its members; so N+ = max(#{pruned, S > t}, #{kept, S < t}). The two differ
     only by ties at t.
-
-    Args:
-        importance: S, (groups, width), >= 0.
-        keep: (groups, width) bool.
-
-    Returns:
-        (groups,) int64.
     """
     kept = count_true(keep)
     cut = _largest_at(importance, kept)
@@ -71,18 +67,14 @@ def _largest_at(values: Tensor, counts: Tensor) -> Tensor:
     return ascending.gather(1, (width - counts.clamp(min=1))[:, None])
 
 
-def swap_counts(positive: Tensor, ratio: float) -> Tensor:
+def _swap_counts(positive: Tensor, ratio: float) -> Tensor:
     """floor(ratio * N+) of each group, (groups,) int64; a product that is whole but for rounding is whole."""
     exact = positive.double() * ratio
     return (exact + exact * 1e-14 + 1e-9).floor().long()
 
 
-class Extremes:
-    """The highest or lowest candidates of each row, ranked once and taken in any number up to `most`.
-
-    Attributes:
-        ranked: the scores of these candidates, (rows, most), from the extreme inwards.
-    """
+class _Extremes:
+    """The highest or lowest candidates of each row: `ranked` once, (rows, most), and taken in any number up to that."""
 
     def __init__(self, scores: Tensor, candidates: Tensor, most: int, largest: bool) -> None:
         self.scores, self.candidates, self.largest = scores, candidates, largest
@@ -106,11 +98,7 @@ class Extremes:
 
 
 class Ranking(ABC):
-    """All swaps that a block's importance offers, ranked once and applied at any ratio.
-
-    Attributes:
-        positive: N+ of each group, one (groups,) int64 tensor for every matrix of groups.
-    """
+    """All swaps of a block, ranked once and applied at any ratio; `positive` is N+ of the groups of each matrix."""
 
     positive: list[Tensor]
 
@@ -140,33 +128,22 @@ class Ranking(ABC):
         return float((values > upper + 1.5 * (upper - lower)).count_nonzero()) / len(values)
 
 
-class RankedGroups:
-    """The pairs of one matrix of groups.
-
-    Args:
-        importance: S, (groups, width), >= 0.
-        keep: (groups, width) bool.
-        largest_ratio: the largest ratio that will be asked for, in [0, 1].
-    """
+class _RankedGroups:
+    """The pairs of one matrix of groups, (groups, width), for ratios up to `largest_ratio`."""
 
     def __init__(self, importance: Tensor, keep: Tensor, largest_ratio: float) -> None:
         self.importance, self.keep = importance, keep
         self.positive = positive_pairs(importance, keep)
-        most = int(swap_counts(self.positive, largest_ratio).max())
-        self.grow = Extremes(importance, ~keep, most, largest=True)
-        self.prune = Extremes(importance, keep, most, largest=False)
-
-    def values(self) -> Tensor:
-        """S_grow - S_prune of every ranked pair, flat."""
-        return (self.grow.ranked - self.prune.ranked).reshape(-1)
+        most = int(_swap_counts(self.positive, largest_ratio).max())
+        self.grow = _Extremes(importance, ~keep, most, largest=True)
+        self.prune = _Extremes(importance, keep, most, largest=False)
 
     def grown(self, ratio: float) -> Tensor:
         """True where the first floor(ratio * N+) pairs of each group grow a weight, (groups, width)."""
-        return self.grow.take(swap_counts(self.positive, ratio))
+        return self.grow.take(_swap_counts(self.positive, ratio))
 
     def at(self, ratio: float) -> Tensor:
-        """The keep mask after swapping these pairs, (groups, width)."""
-        return self.keep ^ self.grown(ratio) ^ self.prune.take(swap_counts(self.positive, ratio))
+        return self.keep ^ self.grown(ratio) ^ self.prune.take(_swap_counts(self.positive, ratio))
 
 
 class Exchange(Ranking):
@@ -185,12 +162,12 @@ class Exchange(Ranking):
         self.granularity = granularity
         self.shapes = [mask.shape for mask in keep]
         pairs = zip(to_groups(importance, granularity), to_groups(keep, granularity), strict=True)
-        self.matrices = [RankedGroups(scores, mask, largest_ratio) for scores, mask in pairs]
+        self.matrices = [_RankedGroups(scores, mask, largest_ratio) for scores, mask in pairs]
         self.positive = [groups.positive for groups in self.matrices]
 
     def values(self) -> Tensor:
         """S_grow - S_prune of every ranked pair, one flat tensor."""
-        return torch.cat([groups.values() for groups in self.matrices])
+        return torch.cat([(pairs.grow.ranked - pairs.prune.ranked).reshape(-1) for pairs in self.matrices])
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
@@ -201,10 +178,8 @@ class RowExchange(Exchange):
     """`pairing: row` of N:M (published code): output rows decide what grows, M-groups what makes room.
 
     In each output row the floor(ratio * N+) most important pruned weights grow. In each M-group as many of the least
-    important kept weights go as grew there. Where more than N would grow in one M-group, the N most important do.
-
-    Args:
-        group: M; the others are those of `Exchange`, with N of every M kept.
+    important kept weights go as grew there. Where more than N would grow in one M-group (`group` is M), the N most
+    important do.
     """
 
     def __init__(
@@ -217,7 +192,7 @@ class RowExchange(Exchange):
         """The keep masks after growing the first floor(ratio * N+) weights of each row."""
         return [self._swapped(rows, rows.grown(ratio)) for rows in self.matrices]
 
-    def _swapped(self, rows: RankedGroups, grown: Tensor) -> Tensor:
+    def _swapped(self, rows: _RankedGroups, grown: Tensor) -> Tensor:
         scores, kept, grown = (t.reshape(-1, self.group) for t in (rows.importance, rows.keep, grown))
         grown = grown & (rank_in_group(-scores.masked_fill(~grown, -torch.inf)) < kept.sum(1, keepdim=True))
         leaves = rank_in_group(scores.masked_fill(~kept, torch.inf)) < grown.sum(1, keepdim=True)
@@ -228,11 +203,7 @@ class GroupExchange(Ranking):
     """`pairing: group` of N:M (paper, III-D): pairs are formed inside each M-group and compete within a scope.
 
     An M-group offers min(N, M - N) pairs. Of a scope's N+ pairs worth more than zero the floor(ratio * N+) best are
-    swapped, equal values in the order of their M-groups.
-
-    Args:
-        group: M; the others are those of `Exchange`, with N of every M kept.
-        scope: output, layer or block.
+    swapped, equal values in the order of their M-groups. The scope is output, layer or block; `group` is M.
     """
 
     def __init__(
@@ -245,12 +216,12 @@ class GroupExchange(Ranking):
             self._places.append((grow, prune))
             values.append(value.reshape(scores.shape[0], -1))
         self._shapes = [value.shape for value in values]
-        self.positive, self._best = list[Tensor](), list[Extremes]()
+        self.positive, self._best = list[Tensor](), list[_Extremes]()
         for scoped in to_groups(values, scope):
             positive = count_true(scoped > 0)
-            most = int(swap_counts(positive, largest_ratio).max())
+            most = int(_swap_counts(positive, largest_ratio).max())
             self.positive.append(positive)
-            self._best.append(Extremes(scoped, scoped > 0, most, largest=True))
+            self._best.append(_Extremes(scoped, scoped > 0, most, largest=True))
 
     def values(self) -> Tensor:
         """Every ranked pair value of every scope, one flat tensor."""
@@ -258,19 +229,16 @@ class GroupExchange(Ranking):
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the best floor(ratio * N+) pairs of each scope."""
-        counts = [swap_counts(positive, ratio) for positive in self.positive]
+        counts = [_swap_counts(positive, ratio) for positive in self.positive]
         chosen = [best.take(count) for best, count in zip(self._best, counts, strict=True)]
         swapped = from_groups(chosen, self._shapes, self.scope)
-        linears = zip(self.keep, swapped, self._places, strict=True)
-        return [keep ^ self._flipped(keep, pairs, places) for keep, pairs, places in linears]
-
-    def _flipped(self, keep: Tensor, swapped: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
-        """True at both members of each swapped pair, (out, in)."""
-        flips = torch.zeros_like(keep).reshape(-1, self.group)
-        swapped = swapped.reshape(places[0].shape)
-        for place in places:
-            flips |= torch.zeros_like(flips).scatter_(1, place, swapped)
-        return flips.reshape(keep.shape)
+        masks = []
+        for keep, pairs, places in zip(self.keep, swapped, self._places, strict=True):
+            flips = torch.zeros_like(keep).reshape(-1, self.group)
+            for place in places:
+                flips |= torch.zeros_like(flips).scatter_(1, place, pairs.reshape(place.shape))
+            masks.append(keep ^ flips.reshape(keep.shape))
+        return masks
 
 
 def _group_pairs(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,3 +249,28 @@ def _group_pairs(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     prune = scores.masked_fill(~keep, torch.inf).sort(dim=1, stable=True)
     value = grow.values[:, :pairs] - prune.values[:, :pairs]
     return grow.indices[:, :pairs], prune.indices[:, :pairs], value
+
+
+def pair_value_histogram(values: Tensor, swapped: int) -> dict[str, Any] | None:
+    """Positive pair values in bins of equal width on a log scale (the paper's Fig. 3); None where there are none.
+
+    Args:
+        values: S_grow - S_prune of every ranked pair, any shape; those that are not finite and positive are left out.
+        swapped: how many of them an exchange swaps.
+
+    Returns:
+        `lowest` and `highest`: the ends of the bins; `counts`: BINS integers; `cut`: the swapped-th largest value,
+        to whose right lie as many pairs as are swapped, None where none are.
+    """
+    chosen = values[torch.isfinite(values) & (values > 0)]
+    if len(chosen) == 0:
+        return None
+    logs = chosen.log10()
+    highest = float(logs.max())
+    lowest = max(float(logs.min()), highest - DECADES)
+    width = (highest - lowest) / BINS or 1.0
+    places = ((logs - lowest) / width).long().clamp(0, BINS - 1)
+    kept = min(swapped, len(chosen))
+    cut = float(kth_smallest(chosen, len(chosen) - kept + 1)) if kept else None
+    counts = torch.bincount(places, minlength=BINS).tolist()
+    return {"lowest": 10.0**lowest, "highest": 10.0**highest, "counts": counts, "cut": cut}

@@ -16,9 +16,7 @@ def gptq(weight: Tensor, keep: Tensor, factor: Tensor, form: IntegerFormat, bloc
 
     Args:
         weight: W, (out, in), float32 or float64; what is computed is computed in that.
-        keep: (out, in) bool, True where kept.
         factor: U, (in, in), in the weight's dtype.
-        form: what is stored.
         block_size: columns after which those behind are brought up to date; changes the speed only.
     """
     remaining, codes = torch.where(keep, weight, 0), torch.empty_like(weight, dtype=torch.int8)
@@ -65,10 +63,7 @@ def descend(
 
     Args:
         weight: W, (out, in), float32 or float64; what is computed is computed in that.
-        keep: (out, in) bool, True where kept.
-        start: what to improve.
         gram: H, (in, in), in the weight's dtype, its diagonal above zero.
-        form: what is stored.
         sweeps: over all columns, at least 0.
         block_size: columns after which all others are brought up to date; changes the speed only.
     """
@@ -88,7 +83,6 @@ def descend(
 def _descend_columns(
     values: Tensor, codes: Tensor, keep: Tensor, scale: Tensor, residual: Tensor, gram: Tensor, form: IntegerFormat
 ) -> None:
-    """One sweep over one block of columns; `values`, `codes` and `residual` are brought up to date."""
     for column in range(values.shape[1]):
         one = slice(column, column + 1)
         value = values[:, one].clone()

@@ -20,14 +20,13 @@ STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 
 @dataclass
 class InputStatistics:
-    """Statistics of one Linear's input X, (tokens, in), over the whole calibration set.
+    """Statistics of one Linear's input X, (tokens, in), over the whole calibration set; None unless needed.
 
     Attributes:
-        input_norm: ||X_j||_2 of each channel j, (in,) float32; None unless needed.
-        gram: H = sum over tokens of x x^T, (in, in) float32; None unless needed.
-        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32; None unless needed.
-        input_sum: sum over tokens of X_tj of each channel j, (in,) float32; None unless needed.
-        tokens: number of tokens.
+        input_norm: ||X_j||_2 of each channel j, (in,) float32.
+        gram: H = sum over tokens of x x^T, (in, in) float32.
+        input_abs: sum over tokens of |X_tj| of each channel j, (in,) float32.
+        input_sum: sum over tokens of X_tj of each channel j, (in,) float32.
     """
 
     input_norm: Tensor | None = None
@@ -38,15 +37,12 @@ class InputStatistics:
 
 
 class _InputSums:
-    """The sums over one input."""
-
     def __init__(self, needs: frozenset[str]) -> None:
         self.channels = {name: Sum() for name in CHANNELS if name in needs}
         self.gram = Products(symmetric=True) if "gram" in needs else None
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
-        """Add one sample, (tokens, in)."""
         self.tokens += len(x)
         for name, total in self.channels.items():
             total.add(CHANNELS[name](x))
@@ -100,10 +96,7 @@ class InputRecorder:
             self._last = (x, self._sums[name])
 
     def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
-        """The statistics by Linear over all ranks, to be asked for once.
-
-        Linears with the same input hold the same tensors.
-        """
+        """The statistics by Linear over all ranks, to be asked for once; one input, the same tensors."""
         totals: dict[_InputSums, InputStatistics] = {}
         for sums in self._sums.values():
             if sums not in totals:

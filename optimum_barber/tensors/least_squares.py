@@ -17,8 +17,7 @@ def solve(values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, itera
     """The values after some iterations towards the least-squares solution; pruned positions keep theirs.
 
     Args:
-        values: v, (rows, width) float.
-        keep: m, (rows, width) bool.
+        values: v, (rows, width) float, under the keep mask m.
         gram: G, (width, width), of the dtype of `values`.
         correlation: c, (rows, width), of the residual at v * m with the input.
         iterations: of preconditioned conjugate gradients, >= 0.
@@ -41,10 +40,9 @@ def solve(values: Tensor, keep: Tensor, gram: Tensor, correlation: Tensor, itera
 
 
 def _dots(left: Tensor, right: Tensor) -> Tensor:
-    """The rows' inner products, (rows, 1)."""
     return torch.linalg.vecdot(left, right)[:, None]
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Their quotient; 0 where a row has reached its solution and both are 0."""
+    # 0 where a row has reached its solution and both are 0
     return torch.where(denominator > 0, numerator / denominator, 0.0)

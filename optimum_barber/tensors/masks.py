@@ -17,15 +17,7 @@ SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # i
 
 
 def select_lowest(scores: Tensor, count: int) -> Tensor:
-    """The `count` lowest scores of each row; equal scores fall to the lower index first.
-
-    Args:
-        scores: (rows, width), any real dtype.
-        count: how many a row, in [0, width].
-
-    Returns:
-        (rows, width) bool with exactly `count` True in each row.
-    """
+    """True at the `count` lowest of each row of (rows, width) scores, in [0, width]; ties fall to the lower index."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     cut = scores.kthvalue(count, dim=1, keepdim=True).values
@@ -52,15 +44,10 @@ def fill_up(chosen: Tensor, tied: Tensor, counts: Tensor) -> Tensor:
 
 
 def keep_highest(scores: Tensor, pattern: SparsityPattern, scope: str = "row") -> Tensor:
-    """The keep mask that prunes the lowest scores of each comparison group.
+    """The keep mask, (out, in) bool, that prunes the lowest scores, (out, in), of each comparison group.
 
-    Args:
-        scores: (out, in), the importance of each weight.
-        pattern: how many are pruned: floor(ratio * n) a group or, in the first groups, one more; or M - N of every M.
-        scope: "row" or "layer", what an unstructured pattern compares within.
-
-    Returns:
-        (out, in) bool, True where kept.
+    That is floor(ratio * n) a group or, in the first groups, one more; or M - N of every M. The scope that an
+    unstructured pattern compares within is "row" or "layer".
     """
     if pattern.semi_structured:
         grouped = scores.reshape(-1, pattern.group)

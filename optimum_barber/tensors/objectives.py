@@ -29,7 +29,7 @@ class SquaredError:
     """mean(omega (output - target)^2): what LLM-Barber measures a block by."""
 
     def error(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """First over channels, then over tokens: a sum over everything would depend on the number of threads."""
+        """Average over channels, then tokens: a sum over all would depend on the number of threads."""
         errors = functional.mse_loss(output, target, reduction="none").mean(-1, keepdim=True)
         return (errors if weights is None else errors * weights).mean()
 

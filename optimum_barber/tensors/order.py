@@ -15,14 +15,7 @@ def kth_smallest(row: Tensor, k: int) -> Tensor:
 
 
 def extremes(row: Tensor, candidates: Tensor, count: int, largest: bool) -> Tensor:
-    """The `count` largest (descending) or smallest (ascending) of the candidates of a row, (count,).
-
-    Args:
-        row: (width,) float.
-        candidates: (width,) bool, at least `count` True.
-        count: how many.
-        largest: which end.
-    """
+    """The `count` largest (descending) or smallest (ascending) candidates of a row, (count,); all are (width,)."""
     if row.device.type != "cpu":
         return row[candidates].topk(count, largest=largest).values
     values = row.numpy()[candidates.numpy()]

@@ -15,8 +15,7 @@ class SparsityPattern:
         sparsity: share of weights pruned, in (0, 1).
         keep: N of N:M, the weights kept in every group; 0 for an unstructured pattern.
         group: M of N:M, consecutive weights along the input dimension; 0 for an unstructured pattern.
-        whole: whether floor(ratio * n) is pruned of a Linear as a whole, so that its rows may differ by one, and not
-            of every comparison group.
+        whole: floor(ratio * n) is pruned of a Linear as a whole, whose rows may differ by one, not of every group.
     """
 
     sparsity: float
@@ -39,7 +38,10 @@ class SparsityPattern:
             if sparsity is None:
                 raise BarberError("sparsity is missing: give a number in (0, 1), or a pattern such as 2:4")
             return cls(sparsity)
-        keep, group = _parse_n_of_m(pattern)
+        match = re.fullmatch(r"(\d+):(\d+)", pattern)
+        if not match or not 0 < int(match[1]) < int(match[2]):
+            raise BarberError(f"pattern {pattern!r} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4")
+        keep, group = int(match[1]), int(match[2])
         implied = 1 - keep / group
         if sparsity is not None and abs(sparsity - implied) > 1e-9:
             raise BarberError(f"sparsity {sparsity} contradicts pattern {pattern}, which implies {implied:g}")
@@ -77,10 +79,3 @@ class SparsityPattern:
         """Refuse the Linear `name` if its input width is not a multiple of M."""
         if self.semi_structured and width % self.group:
             raise BarberError(f"pattern {self} does not fit {name}: its width {width} is no multiple of {self.group}")
-
-
-def _parse_n_of_m(pattern: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match and 0 < int(match[1]) < int(match[2]):
-        return int(match[1]), int(match[2])
-    raise BarberError(f"pattern {pattern!r} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4")

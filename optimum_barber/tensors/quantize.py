@@ -14,8 +14,7 @@ class IntegerFormat:
 
     Attributes:
         bits: of a code, 4 or 8; codes lie in [-2^(bits-1), 2^(bits-1) - 1].
-        group_size: consecutive weights along the input dimension that share a scale, a divisor of every width;
-            None for a whole output row.
+        group_size: consecutive weights along the input dimension that share a scale; None for a whole output row.
         dtype: of scales and dequantized weights.
     """
 
@@ -31,12 +30,7 @@ class IntegerFormat:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized weight; pruned weights have the code zero.
-
-    Attributes:
-        codes: (out, in) int8.
-        scale: (out, groups) > 0, in the format's dtype.
-    """
+    """A quantized weight: codes, (out, in) int8, zero where pruned; scales > 0, (out, groups)."""
 
     codes: Tensor
     scale: Tensor
@@ -47,13 +41,7 @@ class Quantized:
 
 
 def round_to_nearest(weight: Tensor, keep: Tensor, form: IntegerFormat) -> Quantized:
-    """Each kept weight at the nearest code of its group's grid.
-
-    Args:
-        weight: W, (out, in), float32 or float64; what is computed is computed in that.
-        keep: (out, in) bool, True where kept.
-        form: what is stored.
-    """
+    """Each kept weight of W, (out, in) float32 or float64, at the nearest code of its group's grid."""
     grouped = torch.where(keep, weight, 0).reshape(-1, form.group_size or weight.shape[1])
     scale = choose_scale(grouped, form)
     return Quantized(nearest_codes(grouped, scale, form).reshape(weight.shape), scale.reshape(len(weight), -1))
@@ -62,9 +50,10 @@ def round_to_nearest(weight: Tensor, keep: Tensor, form: IntegerFormat) -> Quant
 def choose_scale(weight: Tensor, form: IntegerFormat) -> Tensor:
     """The scale of each row by least squared error: of max|w| / highest code times each of `SHRINKS`, the best.
 
+    Scales are rounded to the format's dtype before they are tried.
+
     Args:
         weight: (rows, width), zero where pruned, so that pruned weights do not count.
-        form: what is stored; scales are rounded to its dtype before they are tried.
 
     Returns:
         (rows, 1) > 0 in the format's dtype; 1 where all weights are zero, or too small for that dtype.

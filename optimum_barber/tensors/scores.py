@@ -23,25 +23,16 @@ class GradientReduction:
         self.total.add(gradient.square_() if self.squared else gradient)
 
     def result(self, ranks: Ranks = ALONE) -> Tensor:
-        """G over the samples of all ranks; to be asked for once.
-
-        Raises:
-            RuntimeError: no gradient was added.
-        """
+        """G over the samples of all ranks; to be asked for once."""
         samples = int(sum(ranks.gather([self.samples])))
         mean = self.total.over(ranks).div_(samples)
         return mean.sqrt_() if self.squared else mean.abs_()
 
 
 def importance(weight: Tensor, gradient: Tensor | None, metric: str = "weight_gradient") -> Tensor:
-    """Importance S of each weight: |W| * G (Eq. 8), |W| or G (Table VI).
+    """Importance S of each weight, (out, in), >= 0: |W| * G (Eq. 8), |W| or G (Table VI).
 
-    Args:
-        weight: dense W, (out, in), also where it is pruned.
-        gradient: reduced G >= 0, (out, in), overwritten by S; None for the metric `weight`.
-
-    Returns:
-        (out, in), >= 0.
+    W is dense, also where it is pruned. G >= 0, the reduced gradient, is overwritten; None for the metric `weight`.
     """
     if metric == "weight" or gradient is None:
         return weight.abs()

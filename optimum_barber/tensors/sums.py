@@ -35,11 +35,7 @@ class Sum:
             total.add_(piece)
 
     def over(self, ranks: Ranks = ALONE) -> Tensor:
-        """The sum over all ranks, of the dtype of its parts. To be asked for once: the accumulator's memory is let go.
-
-        Raises:
-            RuntimeError: nothing was added.
-        """
+        """The sum over all ranks, of the dtype of its parts. To be asked for once: its memory is let go."""
         if self._total is None:
             raise RuntimeError("nothing was added to a sum")
         total, self._total = self._total, None
@@ -69,11 +65,7 @@ class Products:
             total.add(left[:, strip].t() @ columns)
 
     def over(self, ranks: Ranks = ALONE) -> Tensor:
-        """The sum over all ranks, (rows, columns). To be asked for once.
-
-        Raises:
-            RuntimeError: nothing was added.
-        """
+        """The sum over all ranks, (rows, columns). To be asked for once."""
         product: Tensor | None = None
         for total, strip in zip(self._sums, _strips(self._shape[0]), strict=True):
             rows = total.over(ranks)

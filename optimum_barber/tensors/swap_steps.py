@@ -7,6 +7,7 @@ their coupling -2 v_i v_j G_ij.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,13 +26,7 @@ def turn_of(values: Tensor, keep: Tensor) -> Tensor:
 
 
 class Rows(ABC):
-    """Some rows of a Linear.
-
-    Args:
-        values: v, (rows, width) float.
-        keep: m, (rows, width) bool; changed in place.
-        gram: G, (width, width).
-    """
+    """Some rows of a Linear: values v, (rows, width) float, keep masks m, changed in place, and the Gram matrix G."""
 
     def __init__(self, values: Tensor, keep: Tensor, gram: Tensor) -> None:
         self.values, self.keep, self.gram = values, keep, gram
@@ -56,8 +51,7 @@ class Rows(ABC):
     def flip(self, pair: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
         """Change the state of both weights of `pair`, (rows, 2) columns, in the rows where that is `better`, (rows,).
 
-        Returns:
-            turn / 2 before the change, 0 where nothing changed, and the keep mask after it; (rows, 2) each.
+        Returns turn / 2 before the change, 0 where nothing changed, and the keep mask after it; (rows, 2) each.
         """
         turn = self.turn.gather(1, pair).mul_(better[:, None])
         kept = self.keep.gather(1, pair).logical_xor_(better[:, None])
@@ -67,12 +61,7 @@ class Rows(ABC):
 
 
 class FreeRows(Rows):
-    """Exchanges between any two places of a row.
-
-    Args:
-        correlation: c, (rows, width); changed in place.
-        thorough: whether the search over every pair is one of the steps: O(width^2) a row.
-    """
+    """Exchanges between any two places of a row; a thorough search over every pair costs O(width^2) a row."""
 
     def __init__(self, values: Tensor, keep: Tensor, correlation: Tensor, gram: Tensor, thorough: bool) -> None:
         super().__init__(values, keep, gram)
@@ -84,18 +73,10 @@ class FreeRows(Rows):
 
     @property
     def steps(self) -> Sequence[Step]:
-        """Grow first, prune first and, if thorough, every pair."""
-        if self.thorough:
-            return [self._grow_first, self._prune_first, self._best_pair]
-        return [self._grow_first, self._prune_first]
-
-    def _grow_first(self) -> Tensor:
-        """Exchange the pruned weight of each row that gains most alone and the kept one that suits it."""
-        return self._one_by_one(self.pruned_alone, self.kept_alone)
-
-    def _prune_first(self) -> Tensor:
-        """Exchange the kept weight of each row that costs least alone and the pruned one that suits it."""
-        return self._one_by_one(self.kept_alone, self.pruned_alone)
+        """The best pruned weight first, the kept one that costs least first, and, if thorough, every pair."""
+        grow_first = partial(self._one_by_one, self.pruned_alone, self.kept_alone)
+        prune_first = partial(self._one_by_one, self.kept_alone, self.pruned_alone)
+        return [grow_first, prune_first, self._best_pair] if self.thorough else [grow_first, prune_first]
 
     def _one_by_one(self, first: Tensor, second: Tensor) -> Tensor:
         """Exchange the cheapest weight of `first` and, once c knows of that, of `second`; undo it where both cost."""
@@ -116,11 +97,9 @@ class FreeRows(Rows):
         return column, costs[self.row_indices, column]
 
     def _add_to_correlation(self, columns: Tensor, factors: Tensor) -> None:
-        """Add each row's factor times its row of G."""
         self.correlation.addcmul_(self.gram.index_select(0, columns), factors[:, None])
 
     def _exchange(self, pair: Tensor, better: Tensor) -> Tensor:
-        """Change the state of both weights of each row where that is better; their factors for c, (rows, 2)."""
         factors, kept = self.flip(pair, better)
         alone = self.alone.gather(1, pair)
         self.kept_alone.scatter_(1, pair, alone.masked_fill(~kept, torch.inf))
@@ -193,7 +172,6 @@ class GroupRows(Rows):
         return [self._best_pair]
 
     def _coupled(self) -> tuple[Tensor, Tensor]:
-        """J of all pairs, (rows, pairs, groups), and a tensor of this shape to be overwritten."""
         gram = self.gram.view(self.groups, self.group_size, self.group_size, self.groups)
         gram = gram.diagonal(dim1=0, dim2=3)  # of each group: (place, place, group)
         alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
@@ -211,7 +189,6 @@ class GroupRows(Rows):
         return paired
 
     def _best_pair(self) -> Tensor:
-        """Exchange the best pair within any M-group of each row."""
         slopes = self.slopes.view(self.members_shape)
         torch.baddbmm(self.joint, self.members_of, slopes, out=self.costs)  # one product beats many sums
         best = lowest_column(self.costs.flatten(1))

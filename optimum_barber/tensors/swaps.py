@@ -48,19 +48,18 @@ def exchange(
     if group is None:
         begin: Begin = partial(FreeRows, gram=gram, thorough=most is None)
         return _exchanged(values, keep, correlation, most, begin)
-    values, keep, correlation, gram = (by_place(rows, group) for rows in (values, keep, correlation, gram))
+    values, keep, correlation, gram = (_by_place(rows, group) for rows in (values, keep, correlation, gram))
     slopes = turn_of(values, keep).mul_(correlation)
     begin = partial(GroupRows, gram=gram, group=group)
-    return by_group(_exchanged(values, keep, slopes, most, begin, group), group)
+    return _by_group(_exchanged(values, keep, slopes, most, begin, group), group)
 
 
-def by_place(rows: Tensor, group: int) -> Tensor:
-    """Order the columns by their place in the M-group, then by the group: pairs are formed along long rows."""
+def _by_place(rows: Tensor, group: int) -> Tensor:
+    # by the place in the M-group, then by the group: pairs are formed along long rows
     return rows.view(len(rows), -1, group).transpose(1, 2).reshape(rows.shape)
 
 
-def by_group(rows: Tensor, group: int) -> Tensor:
-    """The inverse of `by_place`."""
+def _by_group(rows: Tensor, group: int) -> Tensor:
     return rows.view(len(rows), group, -1).transpose(1, 2).reshape(rows.shape)
 
 
@@ -69,8 +68,7 @@ def _exchanged(
 ) -> Tensor:
     """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together.
 
-    Between the legs `slopes`, (rows, width), carries what all exchanges so far have changed: c, or turn * c, as the
-    rows that `begin` makes have it.
+    `slopes`, (rows, width), carries between the legs what all exchanges so far have changed: c, or turn * c.
     """
     keep, slopes = keep.clone(), slopes.clone()
     at_once = TOGETHER * torch.get_num_threads() if values.device.type == "cpu" else TOGETHER_ON_DEVICE

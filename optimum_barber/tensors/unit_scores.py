@@ -7,15 +7,7 @@ from torch import Tensor
 
 
 def input_importance(weight: Tensor, output_importance: Tensor) -> Tensor:
-    """|W|^T v: what the importance v of a Linear's outputs makes of its inputs.
-
-    Args:
-        weight: W, (out, in).
-        output_importance: v >= 0, (out,).
-
-    Returns:
-        (in,), >= 0.
-    """
+    """|W|^T v, (in,): what the importance v >= 0 of a Linear's outputs, (out,), makes of its inputs."""
     return weight.abs().t() @ output_importance
 
 
@@ -29,11 +21,8 @@ def mlp_input_importance(
     Args:
         makers: W_up, and W_gate where the MLP has one, (channels, hidden) each.
         down: W_down, (hidden, channels).
-        output_importance: v >= 0, (hidden,).
+        output_importance: v >= 0, (hidden,), as the result.
         gain: of the norm in front of the MLP, (hidden,); None for 1, as the paper has it.
-
-    Returns:
-        (hidden,), >= 0.
     """
     channels = input_importance(down, output_importance)
     inner = torch.stack([input_importance(weight, channels) for weight in makers]).sum(0)
@@ -42,31 +31,10 @@ def mlp_input_importance(
     return output_importance + inner
 
 
-def channel_influence(input_abs: Tensor, weight: Tensor, output_importance: Tensor) -> Tensor:
-    """The bound on the change of the layer's output when an input channel of a Linear goes (Eq. 8 and 9).
-
-    s_j = (sum over tokens of |x_tj|) * (|W|^T v)_j; v = 1 for an FFN's down projection (Eq. 9), and what
-    `mlp_input_importance` makes of 1 for an attention's output projection (Eq. 8).
-
-    Args:
-        input_abs: sum over tokens of |x|, (in,).
-        weight: W of the Linear that reads the channels, (out, in).
-        output_importance: v, (out,).
-
-    Returns:
-        (in,), >= 0.
-    """
-    return input_abs * input_importance(weight, output_importance)
-
-
 def unit_sums(values: Tensor, axis: int, start: int, width: int, count: int) -> Tensor:
-    """Sums over the units of one Linear: unit u is `width` rows (axis 0) or columns (axis 1) from start + u * width.
+    """Sums over the units of one Linear, (count,): of `width` rows (axis 0) or columns (axis 1) from start + u * width.
 
-    Args:
-        values: a value per weight, (out, in), or per row or column, (n,) with axis 0.
-
-    Returns:
-        (count,).
+    The values are one per weight, (out, in), or per row or column, (n,) with axis 0.
     """
     units = values.narrow(axis, start, width * count).unflatten(axis, (count, width))
     return units.movedim(axis, 0).flatten(1).sum(1)
@@ -77,12 +45,11 @@ def error_matrix(weight: Tensor, gram: Tensor, width: int) -> Tensor:
 
     A unit's output enters the block's through its columns of the Linear that reads it, so that taking units away
     changes the block's output by W_R x_R, and E = sum over tokens of ||W_R x_R||² = sum over i, j in R of
-    (WᵀW)_ij G_ij. K sums this over the columns of each pair of units.
+    (WᵀW)_ij G_ij. K sums this over the `width` columns of each pair of units.
 
     Args:
         weight: W of the reader, (out, units * width).
         gram: G = sum over tokens of x xᵀ of its input, (units * width, units * width).
-        width: columns of a unit.
 
     Returns:
         (units, units) float64, symmetric, positive semidefinite.
@@ -96,16 +63,13 @@ def exchange_units(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortli
     """Kept units after the exchanges that lower E most, one after the other, until none of the shortlist lowers it.
 
     With R the units that go and c = K 1_R, half the derivative of E that |W ∂E/∂W| sums up to over a unit's columns,
-    taking u out of R and putting v in changes E by K_uu - 2 c_u + K_vv + 2 c_v - 2 K_uv.
+    taking u out of R and putting v in changes E by K_uu - 2 c_u + K_vv + 2 c_v - 2 K_uv. As many units are returned as
+    `kept` has, ascending; E is never higher than at the start.
 
     Args:
         matrix: K, (units, units).
-        kept: units that stay at the start.
         groups: an exchange stays within one of so many equal groups of units.
         shortlist: the most promising units of either side that are paired with each other.
-
-    Returns:
-        As many units as `kept` has, ascending; E is never higher than at the start.
     """
     count = len(matrix)
     out = torch.ones(count, dtype=torch.bool, device=matrix.device)
@@ -128,6 +92,5 @@ def exchange_units(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortli
 
 
 def _lowest_indices(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """Indices of the `count` lowest values where `among` holds, (count or fewer,)."""
     indices = among.nonzero()[:, 0]
     return indices[values[indices].argsort(stable=True)[:count]]

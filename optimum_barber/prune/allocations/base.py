@@ -1,6 +1,5 @@
 """Allocations: functions that share the sparsity out over the blocks of a model, out of a look at the dense one."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
-from ...base.fields import keyword_only, parse_arguments
+from ...base.fields import parse_arguments
 from ...base.registry import Registry
 from ...models.activations import Activations
 from ...models.source import ModelSource
@@ -30,7 +29,6 @@ class Budget:
         weights: prunable weights of each block, by name, in the order of the model; blocks without any are left out.
         source: the decoder layers, which stay as they are.
         windows: (samples, length) int64, the calibration tokens of all ranks.
-        plan: of the run.
         quiet: no progress bar.
     """
 
@@ -73,49 +71,15 @@ class Budget:
 
     def check_spread(self, allocation: str, spread: float) -> None:
         """Refuse a spread around the target that has no room on one of its sides."""
-        most = min(self.target, 1 - self.target)
+        target, most = self.target, min(self.target, 1 - self.target)
         if not 0 < spread < most:
-            said = f"spread {spread:g} of allocation {allocation!r} is not legal at sparsity {self.target:g}"
-            raise BarberError(f"{said}: above 0 and below {most:g}")
+            place = f"of allocation {allocation!r} is not legal at sparsity {target:g}"
+            raise BarberError(f"spread {spread:g} {place}: above 0 and below {most:g}")
 
 
-AllocationFunction = Callable[..., Shares]
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A registered allocation.
-
-    Attributes:
-        function: takes a `Budget` and keyword-only arguments; returns `Shares`.
-    """
-
-    function: AllocationFunction
-
-    @property
-    def arguments(self) -> dict[str, inspect.Parameter]:
-        """The keyword-only arguments of the function."""
-        return keyword_only(self.function)
-
-
-ALLOCATIONS: Registry[Allocation] = Registry("allocation", "optimum_barber.allocations")
-
-
-def allocation(name: str) -> Callable[[AllocationFunction], AllocationFunction]:
-    """Register the decorated function as the allocation `name`; it stays callable as it is."""
-
-    def decorate(function: AllocationFunction) -> AllocationFunction:
-        ALLOCATIONS.add(name, Allocation(function), origin=function.__module__)
-        return function
-
-    return decorate
-
-
-def as_allocation(candidate: "str | AllocationFunction | Allocation") -> Allocation:
-    """The allocation meant by a registered name, a plain function (of a plug-in) or an `Allocation`."""
-    if isinstance(candidate, Allocation):
-        return candidate
-    return Allocation(candidate) if callable(candidate) else as_allocation(ALLOCATIONS[candidate])
+AllocationFunction = Callable[..., Shares]  # takes a `Budget` and keyword-only arguments
+ALLOCATIONS: Registry[AllocationFunction] = Registry("allocation", "optimum_barber.allocations")
+allocation = ALLOCATIONS.register
 
 
 @torch.no_grad()
@@ -125,11 +89,17 @@ def share_out(name: str, arguments: dict[str, Any], budget: Budget) -> Shares:
     Raises:
         BarberError: it does not take these arguments, or does not share out the budget among these blocks.
     """
-    chosen = as_allocation(name)
-    shares = chosen.function(budget, **parse_arguments(chosen, name, arguments, "allocation"))
+    function = ALLOCATIONS[name]
+    shares = function(budget, **parse_arguments(function, name, arguments, "allocation"))
     if not isinstance(shares, Shares) or set(shares.sparsity) != set(budget.weights):
         raise BarberError(f"allocation {name!r} gives no share of each of the {len(budget.weights)} blocks")
     for block, sparsity in shares.sparsity.items():
         if not 0 < sparsity < 1:
             raise BarberError(f"allocation {name!r} gives {block} the sparsity {sparsity:g}, outside of (0, 1)")
     return shares
+
+
+@allocation("uniform")
+def uniform(budget: Budget) -> Shares:
+    """Give every block the target; the model is not looked at."""
+    return Shares(dict.fromkeys(budget.weights, budget.target))

@@ -18,16 +18,8 @@ def measured(budget: Budget, *, spread: float = 0.1, samples: int = 8) -> Shares
     e_b(s) is measured at the sparsities target - spread, target and target + spread, relative to the residual stream
     behind the block, so that blocks compare, and ln e_b(s) = level_b + slope_b s fitted by least squares. The shares
     minimise sum_b e_b(s_b) subject to sum_b n_b s_b = target * sum_b n_b, n_b the block's weights, and
-    |s_b - target| <= spread:
-
-        s_b = clip((ln p + ln n_b - ln slope_b - level_b) / slope_b, target - spread, target + spread)
-
-    with one price p of a weight, found by bisection.
-
-    Args:
-        budget: what there is to share out.
-        spread: the most that a block may differ from the target; nothing is extrapolated beyond.
-        samples: how many of the calibration windows are looked at; the pass costs four forward passes over them.
+    |s_b - target| <= spread: see `least_error`. Nothing is extrapolated beyond the spread. The pass costs four forward
+    passes over the first `samples` calibration windows.
 
     Raises:
         BarberError: `spread` or `samples` is not legal, or an error is not finite.
@@ -39,7 +31,7 @@ def measured(budget: Budget, *, spread: float = 0.1, samples: int = 8) -> Shares
     found: dict[str, Any] = {}
     curves: list[ErrorCurve] = []
     for _, block, trial in budget.trials(budget.plan.producer.needs, samples, relative=True):
-        points = [measure(budget, block, trial, sparsity) for sparsity in (lowest, budget.target, highest)]
+        points = [_measure(budget, block, trial, sparsity) for sparsity in (lowest, budget.target, highest)]
         curve = ErrorCurve.through(*map(list, zip(*points, strict=True)))
         curves.append(curve)
         found[block] = {"errors": [list(point) for point in points], **asdict(curve)}
@@ -48,8 +40,8 @@ def measured(budget: Budget, *, spread: float = 0.1, samples: int = 8) -> Shares
     return Shares(dict(zip(found, shares, strict=True)), found)
 
 
-def measure(budget: Budget, block: str, trial: Trial, sparsity: float) -> tuple[float, float]:
-    """The sparsity that the producer's masks reach, and the block's error under them."""
+def _measure(budget: Budget, block: str, trial: Trial, sparsity: float) -> tuple[float, float]:
+    # the sparsity that the masks reach, and the error under them
     masks = budget.masks(trial, sparsity)
     error = trial.error(masks)
     if not math.isfinite(error):

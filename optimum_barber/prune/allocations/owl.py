@@ -17,9 +17,6 @@ def owl(budget: Budget, *, outlier: float = 5.0, spread: float = 0.08) -> Shares
 
     With d_l = (D_l - min D) / (max D - min D), layer l has the sparsity s_l = target - 2 spread (d_l - mean d), where
     the mean counts prunable weights: the layers differ by up to 2 spread, and the average is the target.
-
-    Raises:
-        BarberError: `outlier` or `spread` is not legal.
     """
     budget.check_spread("owl", spread)
     if not outlier > 0:
@@ -32,14 +29,13 @@ def owl(budget: Budget, *, outlier: float = 5.0, spread: float = 0.08) -> Shares
         for _, block, trial in trials:
             layer_of[block] = layer
             weights[layer] = weights.get(layer, 0) + budget.weights[block]
-            scores += wanda_scores(trial)
-        outliers[layer] = outlier_share(scores, outlier)
-    sparsity = spread_out(outliers, weights, budget.target, spread)
+            scores += _wanda_scores(trial)
+        outliers[layer] = _outlier_share(scores, outlier)
+    sparsity = _spread_out(outliers, weights, budget.target, spread)
     return Shares({block: sparsity[layer] for block, layer in layer_of.items()}, {"outliers": outliers})
 
 
-def wanda_scores(trial: Trial) -> list[Tensor]:
-    """|W_ij| ||X_j|| of each Linear, (out, in)."""
+def _wanda_scores(trial: Trial) -> list[Tensor]:
     scores = []
     for name, statistics in trial.statistics.items():
         if statistics.input_norm is not None:
@@ -47,8 +43,7 @@ def wanda_scores(trial: Trial) -> list[Tensor]:
     return scores
 
 
-def outlier_share(scores: list[Tensor], outlier: float) -> float:
-    """The share of all scores that lie above `outlier` times the mean of all, in [0, 1]."""
+def _outlier_share(scores: list[Tensor], outlier: float) -> float:
     count = sum(score.numel() for score in scores)
     mean = sum(float(score.double().sum()) for score in scores) / count
     above = 0
@@ -57,8 +52,7 @@ def outlier_share(scores: list[Tensor], outlier: float) -> float:
     return above / count
 
 
-def spread_out(outliers: dict[str, float], weights: dict[str, int], target: float, spread: float) -> dict[str, float]:
-    """The sparsity of each layer: 2 `spread` from the layer with the fewest outliers to that with the most."""
+def _spread_out(outliers: dict[str, float], weights: dict[str, int], target: float, spread: float) -> dict[str, float]:
     low, high = min(outliers.values()), max(outliers.values())
     place = dict.fromkeys(outliers, 0.0)
     if high > low:

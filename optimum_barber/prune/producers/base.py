@@ -1,13 +1,11 @@
 """Mask producers: functions from one Linear's weight and input statistics to its first keep mask."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ...base.errors import BarberError
-from ...base.fields import keyword_only
 from ...base.registry import Registry
 from ...tensors.input_statistics import STATISTICS, InputStatistics
 from ...tensors.patterns import SparsityPattern
@@ -20,9 +18,7 @@ class LinearInput:
     Attributes:
         name: full name of the Linear, such as "model.layers.0.mlp.up_proj".
         weight: dense W, (out, in), float32; not to be changed.
-        pattern: what the mask must look like.
         statistics: of the Linear's input on the sparse stream: those that the producer asked for.
-        seed: of this run.
     """
 
     name: str
@@ -34,12 +30,7 @@ class LinearInput:
 
 @dataclass
 class Produced:
-    """A producer's answer where the keep mask alone is not all of it.
-
-    Attributes:
-        keep: (out, in) bool, True where kept.
-        weight: (out, in), new values of the kept weights; None where they stay dense.
-    """
+    """A keep mask, (out, in) bool, with new values of the kept weights, (out, in); None where they stay dense."""
 
     keep: Tensor
     weight: Tensor | None = None
@@ -50,7 +41,7 @@ ProducerFunction = Callable[..., Tensor | Produced]
 
 @dataclass(frozen=True)
 class Producer:
-    """A registered producer: the function, the statistics it needs and the arguments it takes.
+    """A registered producer.
 
     Attributes:
         function: takes a `LinearInput` and keyword-only arguments; returns a keep mask or `Produced`.
@@ -62,11 +53,6 @@ class Producer:
     function: ProducerFunction
     needs: frozenset[str] = frozenset()
     brings_pattern: Callable[..., SparsityPattern] | None = None
-
-    @property
-    def arguments(self) -> dict[str, inspect.Parameter]:
-        """The keyword-only arguments of the function."""
-        return keyword_only(self.function)
 
 
 PRODUCERS: Registry[Producer] = Registry("producer", "optimum_barber.producers")
@@ -88,10 +74,7 @@ def producer(
 
 
 def as_producer(candidate: "str | ProducerFunction | Producer") -> Producer:
-    """The producer meant by a registered name, a plain callable or a `Producer`.
-
-    A plain callable may carry its needs as the attribute `needs`.
-    """
+    """The producer meant by a registered name, a plain callable, which may have an attribute `needs`, or itself."""
     if isinstance(candidate, Producer):
         return candidate
     if callable(candidate):

@@ -1,4 +1,4 @@
-"""The mask that another tool left in a checkpoint, laid over the dense base."""
+"""Masks that are there already: as zeros of another tool's checkpoint, or in a mask file."""
 
 import logging
 from collections import Counter
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...base.errors import BarberError
 from ...checkpoints.foreign import ForeignWeights
+from ...checkpoints.record import MaskFile
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...tensors.masks import keep_highest
 from ...tensors.patterns import SparsityPattern
@@ -17,11 +18,13 @@ from .base import LinearInput, Produced, producer
 
 logger = logging.getLogger(__name__)
 PATTERNS = [(n, m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]
+_mask_file = cache(MaskFile)
+_checkpoint = cache(SafetensorsWeights.open)
 CHANCE = 1e-3  # share of weights that may be zero without being pruned, as in dequantized models
 
 
 @cache
-def _opened(sparse_model: str) -> ForeignWeights:
+def _sparse_weights(sparse_model: str) -> ForeignWeights:
     return ForeignWeights(SafetensorsWeights.open(sparse_model))
 
 
@@ -29,8 +32,8 @@ def pattern_of_weights(
     shapes: Mapping[str, tuple[int, ...]], *, sparse_model: str, keep_weights: bool = False
 ) -> SparsityPattern:
     """The N:M that every Linear holds, else unstructured with the sparsity of all of them together; logged."""
-    _opened.cache_clear()
-    weights = _opened(sparse_model)
+    _sparse_weights.cache_clear()
+    weights = _sparse_weights(sparse_model)
     pruned = total = 0
     for name, shape in shapes.items():
         weight = weights.linear(name)
@@ -56,14 +59,14 @@ def _pattern(weights: ForeignWeights, names: list[str], sparsity: float) -> Spar
 
 
 def _holds(weight: Tensor, keep: int, group: int) -> bool:
-    """At most N of every M weights are not zero; a kept weight may be zero by chance."""
+    # at most N of every M: a kept weight may be zero by chance
     return weight.shape[1] % group == 0 and int((weight.reshape(-1, group) != 0).sum(1).max()) <= keep
 
 
 @producer("existing", brings_pattern=pattern_of_weights)
 def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = False) -> Produced:
     """Keep what is not zero in `sparse_model`; with `keep_weights` also the values that it has there."""
-    sparse = _opened(sparse_model).linear(linear.name)
+    sparse = _sparse_weights(sparse_model).linear(linear.name)
     sparse, pattern = sparse.to(linear.weight), linear.pattern
     keep = sparse != 0
     if pattern.semi_structured:
@@ -72,3 +75,27 @@ def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = Fal
             raise BarberError(f"sparse model {sparse_model!r}: {linear.name} does not hold the pattern {pattern}")
         keep = filled
     return Produced(keep, sparse if keep_weights else None)
+
+
+def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weights: str = "") -> SparsityPattern:
+    """The pattern that a mask file states, with the sparsity of the named Linears; their shapes are checked."""
+    _mask_file.cache_clear()
+    _checkpoint.cache_clear()
+    file = _mask_file(masks)
+    chosen = [file[name] for name in shapes]
+    for name, mask in zip(shapes, chosen, strict=True):
+        if mask.shape != shapes[name]:
+            raise BarberError(f"mask file {masks}: {name} has shape {mask.shape}, the model's is {shapes[name]}")
+    sparsity = sum(mask.pruned for mask in chosen) / sum(mask.weights for mask in chosen)
+    if file.pattern == "unstructured":
+        return SparsityPattern(sparsity)
+    return SparsityPattern.parse(file.pattern, None)
+
+
+@producer("masks", brings_pattern=pattern_of_file)
+def masks(linear: LinearInput, *, masks: str, weights: str = "") -> Tensor | Produced:
+    """Keep what the mask file `masks` keeps; of the checkpoint `weights`, if given, also the kept values."""
+    keep = _mask_file(masks)[linear.name].unpack().to(linear.weight.device)
+    if not weights:
+        return keep
+    return Produced(keep, _checkpoint(weights).linear(linear.name).to(linear.weight))

@@ -33,7 +33,9 @@ def sparsegpt(linear: LinearInput, *, damping: float = 0.01, block_size: int = 1
     gram.diagonal()[dead] = 1
     weight[:, dead] = 0
     factor = inverse_factor(gram, damping, linear.name)
-    size = block_size if not linear.pattern.semi_structured else _multiple(block_size, linear.pattern.group)
+    size = block_size
+    if linear.pattern.semi_structured:
+        size = max(block_size // linear.pattern.group, 1) * linear.pattern.group
     keep = torch.empty_like(weight, dtype=torch.bool)
     for start in range(0, weight.shape[1], size):
         columns = slice(start, start + size)
@@ -43,16 +45,8 @@ def sparsegpt(linear: LinearInput, *, damping: float = 0.01, block_size: int = 1
     return Produced(keep, weight if update else None)
 
 
-def _multiple(size: int, group: int) -> int:
-    return max(size // group, 1) * group
-
-
 def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
-    """Upper Cholesky factor of (H + lambda I)^-1; the damping is raised tenfold where that fails.
-
-    Raises:
-        BarberError: it still fails after some raises.
-    """
+    """Upper Cholesky factor of (H + lambda I)^-1; the damping is raised tenfold where that fails, a few times."""
     mean = gram.diagonal().mean()
     for attempt in range(1, ATTEMPTS + 1):
         damped = gram.clone()

@@ -5,14 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...tensors.exchange import Exchange, GroupExchange, Ranking, RowExchange
-from ...tensors.pair_values import pair_value_histogram
+from ...tensors.exchange import Exchange, GroupExchange, Ranking, RowExchange, pair_value_histogram
 from ...tensors.scores import finite, importance
 from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
-from .base import REBUILDERS, Outcome
-from .ratio import LARGEST_RATIO, propose
+from .base import REBUILDERS, Outcome, swap_count
+from .ratio import LARGEST_RATIO, by_ratio, choose_ratio, masks_at
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +53,24 @@ def _propose(
     if not finite(list(gradients.values())):
         logger.warning("barber: a gradient is not finite; the masks stay as they are")
         return None
-    ranking = rank(trial, config, masks, gradients)
-    proposal = propose(trial, config, ranking, masks, rounds[-1]["ratio"] if rounds else None)
-    if proposal is None:
+    ranking = _rank(trial, config, masks, gradients)
+    ratio, errors = choose_ratio(trial, config, ranking, masks, rounds[-1]["ratio"] if rounds else None)
+    if ratio is None:
+        return None
+    candidate = masks_at(trial, ranking, ratio)
+    swaps = swap_count(masks, candidate)
+    if not swaps:
         return None
     rounds.append({
-        "pairs": ranking.pairs, "ratio": proposal.ratio, "swaps": proposal.swaps,
-        "candidates": [list(pair) for pair in sorted(proposal.candidates.items())],
-        "values": pair_value_histogram(ranking.values(), proposal.swaps),
+        "pairs": ranking.pairs, "ratio": ratio, "swaps": swaps,
+        "candidates": by_ratio(errors),
+        "values": pair_value_histogram(ranking.values(), swaps),
     })  # fmt: skip
-    return proposal.masks
+    return candidate
 
 
-def rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor]) -> Ranking:
-    """The block's swaps, ranked by importance within the groups of the configured granularity.
-
-    The gradients are used up, so that their memory is free while the swaps are ranked.
-    """
+def _rank(trial: Trial, config: RebuildConfig, masks: Masks, gradients: dict[str, Tensor]) -> Ranking:
+    """Rank the block's swaps; the gradients are used up, so that their memory is free meanwhile."""
     scores, keep = [], []
     for name in trial.linears:
         scores.append(importance(trial.weight(name), gradients.pop(name), config.metric))

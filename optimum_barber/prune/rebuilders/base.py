@@ -33,10 +33,8 @@ REBUILDERS: Registry[RebuildFunction] = Registry("rebuilder", "optimum_barber.re
 class StatisticsRebuilder:
     """A rebuilder that starts with a pass of its own; in a chain, the rebuilder before it may make that pass.
 
-    Attributes:
-        function: takes the trial, the settings and the initial statistics at the trial's masks.
-        measure: the pass: takes the trial, masks and the settings, gives the statistics; measures E(masks) on the way.
-        takes_closing: whether it goes on with exchanges in rows, those of the closing Linear among them.
+    The function takes the trial, the settings and the statistics that `measure` sums in that pass, with E on the way;
+    `takes_closing` if it goes on with exchanges in rows, those of the closing Linear among them.
     """
 
     def __init__(self, function: Callable[..., Outcome], measure: Measure, takes_closing: bool = False) -> None:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,20 +12,19 @@ from ..quadratic import Quadratic, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
 from .base import REBUILDERS, Outcome, starts_with, swap_count
-from .ratio import SMALLEST_RATIO, climb, stride_of
+from .ratio import SMALLEST_RATIO, by_ratio, climb, stride_of
 from .swaps import best_outcome, with_exchanges
 
 LENGTH = 1 / 16  # of the first step that is tried: 1 would suit rows whose effects never meet
 EACH = 6  # exchanges a row and step: a few good ones in every row spoil each other less than many in some
 
 
-def first_expansion(trial: Trial, masks: Masks, config: RebuildConfig) -> Expansion:
-    """The block error around the masks by all Linears but the closing one."""
+def _first_expansion(trial: Trial, masks: Masks, config: RebuildConfig) -> Expansion:
     return expand(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
 @REBUILDERS.register("gauss-newton")
-@starts_with(first_expansion, takes_closing=True)
+@starts_with(_first_expansion, takes_closing=True)
 def gauss_newton(trial: Trial, config: RebuildConfig, expansion: Expansion) -> Outcome:
     """Rounds of: exchanges in all Linears but the closing one by the gradient of the block error, then in that one.
 
@@ -40,13 +38,13 @@ def gauss_newton(trial: Trial, config: RebuildConfig, expansion: Expansion) -> O
     steps: list[Masks] = [trial.masks]
     rounds: list[dict[str, Any]] = []
     length, closing_grams = LENGTH, dict[str, Tensor]()
-    search = StepSearch(EACH, stride_of(trial.inputs.total))
+    stride = stride_of(trial.inputs.total)
     while len(rounds) < config.newton_rounds:
         if rounds:
             expansion = expand(trial, steps[-1], inner, config.shrinkage, expansion.worth)
             if config.accept != "always" and trial.error(steps[-1]) >= trial.error(steps[-2]):
                 break
-        step = search.best_step(trial, expansion.models, steps[-1], length)
+        step = best_step(trial, expansion.models, steps[-1], length, EACH, stride)
         expansion.models.clear()  # frees the Gram matrices
         if rounds and step.masks is steps[-1]:
             break
@@ -56,66 +54,56 @@ def gauss_newton(trial: Trial, config: RebuildConfig, expansion: Expansion) -> O
             candidate = with_exchanges(trial, candidate, models, config.swaps)
             closing_grams = {name: model.gram for name, model in models.items()}
         swaps = swap_count(steps[-1], candidate)
-        rounds.append({"swaps": swaps, "length": step.length, "candidates": step.tried})
+        rounds.append({"swaps": swaps, "length": step.length, "candidates": by_ratio(step.errors)})
         length = min(2 * step.length, 1.0)  # nearer to the end, rows spoil each other less
         steps.append(candidate)
     return best_outcome(trial, config, steps, rounds)
 
 
-@dataclass
-class Step:
+class Step(NamedTuple):
     """Masks after a step (the very dictionary before it where no length helps), its length, errors by length tried."""
 
     masks: Masks
     length: float
     errors: dict[float, float]
 
-    @property
-    def tried(self) -> list[list[float]]:
-        """Lengths and errors, by length; length 0 stands for the masks before the step."""
-        return [[length, self.errors[length]] for length in sorted(self.errors)]
 
+def best_step(
+    trial: Trial,
+    models: Mapping[str, Quadratic],
+    masks: Masks,
+    start: float,
+    exchanges: int,
+    stride: int = 1,
+    factor: float = 2.0,
+    shortest: float = SMALLEST_RATIO,
+    parabolic: bool = True,
+) -> Step:
+    """The best step from `masks`; lengths are tried from `start` on, first shorter ones if that is too long.
 
-@dataclass(frozen=True)
-class StepSearch:
-    """Find the length of a step by measured errors.
-
-    Attributes:
-        exchanges: a row at most.
-        stride: every so many samples measure the lengths that are tried.
-        factor: between these lengths.
-        shortest: of them.
-        parabolic: whether errors run like a parabola over the length.
+    Lengths lie a `factor` apart, `shortest` is the least, and every `stride`-th sample measures them. `parabolic` if
+    errors run like a parabola over the length. A row makes so many `exchanges` at most.
     """
+    standing = trial.error_on_every(stride, masks)
+    errors = {0.0: standing}
+    best: Step | None = None
 
-    exchanges: int
-    stride: int = 1
-    factor: float = 2.0
-    shortest: float = SMALLEST_RATIO
-    parabolic: bool = True
+    def measure(length: float) -> float:
+        nonlocal best
+        if length not in errors:
+            candidate = with_exchanges(trial, masks, shortened(models, length), exchanges)
+            error = trial.error_on_every(stride, candidate)
+            errors[length] = math.inf if math.isnan(error) else error
+            if best is None or errors[length] < errors[best.length]:
+                best = Step(candidate, length, errors)
+        return errors[length]
 
-    def best_step(self, trial: Trial, models: dict[str, Quadratic], masks: Masks, start: float) -> Step:
-        """The best step from `masks`; lengths are tried from `start` on, first shorter ones if that is too long."""
-        standing = trial.error_on_every(self.stride, masks)
-        errors = {0.0: standing}
-        best: Step | None = None
-
-        def measure(length: float) -> float:
-            nonlocal best
-            if length not in errors:
-                candidate = with_exchanges(trial, masks, shortened(models, length), self.exchanges)
-                error = trial.error_on_every(self.stride, candidate)
-                errors[length] = math.inf if math.isnan(error) else error
-                if best is None or errors[length] < errors[best.length]:
-                    best = Step(candidate, length, errors)
-            return errors[length]
-
-        too_long = measure(start) > standing
-        factors = (1 / self.factor,) if too_long else (self.factor, 1 / self.factor)
-        _, error = climb(measure, start, factors, standing, self.parabolic, self.shortest)
-        if error is None or best is None:
-            return Step(masks, start, errors)
-        return best
+    too_long = measure(start) > standing
+    factors = (1 / factor,) if too_long else (factor, 1 / factor)
+    _, error = climb(measure, start, factors, standing, parabolic, shortest)
+    if error is None or best is None:
+        return Step(masks, start, errors)
+    return best
 
 
 def shortened(models: Mapping[str, Quadratic], length: float) -> dict[str, Quadratic]:

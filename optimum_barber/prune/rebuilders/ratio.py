@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ...tensors.exchange import Ranking
 from ..block_cache import Masks
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
-from .base import swap_count
 
 STEP = 2.0
 SMALLEST_RATIO = 0.001
@@ -16,49 +14,30 @@ LARGEST_RATIO = 1.0
 SHARE = 8  # candidates are measured on every eighth sample; the winner, by whoever accepts it, on all
 
 
-@dataclass
-class Proposal:
-    """Candidate masks, the ratio they were made with, and how many weights were swapped.
-
-    Attributes:
-        candidates: of a search, the error of every ratio that was measured, on the samples it was measured on; the
-            ratio 0 is the masks as they stand.
-    """
-
-    masks: Masks
-    ratio: float
-    swaps: int
-    candidates: dict[float, float] = field(default_factory=dict)
-
-
-def propose(
+def choose_ratio(
     trial: Trial, config: RebuildConfig, ranking: Ranking, masks: Masks, ratio_before: float | None
-) -> Proposal | None:
-    """The exchange at the configured ratio, or at the best one found; None where nothing is swapped.
+) -> tuple[float | None, dict[float, float]]:
+    """The configured ratio, or the best one found, None where none helps; with the errors of those that were measured.
 
     The search of the first round climbs from the share of outliers among the pair values, up first; later ones from
-    the ratio before, down only, since the ratio falls from round to round.
+    the ratio before, down only, since the ratio falls from round to round. The ratio 0 is the masks as they stand.
     """
-    ratio = config.rebuild_ratio
-    errors: dict[float, float] = {}
-    if ratio == "auto":
-        stride = stride_of(trial.inputs.total)
+    if config.rebuild_ratio != "auto":
+        return config.rebuild_ratio, {}
+    stride = stride_of(trial.inputs.total)
+    standing = trial.error_on_every(stride, masks)
+    errors = {0.0: standing}
 
-        def measure(ratio: float) -> float:
-            errors[ratio] = trial.error_on_every(stride, masks_at(trial, ranking, ratio))
-            return errors[ratio]
+    def measure(ratio: float) -> float:
+        errors[ratio] = trial.error_on_every(stride, masks_at(trial, ranking, ratio))
+        return errors[ratio]
 
-        errors[0.0] = trial.error_on_every(stride, masks)
-        if ratio_before is None:
-            start = min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
-            ratio, error = climb(measure, start, (STEP, 1 / STEP), errors[0.0])
-        else:
-            ratio, error = climb(measure, ratio_before, (1 / STEP,), errors[0.0])
-        if error is None:
-            return None
-    candidate = masks_at(trial, ranking, ratio)
-    swaps = swap_count(masks, candidate)
-    return Proposal(candidate, ratio, swaps, errors) if swaps else None
+    factors: tuple[float, ...] = (1 / STEP,)
+    if ratio_before is None:
+        ratio_before = min(max(ranking.outlier_share(), SMALLEST_RATIO), LARGEST_RATIO)
+        factors = (STEP, 1 / STEP)
+    ratio, error = climb(measure, ratio_before, factors, standing)
+    return ratio if error is not None else None, errors
 
 
 def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
@@ -66,8 +45,13 @@ def masks_at(trial: Trial, ranking: Ranking, ratio: float) -> Masks:
     return dict(zip(trial.linears, ranking.at(ratio), strict=True))
 
 
+def by_ratio(errors: dict[float, float]) -> list[list[float]]:
+    """Ratios (or lengths) and errors as a record has them, in ascending order."""
+    return [list(pair) for pair in sorted(errors.items())]
+
+
 def stride_of(samples: int) -> int:
-    """How far apart the samples are on which candidates are measured: at most SHARE, for two samples at the least."""
+    """Every how many samples candidates are measured: at most SHARE, so that two samples are left."""
     return max(min(SHARE, samples // 2), 1)
 
 
@@ -84,10 +68,7 @@ def climb(
     While nothing beats `standing`, the error without any swap, the walk down goes on; and so does the walk up
     over ratios that are too small to swap anything; neither goes below `least`. Where errors are `parabolic`, once
     something beats `standing`, a ratio is not measured that has no lower one by the parabola through `standing` and
-    the two nearest ratios.
-
-    Returns:
-        The best ratio and its error, None where none beats `standing`.
+    the two nearest ratios. Returns the best ratio and its error, None where none beats `standing`.
     """
     best, errors = start, {start: measure(start)}
     for factor in factors:

@@ -16,13 +16,12 @@ from .base import REBUILDERS, Outcome, starts_with, swap_count
 BEFORE_NEWTON = 30  # exchanges a row within M-groups where the next rebuilder would undo further ones
 
 
-def first_quadratics(trial: Trial, masks: Masks, config: RebuildConfig) -> dict[str, Quadratic]:
-    """The quadratics of all Linears but the closing one."""
+def _first_quadratics(trial: Trial, masks: Masks, config: RebuildConfig) -> dict[str, Quadratic]:
     return quadratics(trial, masks, in_order(trial)[0], config.shrinkage)
 
 
 @REBUILDERS.register("swaps")
-@starts_with(first_quadratics)
+@starts_with(_first_quadratics)
 def swaps(trial: Trial, config: RebuildConfig, models: dict[str, Quadratic]) -> Outcome:
     """First all Linears but the one that closes the block, each by its own output's error; then that one.
 
@@ -60,10 +59,7 @@ def best_outcome(trial: Trial, config: RebuildConfig, steps: list[Masks], rounds
 
 
 def with_exchanges(trial: Trial, masks: Masks, models: Mapping[str, Quadratic], most: int) -> Masks:
-    """The masks after at most `most` exchanges in every row of the Linears, by their quadratics.
-
-    The very dictionary that was given where nothing is exchanged.
-    """
+    """The masks after at most `most` exchanges a row by these quadratics; the very dictionary if there are none."""
     group = trial.pattern.group if trial.pattern.semi_structured else None
     candidate = dict(masks)
     for name, model in models.items():

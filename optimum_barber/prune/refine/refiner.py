@@ -1,14 +1,15 @@
 """The public verb of a refinement: a pruned checkpoint in, the same with better masks out."""
 
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
@@ -17,7 +18,7 @@ from ...base.output import check_output, staged
 from ...base.ranks import several_ranks
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
-from ...checkpoints.record import SparsityConfig
+from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_record, save_weights
@@ -28,10 +29,13 @@ from ...text.sources import text_files
 from ...text.windows import TokenWindows, windows_for
 from ..rebuilders.base import swap_count
 from ..trial import Trial
-from .checks import check_windows, linears_under, pruned_record
-from .rounds import refined
+from .rounds import MEASURING, refined
 from .settings import RefineConfig
 from .whole import trial_of
+
+logger = logging.getLogger(__name__)
+SEEN = 0.25  # share of the measuring windows that may be learned from too, without a warning
+PIECE = 32  # tokens by which a window is known again
 
 
 @dataclass
@@ -72,13 +76,8 @@ class BarberRefiner(PretrainedTool):
 
     @classmethod
     def for_checkpoint(cls, sparse: str | Path, base: str | None = None) -> "BarberRefiner":
-        """Load the dense model that a pruned checkpoint says it was made from, or another.
-
-        Raises:
-            BarberError: `sparse` is not pruned, or does not say from what, and there is no `base`.
-        """
-        record, _ = pruned_record(sparse)
-        name = base or record.base_model["name"]
+        """Load the dense model that a pruned checkpoint says it was made from, or `base`."""
+        name = base or read_record(sparse).base_model["name"]
         if name is None:
             raise BarberError(f"{sparse} does not say which dense model it was made from: give it as base")
         reference = resolve_model(name)
@@ -97,7 +96,6 @@ class BarberRefiner(PretrainedTool):
 
         Args:
             sparse: directory of the pruned checkpoint; it stays as it is.
-            config: everything that decides the masks.
             calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
             save_dir: where the checkpoint goes; written beside and renamed at the end.
             overwrite: whether `save_dir` may hold something already; it stays until the end.
@@ -123,7 +121,9 @@ class BarberRefiner(PretrainedTool):
             trial.commit()
             packed = {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
             swaps = swap_count(before, trial.masks)
-            record = extended(record, packed, refine_step(config, windows, len(rounds), swaps))
+            step = _refine_step(config, windows, len(rounds), swaps)
+            modules = {name: module_sparsity(mask) for name, mask in packed.items()}
+            record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
             result = RefineResult(packed, record, swaps, rounds)
             if partial is not None:
                 self._save(partial, sparse, result)
@@ -132,10 +132,10 @@ class BarberRefiner(PretrainedTool):
     def _open(
         self, sparse: Path, config: RefineConfig, calibration: Sequence[str] | Tensor | TokenWindows | None
     ) -> tuple[SparsityConfig, Trial, TokenWindows]:
-        """The record of the checkpoint, and the model on trial under its masks; everything is checked."""
         if several_ranks():
             raise BarberError("refine works in one process, without a process group of several")
-        record, packed = pruned_record(sparse)
+        record = read_record(sparse)
+        packed = MaskFile(sparse / record.masks)
         model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
         linears = linears_under(model, record, SafetensorsWeights.open(sparse), packed)
         windows = windows_for(model, self.tokenizer, config.calibration, config.seed, calibration)
@@ -154,11 +154,6 @@ class BarberRefiner(PretrainedTool):
         return paths
 
     def _save(self, directory: Path, sparse: Path, result: RefineResult) -> None:
-        """The checkpoint in the dtype that it had, checked against its record.
-
-        Raises:
-            BarberError: what was written does not hold the masks.
-        """
         record = result.sparsity_config
         cast_parameters(self.model, record.base_model["dtype"])
         report = {}
@@ -174,8 +169,7 @@ class BarberRefiner(PretrainedTool):
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
 
-def refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
-    """The step that the record of a refined checkpoint gains."""
+def _refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
     samples, length = windows.tokens.shape
     return {
         "name": "refine", "rounds": config.rounds, "rounds_made": rounds_made, "exchanges": config.exchanges,
@@ -186,7 +180,56 @@ def refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, s
     }  # fmt: skip
 
 
-def extended(record: SparsityConfig, masks: Mapping[str, PackedMask], step: dict[str, Any]) -> SparsityConfig:
-    """The record of a checkpoint after one more step, with these masks."""
-    modules = {name: module_sparsity(mask) for name, mask in masks.items()}
-    return record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
+def linears_under(
+    model: nn.Module, record: SparsityConfig, weights: SafetensorsWeights, masks: Mapping[str, PackedMask]
+) -> dict[str, nn.Linear]:
+    """The pruned Linears of the dense model; refused is another model, or a checkpoint with other values than its."""
+    modules = dict(model.named_modules())
+    linears: dict[str, nn.Linear] = {}
+    for name, recorded in record.modules.items():
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != recorded.shape:
+            raise BarberError(f"base has no Linear {name} of shape {recorded.shape}: it is another model")
+        sparse, dense, keep = weights.linear(name), linear.weight.detach().cpu(), masks[name].unpack()
+        if masks[name].pruned and not dense[~keep].any():
+            raise BarberError(f"base is pruned itself: all of {name} that the masks prune is zero there")
+        if not torch.equal(sparse, torch.where(keep, dense, 0).to(sparse.dtype)):
+            raise BarberError(
+                f"{name} is not the dense model's weight under its mask: refine the masks before weights are changed "
+                "(SparseGPT's update, --reconstruct, LoRA, quantization), by the model that they were made from"
+            )
+        linears[name] = linear
+    _check_others(model, weights, linears)
+    return linears
+
+
+def _check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Iterable[str]) -> None:
+    state, seen = model.state_dict(), {f"{name}.weight" for name in pruned}
+    for key in weights.entries.keys() & state.keys() - seen:
+        held = weights.tensor(key)
+        if not torch.equal(held, state[key].cpu().to(held.dtype)):
+            raise BarberError(
+                f"{key} differs from the dense model's: refine takes all but masks from that, and would lose it"
+            )
+
+
+def check_windows(tokens: Tensor) -> None:
+    """Refuse fewer than 2 windows; warn where those that measure are learned from too."""
+    if len(tokens) < 2:
+        raise BarberError("samples 1 is not legal: at least 2, one to learn from and one to measure")
+    share = seen_share(tokens)
+    if share > SEEN:
+        logger.warning("%.0f %% of what measures is learned from too: give fewer windows, or more text", 100 * share)
+
+
+def seen_share(windows: Tensor) -> float:
+    """Share of the windows that measure, (samples, length) int64 in all, whose middle stands in one that is learned."""
+    length = windows.shape[1]
+    piece = min(PIECE, length)
+    start = (length - piece) // 2
+    learned: set[tuple[int, ...]] = set()
+    for index, window in enumerate(windows):
+        if index % MEASURING:
+            learned.update(map(tuple, window.unfold(0, piece, 1).tolist()))
+    middles = windows[::MEASURING, start : start + piece].tolist()
+    return sum(tuple(middle) in learned for middle in middles) / len(middles)

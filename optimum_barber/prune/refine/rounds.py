@@ -11,7 +11,8 @@ from ..block_cache import Masks
 from ..block_quadratic import expand
 from ..quadratic import Quadratic
 from ..rebuilders.base import swap_count
-from ..rebuilders.gauss_newton import StepSearch, shortened
+from ..rebuilders.gauss_newton import best_step, shortened
+from ..rebuilders.ratio import by_ratio
 from ..rebuilders.swaps import with_exchanges
 from ..trial import Trial
 from .settings import RefineSettings
@@ -36,17 +37,14 @@ def refined(
     one that then suits it best (inside N:M groups the best pair), if that lowers the row's part; all rows at once, as
     far as the length of the step allows, which is found on the samples that measure. So no round raises their error.
 
-    Args:
-        trial: the whole model.
-        masks: by Linear, (out, in) bool.
-        settings: of the refinement.
-        report: called with the record of each round.
+    `trial` is the whole model; `report` is called with the record of each round.
 
     Raises:
         BarberError: the divergence is not finite.
     """
-    measuring, learned = parted(trial)
-    search = StepSearch(settings.exchanges, factor=FACTOR, shortest=LEAST, parabolic=False)
+    indices = range(len(trial.inputs))
+    measuring = part_of(trial, indices[::MEASURING])
+    learned = part_of(trial, [index for index in indices if index % MEASURING])
     worth: dict[str, Tensor] | None = None
     length, rounds = 0.0, list[dict[str, Any]]()
     if not isfinite(measuring.error(masks)):
@@ -55,11 +53,11 @@ def refined(
         expansion = expand(learned, masks, list(trial.linears), settings.shrinkage, worth)
         models, worth = expansion.models, expansion.worth
         if not rounds:
-            length = first_length(learned, models, masks, settings.exchanges)
-        step = search.best_step(measuring, models, masks, length)
+            length = _first_length(learned, models, masks, settings.exchanges)
+        step = best_step(measuring, models, masks, length, settings.exchanges, 1, FACTOR, LEAST, parabolic=False)
         models.clear()  # frees the Gram matrices before the next ones are made
         length = step.length
-        record = {"swaps": swap_count(masks, step.masks), "length": length, "candidates": step.tried}
+        record = {"swaps": swap_count(masks, step.masks), "length": length, "candidates": by_ratio(step.errors)}
         record |= {"learned": learned.error(masks), "before": step.errors[0.0], "after": min(step.errors.values())}
         rounds.append(record)
         report(record)
@@ -69,14 +67,7 @@ def refined(
     return masks, rounds
 
 
-def parted(trial: Trial) -> tuple[Trial, Trial]:
-    """The samples that measure, and those that are learned from."""
-    indices = range(len(trial.inputs))
-    learned = [index for index in indices if index % MEASURING]
-    return part_of(trial, indices[::MEASURING]), part_of(trial, learned)
-
-
-def first_length(trial: Trial, models: Mapping[str, Quadratic], masks: Masks, exchanges: int) -> float:
+def _first_length(trial: Trial, models: Mapping[str, Quadratic], masks: Masks, exchanges: int) -> float:
     """The least power of two, at most 1, of a step in which one row in `ROWS` makes an exchange."""
     enough = sum(len(keep) for keep in masks.values()) / ROWS
     length = LEAST

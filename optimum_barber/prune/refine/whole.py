@@ -1,6 +1,7 @@
-"""The whole model on trial, as one block: from tokens to what its head is given."""
+"""The whole model on trial, as one block from tokens to what its head is given, by how far its next token strays."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,23 +13,16 @@ from ...models.activations import Activations
 from ...models.blocks import call_reaching
 from ...tensors.patterns import SparsityPattern
 from ..trial import Trial
-from .divergence import Divergence
 
 
 @torch.no_grad()
 def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, pattern: SparsityPattern) -> Trial:
-    """The dense model on trial by the divergence of its next token, its own output as target.
-
-    Args:
-        model: a transformers causal LM; its weights are the dense ones.
-        linears: that are pruned, by name.
-        windows: (samples, length) int64.
-        pattern: of the masks.
+    """The dense causal LM on trial by the divergence of its next token, its own output as target.
 
     Raises:
         BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
     """
-    forward, logits = partial(before_head, model), logits_of(model)
+    forward, logits = partial(_before_head, model), _logits_of(model)
     inputs = Activations(windows.to(next(model.parameters()).device).split(1))
     first = next(iter(inputs))
     expected = model(input_ids=first, use_cache=False).logits
@@ -40,13 +34,13 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits))
 
 
-def before_head(model: Any, window: Tensor) -> Tensor:
-    """The input of the head, (1, length, hidden), without running the head."""
+def _before_head(model: Any, window: Tensor) -> Tensor:
+    # (1, length, hidden), without running the head
     return call_reaching(model.get_output_embeddings(), lambda: model(input_ids=window, use_cache=False)).hidden
 
 
-def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """The head, and the cap on its output that some families have (Gemma 2)."""
+def _logits_of(model: Any) -> Callable[[Tensor], Tensor]:
+    # the cap on the head's output that some families have (Gemma 2)
     head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
 
     def logits(hidden: Tensor) -> Tensor:
@@ -56,9 +50,50 @@ def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def part_of(trial: Trial, samples: Iterable[int]) -> Trial:
+def part_of(trial: Trial, samples: Sequence[int]) -> Trial:
     """The same on some of the samples."""
-    chosen = list(samples)
-    inputs = trial.inputs.like(trial.inputs.held[index] for index in chosen)
-    targets = trial.targets.like(trial.targets.held[index] for index in chosen)
+    inputs = trial.inputs.like(trial.inputs.held[index] for index in samples)
+    targets = trial.targets.like(trial.targets.held[index] for index in samples)
     return Trial(trial.forward, trial.linears, inputs, targets, trial.pattern, objective=trial.objective)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(dense || sparse) of the next token, in nats a token: an objective of hidden states, (1, tokens, hidden).
+
+    For a small change dz of the logits, twice the divergence from the model's own distribution p is dz^T F dz, F the
+    Fisher matrix of p, which is E u u^T for u = d log p(y) / dz and tokens y drawn from p. `logits` is the head.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+
+    def error(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean over tokens, a scalar; the target's distribution is held constant."""
+        sparse = self.logits(output).log_softmax(-1)
+        with torch.no_grad():
+            dense = self.logits(target).log_softmax(-1)
+        tokens = (dense.exp() * (dense - sparse)).sum(-1, keepdim=True)
+        return (tokens if weights is None else tokens * weights).mean()
+
+    def units(self, output: Tensor) -> float:
+        """Sums are of twice the divergence, over tokens."""
+        return 2 * output[..., 0].numel()
+
+    def probe(self, output: Tensor, weights: Tensor | None, seed: int) -> Tensor:
+        """The gradient of the log-probability of one drawn token a place, by the hidden states."""
+        with torch.enable_grad():
+            hidden = output.detach().requires_grad_()
+            likely = self.logits(hidden).log_softmax(-1)
+            drawn = drawn_from(likely.detach(), seed)
+            scores = likely.gather(-1, drawn)
+            if weights is not None:
+                scores = scores * weights.sqrt()
+            (gradient,) = torch.autograd.grad(scores.sum(), hidden)
+        return gradient
+
+
+def drawn_from(likely: Tensor, seed: int) -> Tensor:
+    """One token a place out of log-probabilities (1, tokens, vocabulary), (1, tokens, 1); drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = likely[0].exp().cpu()
+    return torch.multinomial(chances, 1, generator=generator)[None].to(likely.device)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ...base.errors import BarberError, unknown_name
 from ...base.fields import one_line, parse_arguments
 from ...base.files import digest
-from ...prune.allocations import as_allocation
+from ...prune.allocations import ALLOCATIONS
 from ...prune.producers import as_producer
 from ...prune.rebuild_settings import RebuildConfig
 from ...prune.rebuilders import chain_of
@@ -92,7 +92,7 @@ def check_axes(settings: CompareSettings) -> None:
     axes = (
         (_check_producer, settings.producers),
         (check_rebuild, settings.rebuilds),
-        (as_allocation, settings.vary.get("allocation", [])),
+        (ALLOCATIONS.__getitem__, settings.vary.get("allocation", [])),
         (_check_pattern, settings.patterns),
     )
     with all_faults() as faults:
@@ -106,7 +106,7 @@ def check_axes(settings: CompareSettings) -> None:
 
 def _check_producer(text: str) -> None:
     name, arguments = named(text)
-    parse_arguments(as_producer(name), name, arguments)
+    parse_arguments(as_producer(name).function, name, arguments)
 
 
 def _check_pattern(pattern: str) -> None:

@@ -1,6 +1,5 @@
 """Scorers: functions that rank the heads or the FFN channels of a decoder layer; the highest stay."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ...base.errors import BarberError
-from ...base.fields import keyword_only
 from ...base.registry import Registry
 from ...models.architectures import Structure
 from ...models.source import ModelSource
@@ -86,11 +84,6 @@ class Scorer:
     needs: frozenset[str] = frozenset()
     whole_model: bool = False
     needs_text: bool = True
-
-    @property
-    def arguments(self) -> dict[str, inspect.Parameter]:
-        """The keyword-only arguments of the function."""
-        return keyword_only(self.function)
 
 
 SCORERS: Registry[Scorer] = Registry("scorer", "optimum_barber.scorers")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...tensors.unit_scores import channel_influence, mlp_input_importance, unit_sums
+from ...tensors.unit_scores import input_importance, mlp_input_importance, unit_sums
 from ..units import HEADS
 from .base import UnitInput, scorer
 
@@ -19,4 +19,5 @@ def bip(inputs: UnitInput, *, norm_gain: bool = False) -> Tensor:
         gain = inputs.gain if norm_gain else None
         importance = mlp_input_importance(inputs.makers, inputs.weights[inputs.structure.down], importance, gain)
     part = inputs.units.slices[-1]
-    return unit_sums(channel_influence(input_abs, weight, importance), 0, part.start, part.width, inputs.units.count)
+    influence = input_abs * input_importance(weight, importance)
+    return unit_sums(influence, 0, part.start, part.width, inputs.units.count)

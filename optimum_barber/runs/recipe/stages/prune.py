@@ -50,7 +50,7 @@ class PruneStage(Stage, PruneSettings):
         """Refuse names and arguments that nobody knows, and a sparsity that contradicts the pattern."""
         config = self.config(shared)
         producer = as_producer(self.producer)
-        parse_arguments(producer, self.producer, self.producer_args)
+        parse_arguments(producer.function, self.producer, self.producer_args)
         check_allocation(config, producer)
         chain_of(self.rebuild)
         if producer.brings_pattern is None:

@@ -35,7 +35,7 @@ class ShrinkStage(Stage, ShrinkSettings):
         from ....shrink.scorers import as_scorer
 
         config = self.config(shared)
-        parse_arguments(as_scorer(config.scorer), config.scorer, config.scorer_args, "scorer")
+        parse_arguments(as_scorer(config.scorer).function, config.scorer, config.scorer_args, "scorer")
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Shrink the model that the stages before left."""
