@@ -18,12 +18,11 @@ from optimum_barber import ShrinkConfig, perplexity
 from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.models.measure import latency, macs_per_token, size_of
-from optimum_barber.shrink.compensate import mean_contributions
 from optimum_barber.shrink.cut import cut_model
+from optimum_barber.shrink.cut_errors import mean_contributions
 from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS
-from optimum_barber.shrink.shrinker import score_plan
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.windows import calibration_windows, consecutive_windows, tokenize
 
@@ -82,10 +81,9 @@ def ranked(model, windows, scorer, args, ratios=None):  # type: ignore[no-untype
     shared = {"scorer": scorer, "head_unit": args.head_unit, "compensate": args.compensate}
     configs = [ShrinkConfig(remove=remove, **shared) for remove in ratios or args.remove]
     cuts = [plan_cut(model, config) for config in configs]
-    plans = [score_plan(config, cut) for config, cut in zip(configs, cuts, strict=True)]
     tokens = windows if cuts[0].scorer.needs_text else windows[:1, :1]
     started = time.perf_counter()
-    chosen = choose_units(cuts[0].source, tokens, plans)
+    chosen = choose_units(cuts[0].source, tokens, cuts)
     return cuts, chosen, time.perf_counter() - started
 
 

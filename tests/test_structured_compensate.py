@@ -10,11 +10,9 @@ from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import main
 from optimum_barber.models.source import ModelSource
 from optimum_barber.shrink.audit import audit_cut
-from optimum_barber.shrink.compensate import mean_contributions
-from optimum_barber.shrink.cut_errors import block_errors
+from optimum_barber.shrink.cut_errors import block_errors, mean_contributions
 from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
-from optimum_barber.shrink.shrinker import score_plan
 
 from .conftest import tiny_model, tiny_windows
 
@@ -29,7 +27,7 @@ CASES = [
 def chosen(model, windows, **settings):
     config = ShrinkConfig(compensate=True, **settings)
     cut = plan_cut(model, config)
-    (kept,) = choose_units(cut.source, windows, [score_plan(config, cut)])
+    (kept,) = choose_units(cut.source, windows, [cut])
     return cut, kept
 
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_barber.models.source import ModelSource
-from optimum_barber.shrink.choose import highest
-from optimum_barber.shrink.scan import ScorePlan, choose_units
+from optimum_barber.shrink.choose import Budget, highest
+from optimum_barber.shrink.plan import Cut
+from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS, ModelInput
 from optimum_barber.shrink.units import CHANNELS, HEADS, Units, structure_of, units_of
 from optimum_barber.tensors import unit_scores as scores
@@ -53,9 +54,9 @@ def scored(model, windows, name, unit="group", **arguments):
         found[int(given.layer.rsplit(".", 1)[1]), given.units.kind] = answer = scorer.function(given, **rest)
         return answer
 
-    plan = ScorePlan(type(scorer)(listening, scorer.needs), units, structure,
-                     {kind: u.count // u.groups // 2 * u.groups for kind, u in units.items()}, arguments)  # fmt: skip
-    choose_units(source, windows, [plan])
+    budget = Budget({kind: u.count // u.groups // 2 * u.groups for kind, u in units.items()}, 0.5)
+    cut = Cut(source, structure, units, budget, type(scorer)(listening, scorer.needs), arguments)
+    choose_units(source, windows, [cut])
     return units, found
 
 

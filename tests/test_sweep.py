@@ -18,7 +18,6 @@ from optimum_barber.shrink.cut_errors import block_errors
 from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS
-from optimum_barber.shrink.shrinker import score_plan
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.windows import consecutive_windows, tokenize
 
@@ -116,9 +115,8 @@ def test_several_plans_choose_what_each_chooses_alone():
     model, windows = tiny_model(), tiny_windows()
     configs = [ShrinkConfig(scorer=name, remove=remove) for remove in (0.3, 0.6) for name in SCORERS]
     cuts = [plan_cut(model, config) for config in configs]
-    plans = [score_plan(config, cut) for config, cut in zip(configs, cuts, strict=True)]
-    together = choose_units(ModelSource(model), windows, plans)
-    assert together == [choose_units(ModelSource(model), windows, [plan])[0] for plan in plans]
+    together = choose_units(ModelSource(model), windows, cuts)
+    assert together == [choose_units(ModelSource(model), windows, [cut])[0] for cut in cuts]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt-post-norm"])
@@ -129,7 +127,7 @@ def test_a_blocks_error_is_that_of_its_own_cut(family):
     source = ModelSource(model)
     config = ShrinkConfig(remove=0.3, remove_heads=0) if "opt" in family else ShrinkConfig(remove=0.5)
     cut = plan_cut(model, config)
-    (kept,) = choose_units(source, windows, [score_plan(config, cut)])
+    (kept,) = choose_units(source, windows, [cut])
     found = {entry["block"]: entry["error"] for entry in block_errors(source, windows, kept, cut.units)}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for layer, stays in kept.items():

@@ -5,10 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optimum_barber.base.fields import keyword_only
 from optimum_barber.base.calibration import FLAT, nested
 from optimum_barber.base.errors import BarberError, unknown_name
-from optimum_barber.base.fields import one_line
+from optimum_barber.base.fields import keyword_only, one_line
 from optimum_barber.prune.producers import as_producer
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.settings import BarberConfig

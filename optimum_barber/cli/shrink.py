@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_from(args)
     from ..base.output import check_output
     from ..models.loading import load_model, load_tokenizer, resolve_model
-    from ..runs.report.cuts import error_picture
+    from ..runs.report.block_charts import error_picture
     from ..shrink.shrinker import BarberShrinker
 
     hush_loading_bars(args.quiet)

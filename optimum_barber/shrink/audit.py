@@ -1,9 +1,8 @@
 """Auditing a cut: a shrunk checkpoint against its `pruned_structure.json`, and against the dense model it came from."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..models.loading import ModelReference, empty_model, load_config, load_mode
 from ..models.source import ModelSource
 from .cut import cut_state
 from .plan import replayed_budget
-from .units import LayerUnits, Units, linear_of, units_of
+from .units import LayerUnits, Units, linear_of, linears_of_units, units_of
 
 
 @dataclass
@@ -59,113 +58,94 @@ def audit_cut(directory: str | Path, base: str | None = None, weights: bool = Tr
     record, stored = read_structure(directory), SafetensorsWeights.open(directory)
     small = ModelSource(empty_model(load_config(resolve_model(directory), quantized=True)))
     units = units_of(small, record.unit)
-    audit = CutAudit(len(record.layers) * len(linears_of_units(units)), kept_in_words(record))
-    audit.faults = [*count_faults(record, small, units), *shape_faults(record, small.stack[0], units, stored)]
-    dense, audit.reason = base_of(record, base) if weights else (None, "as asked")
+    layer = next(iter(record.layers.values()))  # the others keep the same numbers
+    names = {"heads": f"{record.head_unit}s", "channels": "FFN channels"}
+    kept = ", ".join(f"{len(stays.kept)} of {stays.of} {names[kind]}" for kind, stays in layer)
+    audit = CutAudit(len(record.layers) * len(linears_of_units(units)), kept)
+    audit.faults = [*_count_faults(record, small, units), *_shape_faults(record, small.stack[0], units, stored)]
+    dense, audit.reason = _base_of(record, base) if weights else (None, "as asked")
     if dense is not None:
         audit.base = dense.name
         known = {fault.partition(":")[0] for fault in audit.faults}
-        for module, fault in weight_faults(record, stored, dense).items():
+        for module, fault in _weight_faults(record, stored, dense).items():
             if module not in known:
                 audit.faults.append(f"{module}: {fault}")
     return audit
 
 
-def base_of(record: PrunedStructure, base: str | None) -> tuple[ModelReference | None, str]:
-    """The dense model to compare with; or None, and why.
-
-    Raises:
-        BarberError: it was named, and cannot be compared.
-    """
-    changed = f"weights have changed since, by {record.steps[-1]['name']}" if record.steps else ""
-    if base is not None and changed:
-        raise BarberError(f"base {base!r} cannot be compared with this checkpoint: {changed}")
+def _base_of(record: PrunedStructure, base: str | None) -> tuple[ModelReference | None, str]:
+    """The dense model to compare with; or None, and why. One that was named must be comparable."""
+    if record.steps:
+        changed = f"weights have changed since, by {record.steps[-1]['name']}"
+        if base is not None:
+            raise BarberError(f"base {base!r} cannot be compared with this checkpoint: {changed}")
+        return None, changed
     if base is not None:
         return resolve_model(base), ""
     name = record.base_model["name"]
-    if changed:
-        return None, changed
     reference = local_model(name) if name is not None else None
     if reference is None:
         return None, f"base model {name or 'without a name'} is not at hand; --base names it"
     return reference, ""
 
 
-def kept_in_words(record: PrunedStructure) -> str:
-    """The counts that stay in the first decoder layer; the others have the same."""
-    layer = next(iter(record.layers.values()))
-    names = {"heads": f"{record.head_unit}s", "channels": "FFN channels"}
-    return ", ".join(f"{len(units.kept)} of {units.of} {names[kind]}" for kind, units in layer)
-
-
-def linears_of_units(units: LayerUnits) -> dict[str, Units]:
-    """The Linears of a decoder layer that a cut changes, and the units that they hold."""
-    linears: dict[str, Units] = {}
-    for unit in units.values():
-        linears |= {part.linear: unit for part in unit.slices}
-    return linears
-
-
-def count_faults(record: PrunedStructure, small: ModelSource, units: LayerUnits) -> Iterable[str]:
-    """One line for each number in config.json that is not the record's."""
+def _count_faults(record: PrunedStructure, small: ModelSource, units: LayerUnits) -> Iterable[str]:
     if len(small) != len(record.layers):
         yield f"config.json: {len(small)} decoder layers, recorded are {len(record.layers)}"
     for kind, unit in units.items():
-        counts = {len(dict(layer)[kind].kept) for layer in record.layers.values()}
+        counts = {len(kept[kind]) for kept in record.kept.values()}
         if counts != {unit.count}:
             recorded = " and ".join(map(str, sorted(counts)))
             yield f"config.json: {unit.count} {unit.name}s a layer, recorded are {recorded}"
 
 
-def shape_faults(
+def _shape_faults(
     record: PrunedStructure, layer: nn.Module, units: LayerUnits, stored: SafetensorsWeights
 ) -> Iterable[str]:
     """One line for each Linear whose weight or bias has another shape than recorded."""
-    for path, structure in record.layers.items():
+    for path, kept in record.kept.items():
         for name, unit in linears_of_units(units).items():
-            count = len(dict(structure)[unit.kind].kept)
             try:
-                fault = shape_fault(f"{path}.{name}", linear_of(layer, name), name, unit, count, stored)
+                fault = _shape_fault(path, linear_of(layer, name), name, unit, len(kept[unit.kind]), stored)
             except BarberError as error:
                 fault = str(error)
             if fault:
                 yield f"{path}.{name}: {fault}"
 
 
-def shape_fault(
-    path: str, linear: nn.Linear, name: str, unit: Units, count: int, stored: SafetensorsWeights
+def _shape_fault(
+    layer: str, linear: nn.Linear, name: str, unit: Units, count: int, stored: SafetensorsWeights
 ) -> str | None:
-    """The fault of a Linear, in full `path`, in its layer `name`; None where it holds `count` units as recorded."""
+    """The fault of the Linear `name` of a layer; None where it holds `count` units as recorded."""
     shape = list(linear.weight.shape)
     for part in unit.slices:
         if part.linear == name:
             shape[part.axis] += (count - unit.count) * part.width
-    tensors = {"weight": (stored.linear(path), shape)}
+    tensors = {"weight": (stored.linear(f"{layer}.{name}"), shape)}
     if linear.bias is not None:
-        tensors["bias"] = (stored.tensor(f"{path}.bias"), shape[:1])
+        tensors["bias"] = (stored.tensor(f"{layer}.{name}.bias"), shape[:1])
     for kind, (tensor, expected) in tensors.items():
         if list(tensor.shape) != expected:
             return f"{kind} of shape {tuple(tensor.shape)}, recorded are {count} {unit.name}s, so {tuple(expected)}"
     return None
 
 
-def weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: ModelReference) -> dict[str, str]:
+def _weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: ModelReference) -> dict[str, str]:
     """Faults by module of weights that are not, bit for bit, the recorded cut of the dense model's."""
-    model: Any = load_model(dense, record.base_model["dtype"])
-    source = ModelSource(model)
+    source = ModelSource(load_model(dense, record.base_model["dtype"]))
     try:
         units = units_of(source, record.unit)
         replayed_budget(record, source, units)
     except BarberError as error:
         return {dense.name: str(error)}
-    expected = cut_state(model.state_dict(), record.kept, units)
+    expected = cut_state(source.model.state_dict(), record.kept, units)
     biases: set[str] = set()
     if record.settings.get("compensate"):
         biases = {f"{layer}.{name}.bias" for layer in record.layers for name in linears_of_units(units)}
-    return differences(expected, stored, biases)
+    return _differences(expected, stored, biases)
 
 
-def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, ignored: Collection[str]) -> dict[str, str]:
+def _differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, ignored: set[str]) -> dict[str, str]:
     """Faults by module, `ignored` tensors aside; tied weights, which a checkpoint holds once, count once."""
     faults = {}
     present = {expected[key].data_ptr() for key in stored.entries if key in expected}
@@ -173,15 +153,14 @@ def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, igno
         module, _, kind = key.rpartition(".")
         if key not in stored.entries and tensor.data_ptr() not in present:
             faults[module] = f"{kind} is missing"
-    for key in sorted(set(stored.entries) - set(ignored)):
+    for key in sorted(set(stored.entries) - ignored):
         module, _, kind = key.rpartition(".")
         if key not in expected:
             faults[module] = f"{kind} is none of the dense model's"
-        elif not same(expected[key], stored.tensor(key)):
+        elif not _same(expected[key], stored.tensor(key)):
             faults[module] = f"{kind} is not what the recorded cut makes of the dense model's"
     return faults
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """True if two tensors are equal bit for bit."""
+def _same(first: Tensor, second: Tensor) -> bool:
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)

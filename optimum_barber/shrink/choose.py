@@ -14,12 +14,7 @@ from .units import CHANNELS, HEADS, LayerUnits, Units
 
 @dataclass(frozen=True)
 class Budget:
-    """What stays in every decoder layer.
-
-    Attributes:
-        kept: units that stay, by kind.
-        share: of the parameters of attention and MLP, what goes.
-    """
+    """The number of units that stay in every decoder layer, by kind, and the share of its parameters that goes."""
 
     kept: dict[str, int]
     share: float
@@ -29,13 +24,8 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     """The numbers of units that stay, so that the removed share is as close to the wanted one as units allow.
 
     Heads go to the nearest whole number (of two that are equally near, the one that removes less), FFN channels make
-    up the total.
-
-    Args:
-        config: the shares.
-        layer: one decoder layer; all are alike.
-        units: its heads and channels.
-        linears: of its attention and MLP.
+    up the total. `layer` is one of the decoder layers, which are all alike, `linears` are those of its attention and
+    MLP.
 
     Raises:
         BarberError: a share that would remove all heads or all channels of a layer.
@@ -44,13 +34,13 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     for linear in linears:
         total += sum(parameter.numel() for parameter in linear.parameters(False))
     head_size, channel_size = units[HEADS].parameters(layer), units[CHANNELS].parameters(layer)
-    heads = head_count(config, units[HEADS])
+    heads = _head_count(config, units[HEADS])
     before = units[CHANNELS].count
     if config.remove is None:
-        channels = exact(config.remove_channels or 0.0) * before
+        channels = _exact(config.remove_channels or 0.0) * before
     else:
-        channels = (exact(config.remove) * total - heads * head_size) / channel_size
-    width = width_of(before - channels, before, config)
+        channels = (_exact(config.remove) * total - heads * head_size) / channel_size
+    width = _width_of(before - channels, before, config)
     removed = heads * head_size + (before - width) * channel_size
     if not removed:
         raise BarberError(
@@ -59,27 +49,13 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     return Budget({HEADS: units[HEADS].count - heads, CHANNELS: width}, removed / total)
 
 
-def exact(share: float) -> Fraction:
-    """The decimal that was written."""
-    return Fraction(str(share))
-
-
-def nearest(value: Fraction) -> int:
-    """The nearest whole number; the lower one of two."""
-    return math.ceil(value - Fraction(1, 2))
-
-
-def head_count(config: ShrinkConfig, units: Units) -> int:
-    """The number of head units that go: whole ones, the same number from each group.
-
-    Raises:
-        BarberError: all would go.
-    """
+def _head_count(config: ShrinkConfig, units: Units) -> int:
+    """The number of head units that go: whole ones, the same number from each group."""
     share = config.remove_heads
     if share is None:
         share = config.remove or 0.0
     each = units.count // units.groups
-    count = nearest(exact(share) * each)
+    count = math.ceil(_exact(share) * each - Fraction(1, 2))  # the lower one of two that are equally near
     if count >= each:
         owner = "every group of a layer" if units.alone else "a layer"
         text = f"remove {share:g} would take all {each} {units.name}s of {owner}: at most {each - 1} can go"
@@ -89,13 +65,10 @@ def head_count(config: ShrinkConfig, units: Units) -> int:
     return count * units.groups
 
 
-def width_of(wanted: Fraction, before: int, config: ShrinkConfig) -> int:
+def _width_of(wanted: Fraction, before: int, config: ShrinkConfig) -> int:
     """The FFN channels that stay: the multiple of `round_to` nearest to `wanted`, the larger one of two.
 
     Where the heads alone meet the share, all stay.
-
-    Raises:
-        BarberError: none would stay, or `round_to` is more than there are.
     """
     step = config.round_to
     if step > before:
@@ -116,6 +89,11 @@ def highest(scores: Tensor, units: Units, count: int) -> list[int]:
         start = index * (units.count // units.groups)
         kept += [start + unit for unit in row]
     return sorted(kept)
+
+
+def _exact(share: float) -> Fraction:
+    """The decimal that was written."""
+    return Fraction(str(share))
 
 
 def _wanted(config: ShrinkConfig) -> float:

@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..models.architectures import Structure
 from ..models.loading import empty_model
-from .units import CHANNELS, HEADS, Kept, LayerUnits
+from .units import CHANNELS, HEADS, Kept, LayerUnits, linear_of
 
 
 def cut_state(state: Mapping[str, Tensor], kept: Kept, units: LayerUnits) -> dict[str, Tensor]:
@@ -26,33 +26,22 @@ def cut_state(state: Mapping[str, Tensor], kept: Kept, units: LayerUnits) -> dic
                 names = ("weight", "bias") if axis == 0 else ("weight",)
                 for key in (f"{layer}.{linear}.{name}" for name in names):
                     if key in result:
-                        keep = units[kind].kept(indices, result[key].shape[axis], linear, axis)
-                        result[key] = _selected(result[key], keep, axis)
+                        tensor = result[key]
+                        keep = units[kind].kept(indices, tensor.shape[axis], linear, axis)
+                        if not keep.all():
+                            result[key] = tensor.index_select(axis, keep.to(tensor.device).nonzero()[:, 0])
     return result
-
-
-def _selected(tensor: Tensor, keep: Tensor, axis: int) -> Tensor:
-    """The kept rows or columns; the tensor itself where all are."""
-    if keep.all():
-        return tensor
-    return tensor.index_select(axis, keep.to(tensor.device).nonzero()[:, 0])
 
 
 def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: Mapping[str, int]) -> Any:
     """The configuration of the smaller model; a LLaMA whose head count LlamaConfig refuses becomes a Mistral.
 
-    Args:
-        config: of the dense model.
-        structure: the table's row of its family.
-        units: its heads and channels.
-        kept: numbers of units that stay, by kind.
-
     Raises:
-        BarberError: the configuration cannot say this, and why.
+        BarberError: the configuration cannot say the numbers of `kept`, and why.
     """
     changes = {structure.width: kept[CHANNELS]}
     if kept[HEADS] < units[HEADS].count:
-        changes |= head_changes(config, structure, units, kept[HEADS])
+        changes |= _head_changes(config, structure, units, kept[HEADS])
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
     for key, value in changes.items():
@@ -65,15 +54,33 @@ def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: M
     if config.model_type != "llama":
         values = ", ".join(f"{key} {value}" for key, value in changes.items())
         raise BarberError(f"{type(config).__name__} cannot say {values}: {reason}; {_legal_counts(config, units)}")
-    return as_mistral(smaller, _legal_counts(config, units))
+    return _as_mistral(smaller, _legal_counts(config, units))
 
 
-def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int) -> dict[str, int]:
-    """The configuration's new numbers of heads, with the head size said explicitly.
+def with_biases(config: Any, structure: Structure, layer: nn.Module, units: LayerUnits, kept: Mapping[str, int]) -> Any:
+    """The smaller model's configuration with a bias in every Linear that reads units which go.
+
+    `layer` is one of the dense model, `units` are its heads and channels, of which `kept` is the number that stays.
 
     Raises:
-        BarberError: the family's configuration has no head size.
+        BarberError: the configuration cannot say such a bias.
     """
+    config = copy.deepcopy(config)
+    for kind, unit in units.items():
+        if kept[kind] == unit.count or linear_of(layer, unit.reader).bias is not None:
+            continue
+        flag = structure.output_bias if kind == HEADS else structure.down_bias
+        if not flag or not hasattr(config, flag):
+            raise BarberError(
+                f"compensate needs a bias in {unit.reader}, which {type(config).__name__} cannot say: leave it out, or "
+                f"keep all {kind}"
+            )
+        setattr(config, flag, True)
+    return config
+
+
+def _head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int) -> dict[str, int]:
+    """The configuration's new numbers of heads, with the head size said explicitly."""
     text, heads = config.get_text_config(), units[HEADS]
     if not structure.free_heads:
         raise BarberError(
@@ -90,12 +97,8 @@ def head_changes(config: Any, structure: Structure, units: LayerUnits, kept: int
     }
 
 
-def as_mistral(config: Any, hint: str) -> Any:
-    """A LLaMA's configuration as the Mistral that computes the same; an error ends in `hint`.
-
-    Raises:
-        BarberError: the LLaMA has biases, which a Mistral has not.
-    """
+def _as_mistral(config: Any, hint: str) -> Any:
+    """A LLaMA's configuration as the Mistral that computes the same; an error ends in `hint`."""
     from transformers import MistralConfig
 
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
@@ -111,29 +114,12 @@ def as_mistral(config: Any, hint: str) -> Any:
 
 
 def _legal_counts(config: Any, units: LayerUnits) -> str:
-    """The head counts that divide the hidden size, as a hint."""
     text, heads = config.get_text_config(), units[HEADS]
     legal = []
     for units_left in range(heads.groups, heads.count, heads.groups):
         if text.hidden_size % (units_left * heads.heads) == 0:
             legal.append(units_left * heads.heads)
     return f"of {text.num_attention_heads} heads these can stay: {', '.join(map(str, legal)) or 'none but all'}"
-
-
-def built(config: Any, state: Mapping[str, Tensor], like: Any) -> Any:
-    """A model of `config` that holds `state`, with the generation settings and the attention of `like`.
-
-    Biases that only `config` has are zero.
-    """
-    model = empty_model(config, attn_implementation=like.config._attn_implementation)
-    biases = {}
-    for name, parameter in model.named_parameters():
-        if name not in state and name.endswith(".bias"):
-            biases[name] = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
-    model.load_state_dict({**biases, **state}, assign=True)
-    model.tie_weights()
-    model.generation_config = copy.deepcopy(like.generation_config)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -149,4 +135,11 @@ def cut_model(
         weight = state[f"{name}.weight"]
         before = state.get(f"{name}.bias", torch.zeros(()))
         state[f"{name}.bias"] = (before.cpu().double() + bias).to(weight.device, weight.dtype)
-    return built(config, state, model)
+    small = empty_model(config, attn_implementation=model.config._attn_implementation)
+    for name, parameter in small.named_parameters():
+        if name not in state and name.endswith(".bias"):  # only the smaller configuration has it
+            state[name] = torch.zeros(parameter.shape, dtype=model.dtype, device=model.device)
+    small.load_state_dict(state, assign=True)
+    small.tie_weights()
+    small.generation_config = copy.deepcopy(model.generation_config)
+    return small.eval()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..base.memory import peak_memory
-from ..checkpoints.names import STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import software
 from ..models.architectures import positions
@@ -37,8 +36,17 @@ def describe_cut(
         scorer, settings, calibration = origin.scorer, origin.settings, origin.calibration
     else:
         scorer = {"name": config.scorer, "arguments": cut.arguments}
-        settings = settings_record(config)
-        calibration = calibration_record(config, windows)
+        last = ("compensate", "structure")
+        settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields if name not in last}
+        # version 0.1.0 had one setting more, and always refused it
+        settings |= {"skip_layers": 0, **{name: getattr(config, name) for name in last}}
+        calibration = None
+        if windows is not None:
+            samples, length = windows.tokens.shape
+            calibration = {
+                "source": windows.source, "split": windows.split, "samples": samples, "sequence_length": length,
+                "seed": config.seed, "fingerprint": windows.fingerprint,
+            }  # fmt: skip
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
         removed=cut.budget.share,
@@ -50,34 +58,6 @@ def describe_cut(
         model_type=cut.config.model_type,
         software=software(),
     )
-
-
-def settings_record(config: ShrinkConfig) -> dict[str, Any]:
-    """What was asked for, with the setting that version 0.1.0 had and always refused."""
-    last = ("compensate", "structure")
-    settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields if name not in last}
-    return {**settings, "skip_layers": 0, **{name: getattr(config, name) for name in last}}
-
-
-def calibration_record(config: ShrinkConfig, windows: TokenWindows | None) -> dict[str, Any] | None:
-    """Where the calibration windows come from, for the record."""
-    if windows is None:
-        return None
-    samples, length = windows.tokens.shape
-    return {
-        "source": windows.source, "split": windows.split, "samples": samples, "sequence_length": length,
-        "seed": config.seed, "fingerprint": windows.fingerprint,
-    }  # fmt: skip
-
-
-def pointer(structure: PrunedStructure) -> dict[str, Any]:
-    """The entry of the cut in `config.json`."""
-    return {
-        "format_version": structure.format_version,
-        "scorer": structure.scorer["name"],
-        "removed": structure.removed,
-        "structure_file": STRUCTURE_NAME,
-    }
 
 
 def prompt_of(config: Any) -> int:
@@ -97,7 +77,6 @@ def report_of(
 ) -> dict[str, Any]:
     """Counts, sizes, errors and speeds before and after, for `report.json`."""
     model = cut.source.model
-    prompt = prompt_of(model.config)
     counts = {}
     for kind, unit in cut.units.items():
         counts[kind] = {"before": unit.count * unit.heads, "after": cut.budget.kept[kind] * unit.heads}
@@ -108,15 +87,14 @@ def report_of(
         **counts,
         "seconds": seconds,
         "peak_memory": peak_memory(),
-        **compared(model, small, tokens, prompt, cut.source.device, timing),
+        **_compare(model, small, tokens, cut.source.device, timing),
         "blocks": None if tokens is None else block_errors(cut.source, tokens, kept, cut.units, biases),
     }
 
 
-def compared(
-    model: Any, small: Any, windows: Tensor | None, prompt: int, device: torch.device, timing: bool
-) -> dict[str, Any]:
+def _compare(model: Any, small: Any, windows: Tensor | None, device: torch.device, timing: bool) -> dict[str, Any]:
     """Size, MACs and speed of both models and the error by layer; on a CPU in float32, whatever their dtype."""
+    prompt = prompt_of(model.config)
     dtype = torch.float32 if device.type == "cpu" else next(model.parameters()).dtype
     models = {"before": model, "after": small}
     figures: dict[str, Any] = {}

@@ -8,13 +8,12 @@ from torch import nn
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..checkpoints.structure import PrunedStructure, read_structure
-from ..models.architectures import linears_of
+from ..models.architectures import Structure, linears_of
 from ..models.device import choose_device
 from ..models.linears import check_weights
 from ..models.source import ModelSource
 from .choose import Budget, budget_of
-from .compensate import with_biases
-from .cut import smaller_config
+from .cut import smaller_config, with_biases
 from .scorers import Scorer, as_scorer
 from .settings import ShrinkConfig
 from .units import LayerUnits, structure_of, units_of
@@ -26,21 +25,27 @@ class Cut:
 
     Attributes:
         source: the model.
+        structure: which Linear does what.
         units: heads and channels of a layer.
         budget: how many stay.
-        config: the configuration of the smaller model.
         scorer: ranks the units.
         arguments: of the scorer.
+        config: the configuration of the smaller model.
         replayed: the record to repeat instead; None where the scorer chooses.
+        seed: handed to the scorer.
+        batch_size: samples on the device at once; None for all.
     """
 
     source: ModelSource
+    structure: Structure
     units: LayerUnits
     budget: Budget
-    config: Any
     scorer: Scorer
     arguments: dict[str, Any]
-    replayed: PrunedStructure | None
+    config: Any = None
+    replayed: PrunedStructure | None = None
+    seed: int = 0
+    batch_size: int | None = None
 
 
 def reads_text(config: ShrinkConfig) -> bool:
@@ -72,7 +77,7 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     if config.compensate:
         smaller = with_biases(smaller, structure, source.stack[0], units, budget.kept)
     check_weights(source, ())
-    return Cut(source, units, budget, smaller, scorer, arguments, replayed)
+    return Cut(source, structure, units, budget, scorer, arguments, smaller, replayed, config.seed, config.batch_size)
 
 
 def replayed_budget(record: PrunedStructure, source: ModelSource, units: LayerUnits) -> Budget:
@@ -87,15 +92,11 @@ def replayed_budget(record: PrunedStructure, source: ModelSource, units: LayerUn
     counts = {kind: len(kept_units.kept) for kind, kept_units in record.layers[names[0]]}
     for name, layer in record.layers.items():
         for kind, kept_units in layer:
-            if kept_units.of != units[kind].count or not _are_units(kept_units.kept, counts[kind], kept_units.of):
+            legal = set(range(kept_units.of)).intersection(kept_units.kept)
+            ascending = len(kept_units.kept) == counts[kind] and kept_units.kept == sorted(legal)
+            if kept_units.of != units[kind].count or not ascending:
                 raise BarberError(
                     f"structure keeps {len(kept_units.kept)} of {kept_units.of} {kind} in {name}; the model has "
                     f"{units[kind].count}, and every layer must keep the same number"
                 )
     return Budget(counts, record.removed)
-
-
-def _are_units(indices: list[int], count: int, total: int) -> bool:
-    """True if these are `count` ascending and different indices below `total`."""
-    legal = set(range(total)).intersection(indices)
-    return len(indices) == count and indices == sorted(legal)

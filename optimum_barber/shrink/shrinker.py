@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,22 @@ from ..checkpoints.write import ONE_FILE
 from ..models.loading import PretrainedTool
 from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
-from .compensate import mean_contributions
 from .cut import cut_model
-from .figures import describe_cut, pointer, report_of
+from .cut_errors import mean_contributions
+from .figures import describe_cut, report_of
 from .plan import Cut, plan_cut, reads_text
-from .scan import ScorePlan, choose_units
+from .scan import choose_units
 from .settings import ShrinkConfig
-from .units import Kept, structure_of
+from .units import Kept
 
 
 @dataclass
 class ShrinkResult:
-    """The result of `shrink`.
-
-    Attributes:
-        model: the smaller model.
-        structure: the record that goes into `pruned_structure.json`.
-        report: the content of `report.json`.
-    """
+    """The smaller model, the content of its `pruned_structure.json`, and that of its `report.json`."""
 
     model: Any
     structure: PrunedStructure
-    report: dict[str, Any] = field(default_factory=dict)
-
-
-def score_plan(config: ShrinkConfig, cut: Cut) -> ScorePlan:
-    """The ranking of a cut's units."""
-    return ScorePlan(
-        cut.scorer, cut.units, structure_of(cut.source), cut.budget.kept, cut.arguments, config.seed, config.batch_size
-    )
+    report: dict[str, Any]
 
 
 class BarberShrinker(PretrainedTool):
@@ -91,7 +78,12 @@ class BarberShrinker(PretrainedTool):
         with staged(output) if output is not None else nullcontext() as partial:
             result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
-                self._save(partial, result)
+                shard = self.reference.shard_bytes if self.reference else None
+                result.model.save_pretrained(partial, max_shard_size=shard or ONE_FILE)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(partial)
+                write_json(partial / STRUCTURE_NAME, result.structure.model_dump())
+                write_json(partial / REPORT_NAME, result.report)
         return result
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:
@@ -115,7 +107,10 @@ class BarberShrinker(PretrainedTool):
         small = cut_model(self.model, cut.config, kept, cut.units, biases)
         seconds = {"score": scored - started, "cut": time.perf_counter() - scored}
         structure = describe_cut(config, cut, kept, windows, self.name)
-        small.config.structure_config = pointer(structure)
+        small.config.structure_config = {
+            "format_version": structure.format_version, "scorer": structure.scorer["name"],
+            "removed": structure.removed, "structure_file": STRUCTURE_NAME,
+        }  # fmt: skip
         small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
         report = report_of(config, cut, kept, small, windows, seconds, latency, biases)
         return ShrinkResult(small, structure, report)
@@ -125,7 +120,7 @@ class BarberShrinker(PretrainedTool):
             return cut.replayed.kept
         tokens = windows.tokens if windows is not None else torch.zeros((1, 1), dtype=torch.long)
         with tqdm(total=len(cut.source), unit="layer", desc=config.scorer, disable=quiet or None) as bar:
-            return choose_units(cut.source, tokens, [score_plan(config, cut)], lambda _: bar.update())[0]
+            return choose_units(cut.source, tokens, [cut], lambda _: bar.update())[0]
 
     @property
     def name(self) -> str | None:
@@ -133,13 +128,3 @@ class BarberShrinker(PretrainedTool):
         if self.reference:
             return self.reference.full_name
         return getattr(self.model.config, "name_or_path", "") or None
-
-    def _save(self, directory: Path, result: ShrinkResult) -> None:
-        shard = ONE_FILE
-        if self.reference and self.reference.shard_bytes:
-            shard = self.reference.shard_bytes
-        result.model.save_pretrained(directory, max_shard_size=shard)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(directory)
-        write_json(directory / STRUCTURE_NAME, result.structure.model_dump())
-        write_json(directory / REPORT_NAME, result.report)

@@ -105,6 +105,14 @@ def kind_of(block: Block) -> str:
     return KIND_OF_BLOCK[block.name.rpartition(".")[2]]
 
 
+def linears_of_units(units: LayerUnits) -> dict[str, Units]:
+    """The Linears of a decoder layer that hold units, and which."""
+    linears: dict[str, Units] = {}
+    for unit in units.values():
+        linears |= {part.linear: unit for part in unit.slices}
+    return linears
+
+
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
     """The Linear of that name in a decoder layer."""
     linear = layer.get_submodule(name)
@@ -113,11 +121,7 @@ def linear_of(layer: nn.Module, name: str) -> nn.Linear:
 
 
 def structure_of(source: ModelSource) -> Structure:
-    """The table's row on heads and channels.
-
-    Raises:
-        BarberError: the family is not one whose heads and channels can be removed.
-    """
+    """The table's row on heads and channels; a family that has none is refused."""
     structure = source.architecture.structure if source.model_type in ARCHITECTURES else None
     if structure is None:
         known = [name for name in ARCHITECTURES if ARCHITECTURES[name].structure is not None]
@@ -128,10 +132,8 @@ def structure_of(source: ModelSource) -> Structure:
 def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
     """Heads and channels of a decoder layer, the same in every layer.
 
-    Args:
-        source: the model.
-        head_unit: "group", a KV head with all its query heads; or "query", a query head, of which every KV head keeps
-            the same number.
+    A `head_unit` is a "group", a KV head with all its query heads; or a "query" head, of which every KV head keeps the
+    same number.
 
     Raises:
         BarberError: an unknown family, heads that do not divide, or layers that differ.
@@ -146,10 +148,8 @@ def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
                     f"model is cut unevenly already: {source.path}.{index}.{name} is {rows}x{columns}, "
                     f"that of layer 0 {first[0]}x{first[1]}; every layer must have the same width"
                 )
-    return {
-        HEADS: _heads(shapes[0], structure, source.model.config, head_unit),
-        CHANNELS: _channels(shapes[0], structure),
-    }
+    heads = _heads(shapes[0], structure, source.model.config, head_unit)
+    return {HEADS: heads, CHANNELS: _channels(shapes[0], structure)}
 
 
 def _shapes(layer: nn.Module, structure: Structure) -> dict[str, tuple[int, int]]:
@@ -177,11 +177,9 @@ def _heads(shapes: dict[str, tuple[int, int]], structure: Structure, config: Any
         parts = (Slice(query, 0, starts[0], size), Slice(structure.output, 1, 0, size))
         return Units(HEADS, heads, parts, groups=groups, alone=True)
     slices = (
-        Slice(query, 0, starts[0], each * size),
-        Slice(key, 0, starts[1], size),
-        Slice(value, 0, starts[2], size),
+        Slice(query, 0, starts[0], each * size), Slice(key, 0, starts[1], size), Slice(value, 0, starts[2], size),
         Slice(structure.output, 1, 0, each * size),
-    )
+    )  # fmt: skip
     return Units(HEADS, groups, slices, heads=each)
 
 

@@ -1,16 +1,17 @@
-"""Charts of a pruning run, from the blocks of its `report.json`."""
+"""Charts of a run from the blocks of its `report.json`, and pictures that hold several runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.record import SparsityConfig
 from .charts import save
-from .page import Bars, Heat, Lines, Section, Series, Table, Value
+from .page import Bars, Heat, Lines, Rows, Section, Series, Table, grouped
 
 Block = Mapping[str, Any]
 MEBIBYTE = 2**20
 LAYER = "decoder layer"
+PANELS = ("attention alone", "MLP alone", "layer's output, earlier cuts included")  # of a shrunk model
 FIGURES = (
     "error_before", "error_rebuilt", "error_after", "pairs", "swaps", "rows", "rows_without_swap",
     "forward_passes", "gradient_passes", "seconds", "peak_memory",
@@ -19,17 +20,32 @@ FIGURES = (
 
 def block_sections(blocks: Sequence[Block]) -> list[Section]:
     """Error, pair values, ratio, swaps and cost of every block; a line says what was not recorded."""
-    error_fall = _by_layer(blocks, "Relative error", _error_fall, "error after / before")
-    seconds = _by_layer(blocks, "Seconds by block", itemgetter("seconds"), "seconds")
-    memory = _by_layer(blocks, "Peak memory so far", _peak_mebibytes, "MiB")
+    blocks = list(map(_with_ratios, blocks))
+    error_fall = _by_layer(blocks, "Relative error", "error_fall", "error after / before")
+    seconds = _by_layer(blocks, "Seconds by block", "seconds", "seconds")
+    memory = _by_layer(blocks, "Peak memory so far", "mebibytes", "MiB")
+    ratios: list[Any] = [_search_chart(blocks)]
+    if any(map(_first_round, blocks)):
+        ratios.append(_by_layer(blocks, "Ratio of the first round", "ratio", "ratio α, log scale", log=True))
     return [
         Section("Error by block", [errors(blocks), error_fall]),
         Section("Pair values", _pair_values(blocks)),
-        Section("Error over the ratio", _ratios(blocks)),
+        Section("Error over the ratio", ratios),
         Section("Swaps", _swaps(blocks)),
         Section("Time and memory", [seconds, memory]),
         Section("All blocks", [_every_block(blocks)]),
     ]
+
+
+def _with_ratios(block: Block) -> Block:
+    """The block with figures that follow from its own."""
+    return {
+        **block,
+        "error_fall": block["error_after"] / block["error_before"] if block["error_before"] else None,
+        "share_without_swap": block["rows_without_swap"] / max(block["rows"], 1),
+        "mebibytes": block["peak_memory"] / MEBIBYTE,
+        "ratio": _first_round(block).get("ratio") or None,
+    }
 
 
 def layer_of(block: Block) -> int:
@@ -45,20 +61,11 @@ def _short_name(block: Block) -> str:
     return f"{_kind_of(block)} {layer_of(block)}"
 
 
-def _by_kind(blocks: Iterable[Block]) -> dict[str, list[Block]]:
-    kinds: dict[str, list[Block]] = {}
-    for block in blocks:
-        kinds.setdefault(_kind_of(block), []).append(block)
-    return kinds
-
-
-def _by_layer(
-    blocks: Sequence[Block], title: str, value: Callable[[Block], float | None], axis: str, log: bool = False
-) -> Lines:
+def _by_layer(blocks: Sequence[Block], title: str, figure: str, axis: str, log: bool = False) -> Lines:
     """One figure of every block over the layers, a line for each kind of block."""
     series = []
-    for kind, members in _by_kind(blocks).items():
-        series.append(Series(kind, list(map(layer_of, members)), list(map(value, members))))
+    for kind, members in grouped(blocks, _kind_of).items():
+        series.append(Series(kind, list(map(layer_of, members)), [block[figure] for block in members]))
     return Lines(title, "", LAYER, axis, series, log_y=log)
 
 
@@ -70,23 +77,11 @@ def errors(blocks: Sequence[Block]) -> Lines:
         states.insert(1, "rebuilt")
         note = "At the producer's masks, at the rebuilt masks, and with the new values of the kept weights."
     series = []
-    for kind, members in _by_kind(blocks).items():
+    for kind, members in grouped(blocks, _kind_of).items():
         layers = list(map(layer_of, members))
         for state in states:
             series.append(Series(f"{kind}, {state}", layers, [block.get(f"error_{state}") for block in members]))
     return Lines("Block error before and after", note, LAYER, "block error E, log scale", series, log_y=True)
-
-
-def _error_fall(block: Block) -> float | None:
-    return block["error_after"] / block["error_before"] if block["error_before"] else None
-
-
-def _peak_mebibytes(block: Block) -> float:
-    return block["peak_memory"] / MEBIBYTE
-
-
-def _share_without_swap(block: Block) -> float:
-    return block["rows_without_swap"] / max(block["rows"], 1)
 
 
 def _first_round(block: Block) -> Mapping[str, Any]:
@@ -97,14 +92,10 @@ def _first_round(block: Block) -> Mapping[str, Any]:
     return {}
 
 
-def _first_ratio(block: Block) -> float | None:
-    return _first_round(block).get("ratio") or None
-
-
 def _examples(blocks: Sequence[Block], key: str) -> list[Block]:
     """First, middle and last block of each kind among those whose first round recorded `key`."""
     chosen = []
-    for members in _by_kind(blocks).values():
+    for members in grouped(blocks, _kind_of).values():
         recorded = [block for block in members if _first_round(block).get(key)]
         if recorded:
             places = sorted({0, len(recorded) // 2, len(recorded) - 1})
@@ -136,14 +127,6 @@ def _pair_chart(block: Block) -> Lines:
     )  # fmt: skip
 
 
-def _ratios(blocks: Sequence[Block]) -> list[Any]:
-    """The errors that the search for the ratio measured, and the ratio that each block took."""
-    items: list[Any] = [_search_chart(blocks)]
-    if any("ratio" in _first_round(block) for block in blocks):
-        items.append(_by_layer(blocks, "Ratio of the first round", _first_ratio, "ratio α, log scale", log=True))
-    return items
-
-
 def _search_chart(blocks: Sequence[Block]) -> Lines | str:
     """E(α) / E(0) of some blocks; a line of text where no search was recorded."""
     series = []
@@ -165,14 +148,14 @@ def _swaps(blocks: Sequence[Block]) -> list[Any]:
     if not any(block["swaps"] for block in blocks):
         return ["Not swapped: every weight is as the producer's masks have it."]
     return [
-        _by_layer(blocks, "Weights swapped", itemgetter("swaps"), "weights"),
-        _by_layer(blocks, "Rows without a swap", _share_without_swap, "share"),
+        _by_layer(blocks, "Weights swapped", "swaps", "weights"),
+        _by_layer(blocks, "Rows without a swap", "share_without_swap", "share"),
     ]
 
 
 def _every_block(blocks: Sequence[Block]) -> Table:
     columns = ["block", *(name.replace("_", " ") for name in FIGURES), "rounds accepted"]
-    rows: list[list[Value]] = []
+    rows: Rows = []
     for block in blocks:
         rounds = block.get("rounds") or []
         accepted = sum(bool(record.get("accepted")) for record in rounds)
@@ -180,16 +163,16 @@ def _every_block(blocks: Sequence[Block]) -> Table:
     return Table("Every block", columns, rows, folded=True)
 
 
-def sparsity_map(modules: Mapping[str, Mapping[str, Any]]) -> Heat:
-    """Sparsity by decoder layer and Linear, from the record of the masks."""
+def sparsity_map(record: SparsityConfig) -> Heat:
+    """Sparsity by decoder layer and Linear."""
     layers: dict[str, dict[str, float]] = {}
     columns: dict[str, str] = {}
-    for name, module in modules.items():
+    for name, module in record.modules.items():
         parts = name.split(".")
         numbers = [part for part in parts if part.isdigit()]
         layer = numbers[0] if numbers else name
         columns[parts[-1]] = parts[-1].removesuffix("_proj")
-        layers.setdefault(layer, {})[parts[-1]] = module["sparsity"]
+        layers.setdefault(layer, {})[parts[-1]] = module.sparsity
     values = [list(map(row.get, columns)) for row in layers.values()]
     note = "Pruned weights in per cent, by decoder layer and Linear; darker is sparser."
     return Heat("Sparsity by Linear", note, list(layers), list(columns.values()), values)
@@ -204,7 +187,7 @@ def picture(
         path: of the picture; its suffix decides the format.
         perplexities: by producer, then by "without" and "with" rebuild.
         dense: perplexity of the dense model.
-        blocks: the blocks of one run's `report.json`.
+        blocks: of one run's `report.json`.
         title: above the picture.
     """
     values: dict[str, float | None] = {}
@@ -212,3 +195,32 @@ def picture(
         for key, value in by_rebuild.items():
             values[f"{name}, {key} rebuild"] = value
     save(path, [Bars("Perplexity", "", "perplexity", values, ("dense", dense), log=True), errors(blocks)], title)
+
+
+def curve_picture(
+    path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], dense: float, over: str, title: str = ""
+) -> None:
+    """Draw perplexity as curves of points (x, perplexity) beside the dense line; `over` says what x is."""
+    series = [Series.through(label, points) for label, points in curves.items()]
+    chart = Lines("Perplexity", "", over, "perplexity, log scale", series, log_y=True, reference=("dense", dense))
+    save(path, [chart], title)
+
+
+def error_picture(path: Path, reports: Mapping[str, Mapping[str, Any]], title: str = "") -> None:
+    """Draw the error that cuts cause: of each attention and MLP block alone, and of each decoder layer's output.
+
+    `reports` holds by label, such as the scorer, the `report.json` of a shrunk model.
+    """
+    panels: dict[str, list[Series]] = {name: [] for name in PANELS}
+    for label, report in reports.items():
+        curves = (_errors_of(report, "attention"), _errors_of(report, "mlp"), report["layer_errors"])
+        for series, errors in zip(panels.values(), curves, strict=True):
+            series.append(Series(label, list(range(len(errors))), errors))
+    charts = []
+    for name, series in panels.items():
+        charts.append(Lines(name, "", LAYER, "relative squared error, log scale", series, log_y=True))
+    save(path, charts, title)
+
+
+def _errors_of(report: Mapping[str, Any], kind: str) -> list[float]:
+    return [block["error"] for block in report["blocks"] if block["block"].endswith(kind)]

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 
 from ...base.errors import MissingExtraError
 from ...base.files import write_file
-from .page import Bars, Chart, Heat, Lines, Series
+from .page import Bars, Chart, Heat, Lines
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#4d4d4d", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -42,22 +41,13 @@ def can_draw() -> bool:
 
 
 def check_drawing(feature: str) -> None:
-    """Refuse what needs a chart where matplotlib is not installed.
-
-    Raises:
-        MissingExtraError: names the feature and the line that installs the extra.
-    """
+    """Raise `MissingExtraError`, which names the feature, where matplotlib is not installed."""
     if not can_draw():
         raise MissingExtraError(feature, "report")
 
 
 def svg(chart: Chart, name: str) -> str:
-    """The chart as one <svg> element without ids, styles or addresses of its own.
-
-    Args:
-        chart: what to draw.
-        name: of the chart, unique in its page; the element's ids depend on it.
-    """
+    """The chart as one <svg> element without styles or addresses; its ids depend on `name`, unique in its page."""
     file = io.BytesIO()
     with _style(name):
         _figure([chart]).savefig(file, format="svg", metadata=NO_METADATA)
@@ -65,12 +55,7 @@ def svg(chart: Chart, name: str) -> str:
 
 
 def save(path: Path, charts: Sequence[Chart], title: str = "") -> None:
-    """Draw charts side by side, each under its title, into one file that is put in place whole.
-
-    Args:
-        path: of the picture; its suffix decides the format.
-        charts: what to draw.
-        title: above them all.
+    """Draw charts side by side, each under its title, into one file; its suffix decides the format.
 
     Raises:
         BarberError: matplotlib is not installed, or the file cannot be written.
@@ -83,16 +68,6 @@ def save(path: Path, charts: Sequence[Chart], title: str = "") -> None:
             figure.suptitle(title, fontsize=10)
         figure.savefig(picture, format=path.suffix[1:], dpi=200)
     write_file(path, picture.getvalue())
-
-
-def write_pictures(directory: Path, charts: Sequence[Chart]) -> list[Path]:
-    """Write one PNG for each chart, numbered in the page's order."""
-    paths = []
-    for number, chart in enumerate(charts, 1):
-        name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
-        paths.append(directory / f"{number:02d}-{name}.png")
-        save(paths[-1], [chart])
-    return paths
 
 
 @contextmanager
@@ -146,8 +121,12 @@ def _draw_lines(axes: Any, chart: Lines) -> float:
     for index, series in enumerate(chart.series):
         if chart.stepped:
             axes.stairs(series.y, series.x, color=COLOURS[index], label=series.name, fill=True, alpha=0.6)
-        else:
-            _draw_series(axes, series, index)
+            continue
+        turn = index // len(COLOURS)  # beyond eight series colours and markers come again, with other dashes
+        axes.plot(
+            series.x, series.y, label=_clipped(series.name), color=COLOURS[index % len(COLOURS)], linewidth=1.2,
+            marker=MARKERS[index % len(MARKERS)], markersize=3.5, linestyle=DASHES[(index + turn) % len(DASHES)],
+        )  # fmt: skip
     for place, name in chart.marks:
         axes.axvline(place, label=_clipped(name), **REFERENCE)
     if chart.reference:
@@ -169,14 +148,6 @@ def _draw_lines(axes: Any, chart: Lines) -> float:
         return HEIGHT
     axes.legend(loc="lower left", bbox_to_anchor=(-0.15, 1), frameon=False, handlelength=3)  # above, hides no line
     return HEIGHT + ROW * len(labels)
-
-
-def _draw_series(axes: Any, series: Series, index: int) -> None:
-    turn = index // len(COLOURS)  # beyond eight series colours and markers come again, with other dashes
-    axes.plot(
-        series.x, series.y, label=_clipped(series.name), color=COLOURS[index % len(COLOURS)], linewidth=1.2,
-        marker=MARKERS[index % len(MARKERS)], markersize=3.5, linestyle=DASHES[(index + turn) % len(DASHES)],
-    )  # fmt: skip
 
 
 def _scale(axis: Any, log: bool, values: Sequence[float]) -> None:
@@ -227,10 +198,17 @@ def _draw_bars(axes: Any, chart: Bars) -> float:
 
 
 def _draw_heat(axes: Any, chart: Heat) -> float:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colours = colormaps["cividis_r"]  # in one order of brightness for every eye, dark for 1
     for row, values in enumerate(chart.values):
         for column, value in enumerate(values):
             if value is not None:
-                _draw_cell(axes, row, column, value)
+                place = (column - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(place, 1, 1, color=colours(value), linewidth=0))
+                ink = "white" if value > 0.55 else "black"
+                axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(chart.columns)), [_clipped(name, 12) for name in chart.columns])
     axes.set_yticks(range(len(chart.rows)), list(map(_clipped, chart.rows)))
     axes.set_xlim(-0.5, len(chart.columns) - 0.5)
@@ -239,17 +217,6 @@ def _draw_heat(axes: Any, chart: Heat) -> float:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return 0.5 + 0.18 * len(chart.rows)
-
-
-def _draw_cell(axes: Any, row: int, column: int, share: float) -> None:
-    """One coloured square of a heat map, dark for 1, with its share in per cent."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    colour = colormaps["cividis_r"](share)  # in one order of brightness for every eye
-    ink = "white" if share > 0.55 else "black"
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, linewidth=0))
-    axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", fontsize=8, color=ink)
 
 
 def _clipped(name: str, letters: int = LONGEST) -> str:

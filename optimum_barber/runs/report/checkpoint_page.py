@@ -10,10 +10,9 @@ from ...checkpoints.names import REPORT_NAME
 from ...checkpoints.record import SparsityConfig, read_record
 from ...checkpoints.structure import read_structure
 from .block_charts import block_sections, sparsity_map
-from .page import Bars, Lines, Page, Section, Series, Table, Value
-from .settings import plain_rows, record_tables, settings_table
+from .page import Bars, Lines, Page, Rows, Section, Series, Table, settings_table
 
-Rows = Sequence[Mapping[str, Any]]
+Evaluation = Sequence[Mapping[str, Any]]
 UNMEASURED = (
     "Not measured by this run: optimum-barber eval OUT --perplexity TEXT --json FILE, then "
     "optimum-barber report OUT --eval FILE."
@@ -21,7 +20,7 @@ UNMEASURED = (
 PERPLEXITY_COLUMNS = ("model", "perplexity", "text", "split", "sequence_length", "windows", "available", "dtype")
 
 
-def checkpoint_page(directory: Path, evaluation: Rows = ()) -> Page:
+def checkpoint_page(directory: Path, evaluation: Evaluation = ()) -> Page:
     """The page of a pruned checkpoint: what `prune` or a later step wrote."""
     return _pruning_page(directory.resolve().name, read_record(directory), _report(directory), evaluation)
 
@@ -35,7 +34,7 @@ def cell_page(path: Path) -> Page:
     return _pruning_page(path.stem, SparsityConfig.model_validate(cell["record"]), cell["report"], rows)
 
 
-def _pruning_page(name: str, record: SparsityConfig, report: Mapping[str, Any], evaluation: Rows) -> Page:
+def _pruning_page(name: str, record: SparsityConfig, report: Mapping[str, Any], evaluation: Evaluation) -> Page:
     sections = [Section("Perplexity", _perplexity_items(evaluation)), *run_sections(record, report)]
     return Page(f"{name}: pruning report", _summary(record, report), sections)
 
@@ -58,28 +57,43 @@ def run_sections(record: SparsityConfig, report: Mapping[str, Any]) -> list[Sect
     """All that a pruning run left, from its totals to its fingerprints."""
     sections = [Section("Blocks", ["Not here: the step that wrote this checkpoint left no figures of blocks."])]
     if report.get("blocks"):
-        totals = Table("Totals of the run", ["figure", "value"], plain_rows(report))
-        sections = [Section("Totals", [totals]), *block_sections(report["blocks"])]
+        totals: Rows = []
+        for name, value in report.items():
+            if isinstance(value, int | float | str) and not isinstance(value, bool):
+                totals.append([name.replace("_", " "), value])
+        total = Section("Totals", [Table("Totals of the run", ["figure", "value"], totals)])
+        sections = [total, *block_sections(report["blocks"])]
     if report.get("refine"):
         sections.append(Section("Refinement", [_refinement_table(report["refine"])]))
-    modules = {name: module.model_dump() for name, module in record.modules.items()}
-    sections.append(Section("Sparsity", [sparsity_map(modules)]))
-    sections.append(Section("Settings and fingerprints", list(record_tables(record))))
+    sections.append(Section("Sparsity", [sparsity_map(record)]))
+    sections.append(Section("Settings and fingerprints", _record_tables(record)))
     return sections
 
 
+def _record_tables(record: SparsityConfig) -> list[Table]:
+    """All of a `sparsity_config.json`; the modules come last and folded."""
+    rows: Rows = []
+    for name, module in record.modules.items():
+        shape = f"{module.shape[0]} × {module.shape[1]}"
+        rows.append([name, shape, module.pruned, module.sparsity, module.sha256])
+    content = record.model_dump(exclude={"modules"})
+    return [
+        settings_table("Settings", {"mask_fingerprint": record.fingerprint, **content}),
+        Table("Fingerprints of the masks", ["Linear", "shape", "pruned", "sparsity", "SHA-256"], rows, folded=True),
+    ]
+
+
 def _refinement_table(refined: Mapping[str, Any]) -> Table:
-    """Rounds of exchanges by the whole model's divergence, made after everything above."""
-    rows: list[list[Value]] = []
+    rows: Rows = []
     for number, record in enumerate(refined["rounds"], start=1):
         rows.append([number, record["swaps"], record["length"], record["before"], record["after"]])
     columns = ["round", "exchanges", "length of the step", "divergence before, nats a token", "after"]
     return Table("Rounds of refine, after all of the above", columns, rows)
 
 
-def _perplexity_items(rows: Rows) -> list[Any]:
+def _perplexity_items(evaluation: Evaluation) -> list[Any]:
     """Bars and a table of perplexities; the dense model's is the line to compare with."""
-    measured = [row for row in rows if isinstance(row, Mapping) and "perplexity" in row]
+    measured = [row for row in evaluation if isinstance(row, Mapping) and "perplexity" in row]
     if not measured:
         return [UNMEASURED]
     reference = None
@@ -100,7 +114,7 @@ def _is_dense(row: Mapping[str, Any]) -> bool:
     return bool(row.get("dense_baseline")) or row["model"] == "dense"
 
 
-def shrunk_page(directory: Path, evaluation: Rows = ()) -> Page:
+def shrunk_page(directory: Path, evaluation: Evaluation = ()) -> Page:
     """The page of a model that lost heads and channels."""
     structure, report = read_structure(directory), _report(directory)
     name = structure.base_model["name"] or "A model in memory"
@@ -118,7 +132,7 @@ def shrunk_page(directory: Path, evaluation: Rows = ()) -> Page:
 
 
 def _size_table(report: Mapping[str, Any]) -> Table:
-    rows: list[list[Value]] = []
+    rows: Rows = []
     for name, after in report.get("after", {}).items():
         if name != "latency":
             rows.append([name.replace("_", " "), report["before"].get(name), after])

@@ -6,16 +6,14 @@ from typing import Any
 
 from ...base.files import read_json
 from ...checkpoints.record import fingerprint_of
-from .block_charts import MEBIBYTE, layer_of
-from .page import MOST_SERIES, Bars, Lines, Page, Section, Series, Table, Value
-from .settings import settings_table
+from .block_charts import LAYER, MEBIBYTE, layer_of
+from .page import MOST_SERIES, Bars, Lines, Page, Rows, Section, Series, Table, grouped, settings_table
 
 COMPARE_NAME = "compare.json"
 CORE = ("producer", "rebuild", "pattern", "sparsity")
 TOTALS = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap")
 NOT_MEASURED = "Not measured: no run has ended well."
 Cell = Mapping[str, Any]
-Rows = list[list[Value]]
 
 
 def comparison_page(directory: Path) -> Page:
@@ -37,9 +35,9 @@ def page_of_cells(content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapp
     sections = [
         Section("All runs", [all_runs(cells, dense)]),
         Section("Perplexity", [*_perplexity_bars(cells, dense["perplexity"]["perplexity"]), *_along_axes(finished)]),
-        Section("Tasks", _tasks(finished, dense)),
-        Section("Error by layer", _layer_errors(finished)),
-        Section("Time and memory", _cost(finished)),
+        Section("Tasks", [_tasks(finished, dense)]),
+        Section("Error by layer", _layer_errors(finished) or [NOT_MEASURED]),
+        Section("Time and memory", _cost(finished) if finished else [NOT_MEASURED]),
         Section("Settings and fingerprints", _settings(content, cells)),
     ]
     summary = _summary(content, len(cells), finished, dense["perplexity"])
@@ -48,7 +46,7 @@ def page_of_cells(content: Mapping[str, Any], cells: Sequence[Cell], dense: Mapp
 
 def _summary(content: Mapping[str, Any], count: int, finished: Sequence[Cell], dense: Mapping[str, Any]) -> str:
     total = len(content["cells"])
-    calibrations = len({_calibration_fingerprint(cell) for cell in finished})
+    calibrations = len(set(map(_calibration_fingerprint, finished)))
     sets = "one calibration set" if calibrations <= 1 else f"{calibrations} calibration sets"
     missing = f" {total - count} are still missing." if count < total else ""
     return (
@@ -70,7 +68,7 @@ def _label(cell: Cell, left_out: str = "") -> str:
     for axis, value in labels.items():
         if value is not None and axis not in (*CORE, left_out):
             name += f", {axis} {value}"
-    return name
+    return str(name)
 
 
 def _density(cell: Cell) -> str:
@@ -80,13 +78,6 @@ def _density(cell: Cell) -> str:
 
 def _full_label(cell: Cell) -> str:
     return f"{_label(cell)}, {_density(cell)}"
-
-
-def _by_density(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(_density(cell), []).append(cell)
-    return groups
 
 
 def all_runs(cells: Sequence[Cell], dense: Mapping[str, Any]) -> Table:
@@ -132,19 +123,28 @@ def _accuracies(record: Cell) -> dict[str, float]:
 
 def _perplexity_bars(cells: Sequence[Cell], dense: float) -> list[Bars]:
     charts = []
-    for name, group in _by_density(cells).items():
+    for name, group in grouped(cells, _density).items():
         values = {_label(cell): _scores(cell, ())[0] for cell in group}
         charts.append(Bars(f"Perplexity at {name}", "Lower is better.", "perplexity", values, ("dense", dense), True))
     return charts
 
 
 def _along_axes(cells: Sequence[Cell]) -> list[Any]:
-    """Perplexity over every axis of numbers that takes several values."""
+    """Perplexity over every axis of numbers that takes several values; a remark counts the lines left out."""
     items: list[Any] = []
     for axis in _axes_of(cells):
         series = _series_along(cells, axis)
-        if series:
-            items += _axis_items(series, axis)
+        if not series:
+            continue
+        lowest = min(min(line.x) for line in series)
+        highest = max(max(line.x) for line in series)
+        wide = lowest > 0 and highest / lowest >= 8
+        name = "ratio α" if axis == "rebuild_ratio" else axis.replace("_", " ")
+        scale = f"{name}, log scale" if wide else name
+        title = f"Perplexity over {name}"
+        items.append(Lines(title, "", scale, "perplexity, log scale", series[:MOST_SERIES], wide, True))
+        if len(series) > MOST_SERIES:
+            items.append(f"Not drawn in “{title}”: {len(series) - MOST_SERIES} more lines; the table has them.")
     return items
 
 
@@ -153,11 +153,14 @@ def _series_along(cells: Sequence[Cell], axis: str) -> list[Series]:
 
     A pattern has no place on the axis `sparsity`.
     """
-    several = len(_by_density(cells)) > 1
+    several = len(grouped(cells, _density)) > 1
     curves: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
-        place = _number(cell["labels"].get(axis))
-        if place is None or (axis == "sparsity" and cell["labels"]["pattern"] != "unstructured"):
+        try:
+            place = float(cell["labels"].get(axis))
+        except (TypeError, ValueError):
+            continue
+        if axis == "sparsity" and cell["labels"]["pattern"] != "unstructured":
             continue
         name = _label(cell, axis)
         if axis != "sparsity" and several:
@@ -166,57 +169,28 @@ def _series_along(cells: Sequence[Cell], axis: str) -> list[Series]:
     return [Series.through(name, sorted(points)) for name, points in curves.items() if len(points) > 1]
 
 
-def _axis_items(series: Sequence[Series], axis: str) -> list[Any]:
-    """The chart of the first lines, and a remark that counts those left out."""
-    lowest = min(min(line.x) for line in series)
-    highest = max(max(line.x) for line in series)
-    wide = lowest > 0 and highest / lowest >= 8
-    name = "ratio α" if axis == "rebuild_ratio" else axis.replace("_", " ")
-    title = f"Perplexity over {name}"
-    if wide:
-        name += ", log scale"
-    items: list[Any] = [Lines(title, "", name, "perplexity, log scale", series[:MOST_SERIES], wide, True)]
-    if len(series) > MOST_SERIES:
-        items.append(f"Not drawn in “{title}”: {len(series) - MOST_SERIES} more lines; the table has them.")
-    return items
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> list[Any]:
+def _tasks(cells: Sequence[Cell], dense: Mapping[str, Any]) -> Table | str:
     """Every metric of every task, with its standard error."""
-    rows = _task_rows("dense", dense)
-    for cell in cells:
-        rows += _task_rows(_full_label(cell), cell)
-    if not rows:
-        return ["Not measured: the comparison has no tasks."]
-    return [Table("Tasks", ["run", "task", "metric", "value", "standard error", "rows"], rows)]
-
-
-def _task_rows(name: str, record: Cell) -> Rows:
     rows: Rows = []
-    for task, metrics in record.get("tasks", {}).items():
-        for metric, value in metrics.items():
-            if not metric.endswith("_stderr") and metric != "rows":
-                rows.append([name, task, metric, value, metrics.get(f"{metric}_stderr"), metrics.get("rows")])
-    return rows
+    for name, record in [("dense", dense), *((_full_label(cell), cell) for cell in cells)]:
+        for task, metrics in record.get("tasks", {}).items():
+            for metric, value in metrics.items():
+                if not metric.endswith("_stderr") and metric != "rows":
+                    rows.append([name, task, metric, value, metrics.get(f"{metric}_stderr"), metrics.get("rows")])
+    if not rows:
+        return "Not measured: the comparison has no tasks."
+    return Table("Tasks", ["run", "task", "metric", "value", "standard error", "rows"], rows)
 
 
-def _layer_errors(cells: Sequence[Cell]) -> list[Any]:
+def _layer_errors(cells: Sequence[Cell]) -> list[Lines]:
     """Error after the run by layer: one chart for each kind of error, which cannot be compared, and density."""
     charts = []
-    kinds = dict.fromkeys(map(_error_kind, cells))
-    for kind in kinds:
-        alike = [cell for cell in cells if _error_kind(cell) == kind]
-        for name, group in _by_density(alike).items():
-            suffix = f", {kind}" if len(kinds) > 1 else ""
+    kinds = grouped(cells, _error_kind)
+    for kind, alike in kinds.items():
+        suffix = f", {kind}" if len(kinds) > 1 else ""
+        for name, group in grouped(alike, _density).items():
             charts.append(_layer_chart(f"Block error at {name}{suffix}", group))
-    return charts or [NOT_MEASURED]
+    return charts
 
 
 def _layer_chart(title: str, cells: Sequence[Cell]) -> Lines:
@@ -229,16 +203,14 @@ def _layer_chart(title: str, cells: Sequence[Cell]) -> Lines:
     note = "Attention and MLP added."
     if len(cells) > MOST_SERIES:
         note += f" The first {MOST_SERIES} runs."
-    return Lines(title, note, "decoder layer", "block error E, log scale", series, log_y=True)
+    return Lines(title, note, LAYER, "block error E, log scale", series, log_y=True)
 
 
 def _error_kind(cell: Cell) -> str:
     return str(cell["config"]["rebuild"].get("error", "absolute"))
 
 
-def _cost(cells: Sequence[Cell]) -> list[Any]:
-    if not cells:
-        return [NOT_MEASURED]
+def _cost(cells: Sequence[Cell]) -> list[Bars]:
     seconds = {_full_label(cell): cell["seconds"] for cell in cells}
     peaks = {_full_label(cell): cell["peak_memory"] / MEBIBYTE for cell in cells}
     return [
@@ -249,14 +221,14 @@ def _cost(cells: Sequence[Cell]) -> list[Any]:
 
 def _settings(content: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
     """Settings of the comparison, and every cell's own with its fingerprints."""
-    keys = ("format_version", "status", "model", "software")
+    run = {key: content[key] for key in ("format_version", "status", "model", "software")}
     rows: Rows = []
     own = []
     for cell in cells:
         rows.append([cell["name"], cell.get("fingerprint"), _mask_fingerprint(cell), _calibration_fingerprint(cell)])
         own.append(settings_table(f"Settings of {cell['name']}", cell["config"], folded=True))
     return [
-        settings_table("Comparison", {**{key: content[key] for key in keys}, **content["settings"]}),
+        settings_table("Comparison", {**run, **content["settings"]}),
         settings_table("What all runs have in common", content["base"]),
         Table("Fingerprints", ["run", "of settings and files", "of the masks", "of the calibration tokens"], rows),
         *own,

@@ -7,7 +7,7 @@ from string import Template
 
 from ...base.version import __version__
 from .charts import can_draw, svg
-from .page import Chart, Page, Section, Table, Value, as_text
+from .page import Chart, Page, Section, Table, Value, as_text, charts_in
 
 WIDE = 40  # letters from which a cell may break its line anywhere
 NO_CHARTS = "Not drawn: charts need pip install 'optimum-barber[report]'; their numbers are here as tables."
@@ -21,12 +21,13 @@ def html(page: Page) -> str:
         links.append(f'<li><a href="#s{number}">{escape(section.title)}</a></li>')
         sections.append(_section(section, 2, f"s{number}"))
     remark = ""
-    if page.charts() and not can_draw():
+    if charts_in(page.sections) and not can_draw():
         remark = _paragraph(NO_CHARTS) + "\n"
-    return Template(_resource("page.html")).substitute(
+    folder = files(__package__)
+    return Template(folder.joinpath("page.html").read_text("utf-8")).substitute(
         version=__version__,
         title=escape(page.title),
-        style=_resource("style.css"),
+        style=folder.joinpath("style.css").read_text("utf-8"),
         summary=escape(page.summary),
         remark=remark,
         links="".join(links),
@@ -34,32 +35,25 @@ def html(page: Page) -> str:
     )
 
 
-def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text("utf-8")
-
-
 def _section(section: Section, level: int, name: str) -> str:
     """A section and those inside it; charts that follow one another share a grid."""
     parts = [f'<section id="{name}">', f"<h{level}>{escape(section.title)}</h{level}>"]
     figures: list[str] = []
-    for number, item in enumerate(section.items, 1):
+    for number, item in enumerate([*section.items, None], 1):
         place = f"{name}-{number}"
         if isinstance(item, Chart):
             figures.append(_figure(item, place))
             continue
-        parts += _grid(figures)
-        figures = []
+        if figures:
+            parts.append(f'<div class="charts">{"".join(figures)}</div>')
+            figures = []
         if isinstance(item, Section):
             parts.append(_section(item, level + 1, place))
         elif isinstance(item, Table):
             parts.append(_table(item))
-        else:
+        elif item is not None:  # None ends the last grid
             parts.append(_paragraph(item))
-    return "\n".join([*parts, *_grid(figures), "</section>"])
-
-
-def _grid(figures: Sequence[str]) -> list[str]:
-    return [f'<div class="charts">{"".join(figures)}</div>'] if figures else []
+    return "\n".join([*parts, "</section>"])
 
 
 def _paragraph(text: str) -> str:
@@ -91,18 +85,13 @@ def _table(content: Table) -> str:
 
 
 def _row(row: Sequence[Value]) -> str:
+    """One row; a number has its exact value beside it."""
     cells = []
     for column, value in enumerate(row):
-        text, kind = _cell(value)
+        text, kind = escape(as_text(value)), ""
+        if isinstance(value, int | float):
+            text, kind = f'<data value="{value!r}">{text}</data>', ' class="number"'
+        elif len(text) > WIDE:
+            kind = ' class="wide"'
         cells.append(f"<td{kind}>{text}</td>" if column else f'<th scope="row">{text}</th>')
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _cell(value: Value) -> tuple[str, str]:
-    """The content of a cell, a number with its exact value beside it, and the class of the cell."""
-    text = escape(as_text(value))
-    if isinstance(value, int | float):
-        return f'<data value="{value!r}">{text}</data>', ' class="number"'
-    if len(text) > WIDE:
-        return text, ' class="wide"'
-    return text, ""

@@ -28,9 +28,7 @@ def _sections(sections: Sequence[Section], level: int) -> list[str]:
 
 def rows(table: Table) -> str:
     """A Markdown table."""
-    lines = [_line(table.columns), _line(["---"] * len(table.columns))]
-    lines += map(_line, table.rows)
-    return "\n".join(lines)
+    return "\n".join(map(_line, [table.columns, ["---"] * len(table.columns), *table.rows]))
 
 
 def _line(values: Iterable[Value]) -> str:

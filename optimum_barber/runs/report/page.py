@@ -1,10 +1,11 @@
 """A page as data: texts, tables and charts in sections, before anything is drawn."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Value = str | int | float | None
+Rows = list[list[Value]]
 MOST_SERIES = 8  # lines in one chart; more cannot be told apart
 
 
@@ -64,8 +65,6 @@ class Lines(Chart):
         x: name of the axis.
         y: name of the axis.
         series: at most `MOST_SERIES` on a page.
-        log_x: whether the axis is logarithmic.
-        log_y: likewise.
         marks: places on the x axis that are marked, with a label each.
         stepped: a histogram: each value holds up to the next x, and there is one x more than values.
         reference: name and value of a horizontal line to compare with.
@@ -103,7 +102,7 @@ class Bars(Chart):
 
     def table(self) -> Table:
         """One row for each bar, the reference first."""
-        rows: list[list[Value]] = [list(self.reference)] if self.reference else []
+        rows: Rows = [list(self.reference)] if self.reference else []
         rows += map(list, self.values.items())
         return Table(self.title, ["", self.unit], rows, folded=True)
 
@@ -138,16 +137,13 @@ class Page:
     summary: str
     sections: list[Section] = field(default_factory=list)
 
-    def charts(self) -> list[Chart]:
-        """All charts in order."""
-        return _charts_in(self.sections)
 
-
-def _charts_in(items: Iterable[Any]) -> list[Chart]:
+def charts_in(items: Iterable[Any]) -> list[Chart]:
+    """All charts in order, those of sections within included."""
     charts: list[Chart] = []
     for item in items:
         if isinstance(item, Section):
-            charts += _charts_in(item.items)
+            charts += charts_in(item.items)
         elif isinstance(item, Chart):
             charts.append(item)
     return charts
@@ -162,3 +158,34 @@ def as_text(value: Value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return value
+
+
+def grouped(items: Iterable[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
+    """Items by key, in the order of their first appearance."""
+    groups: dict[str, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def flattened(content: Any, prefix: str = "") -> dict[str, Value]:
+    """Nested settings as one level; lists of plain values in one cell, a switch as yes or no."""
+    if isinstance(content, list | tuple):
+        nested = any(isinstance(item, Mapping | list) for item in content)
+        content = dict(enumerate(content, 1)) if nested else ", ".join(map(str, content)) or None
+    if isinstance(content, Mapping):
+        flat: dict[str, Value] = {}
+        for key, value in content.items():
+            flat |= flattened(value, f"{prefix}{key}.")
+        return flat
+    if isinstance(content, bool):
+        content = "yes" if content else "no"
+    return {prefix[:-1]: content if isinstance(content, int | float | str) else None}
+
+
+def settings_table(title: str, content: Mapping[str, Any], folded: bool = False) -> Table:
+    """One row for each setting."""
+    rows: Rows = []
+    for name, value in flattened(content).items():
+        rows.append([name, None if value is None else str(value)])
+    return Table(title, ["setting", "value"], rows, folded)

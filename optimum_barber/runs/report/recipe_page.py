@@ -10,8 +10,7 @@ from ...checkpoints.record import read_record
 from ..recipe.directory import MODEL, RUN_NAME, read_stage
 from .checkpoint_page import run_sections
 from .comparison import COMPARE_NAME, comparison_page
-from .page import Bars, Page, Section, Table, Value, as_text
-from .settings import flattened, settings_table
+from .page import Bars, Page, Rows, Section, Table, as_text, flattened, settings_table
 
 Stages = Mapping[str, Mapping[str, Any]]
 
@@ -25,17 +24,9 @@ def run_page(directory: Path) -> Page:
 def recipe_page(
     name: str, settings: Mapping[str, Any], stages: Stages, output: Path, software: Mapping[str, str]
 ) -> Page:
-    """The page from a run's parts.
-
-    Args:
-        name: of the recipe.
-        settings: of the recipe, as one level.
-        stages: figures by stage.
-        output: the run's directory.
-        software: versions.
-    """
+    """The page from a run's parts: `settings` are of one level, `output` is the run's directory."""
     sections = [Section("Stages", [_stage_table(stages)]), Section("Evaluation", _evaluation_items(stages))]
-    fingerprints: list[list[Value]] = []
+    fingerprints: Rows = []
     for stage in stages:
         sections += _stage_sections(output, stage)
         fingerprints.append([stage, read_stage(output / stage).get("fingerprint")])
@@ -62,7 +53,7 @@ def _stage_sections(output: Path, stage: str) -> list[Section]:
 
 
 def _stage_table(stages: Stages) -> Table:
-    rows: list[list[Value]] = []
+    rows: Rows = []
     for stage, figures in stages.items():
         parts = []
         for key, value in figures.items():
@@ -73,9 +64,8 @@ def _stage_table(stages: Stages) -> Table:
 
 
 def _evaluation_items(stages: Stages) -> list[Any]:
-    """Bars of each text's perplexity, and a table of all measures."""
     evaluations = {stage: figures for stage, figures in stages.items() if "protocol" in figures}
-    measures: list[list[Value]] = []
+    measures: Rows = []
     for figures in evaluations.values():
         measures += _measures_of("dense", figures.get("dense") or {})
     for stage, figures in evaluations.items():
@@ -86,9 +76,9 @@ def _evaluation_items(stages: Stages) -> list[Any]:
     return [*_perplexity_bars(measures), Table("Measures", ["model at", "measure", "value"], measures)]
 
 
-def _measures_of(model: str, figures: Mapping[str, Any]) -> list[list[Value]]:
+def _measures_of(model: str, figures: Mapping[str, Any]) -> Rows:
     """One model's perplexities and task results: model, measure and value."""
-    measures: list[list[Value]] = []
+    measures: Rows = []
     for text, result in figures.get("perplexity", {}).items():
         name = f"perplexity, {text}, {result['windows']} windows of {result['sequence_length']}"
         measures.append([model, name, result["perplexity"]])

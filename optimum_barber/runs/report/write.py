@@ -1,5 +1,6 @@
 """From a finished run to files: one HTML page and, in a directory, one picture for each chart."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
 from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
 from ..recipe.directory import RUN_NAME
-from .charts import check_drawing, write_pictures
-from .checkpoint_page import Rows, cell_page, checkpoint_page, shrunk_page
+from .charts import check_drawing, save
+from .checkpoint_page import Evaluation, cell_page, checkpoint_page, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page
 from .html import html
-from .page import Page
+from .page import Page, charts_in
 from .recipe_page import run_page
 
 INDEX_NAME = "index.html"
@@ -20,7 +21,7 @@ REPORT_PAGE = "report.html"
 KINDS = (COMPARE_NAME, RUN_NAME, SPARSITY_NAME, STRUCTURE_NAME)  # the file that tells what a run is
 
 
-def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
+def page_of(run: str | Path, evaluation: Evaluation = ()) -> Page:
     """The page of any finished run: a checkpoint, a recipe's run, a comparison, or one cell of it.
 
     Args:
@@ -37,19 +38,15 @@ def page_of(run: str | Path, evaluation: Rows = ()) -> Page:
     if not kinds:
         raise BarberError(f"{run} is no finished run: it holds none of {', '.join(KINDS)}")
     try:
-        return _page_of_kind(kinds[0], path, evaluation)
+        if kinds[0] == COMPARE_NAME:
+            return comparison_page(path)
+        if kinds[0] == RUN_NAME:
+            return run_page(path)
+        if kinds[0] == SPARSITY_NAME:
+            return checkpoint_page(path, evaluation)
+        return shrunk_page(path, evaluation)
     except (KeyError, TypeError, AttributeError) as error:
         raise BarberError(f"{path} holds a record that is not whole: {type(error).__name__} {error}") from None
-
-
-def _page_of_kind(kind: str, path: Path, evaluation: Rows) -> Page:
-    if kind == COMPARE_NAME:
-        return comparison_page(path)
-    if kind == RUN_NAME:
-        return run_page(path)
-    if kind == SPARSITY_NAME:
-        return checkpoint_page(path, evaluation)
-    return shrunk_page(path, evaluation)
 
 
 def write_report(
@@ -76,7 +73,9 @@ def write_report(
     if not isinstance(rows, list):
         raise BarberError(f"eval {evaluation} is no list of results, as eval --json writes it")
     if output is None:
-        output, overwrite = _default_output(Path(run)), True
+        place = Path(run)
+        output = place.with_suffix(".html") if place.is_file() else place / REPORT_PAGE
+        overwrite = True
     target = Path(output)
     if target.suffix.lower() in (".html", ".htm"):
         page = page_of(run, rows)
@@ -85,14 +84,11 @@ def write_report(
     check_drawing(f"pictures in {target} (the page alone: -o FILE.html)")
     target = check_output(target, overwrite, [Path(run)])
     page = page_of(run, rows)
+    names = [INDEX_NAME]
     with staged(target) as partial:
         (partial / INDEX_NAME).write_text(html(page), encoding="utf-8")
-        pictures = write_pictures(partial, page.charts())
-    return [target / INDEX_NAME, *(target / picture.name for picture in pictures)]
-
-
-def _default_output(run: Path) -> Path:
-    """The place of a report that was given none: in the run, or beside a cell's file."""
-    if run.is_file():
-        return run.with_suffix(".html")
-    return run / REPORT_PAGE
+        for number, chart in enumerate(charts_in(page.sections), 1):
+            name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
+            names.append(f"{number:02d}-{name}.png")
+            save(partial / names[-1], [chart])
+    return [target / name for name in names]

@@ -12,9 +12,10 @@ from ...models.source import working_copy
 from ...shrink.cut import cut_model
 from ...shrink.figures import describe_cut, prompt_of, report_of
 from ...shrink.plan import Cut, plan_cut
-from ...shrink.scan import Kept, choose_units
+from ...shrink.scan import choose_units
 from ...shrink.settings import ShrinkConfig
-from ...shrink.shrinker import BarberShrinker, score_plan
+from ...shrink.shrinker import BarberShrinker
+from ...shrink.units import Kept
 from ...text.perplexity import perplexity
 from ...text.windows import TokenWindows, sequence_length, windows_for
 from ..cells import DENSE
@@ -75,8 +76,8 @@ class CutBenchmark:
             names = [other for other, config in self.configs.items() if config.calibration.samples == samples]
             config = self.configs[name]
             windows = windows_for(self.shrinker.model, self.shrinker.tokenizer, config.calibration, config.seed)
-            plans = [score_plan(self.configs[other], self.cuts[other]) for other in names]
-            units = choose_units(self.cuts[name].source, windows.tokens, plans)
+            cuts = [self.cuts[other] for other in names]
+            units = choose_units(self.cuts[name].source, windows.tokens, cuts)
             self.choices[samples] = windows, dict(zip(names, units, strict=True))
         windows, kept = self.choices[samples]
         return windows, kept[name]

@@ -8,7 +8,7 @@ from typing import Any
 from ...base.errors import MissingExtraError
 from ...base.files import csv_table, markdown_table, write_file
 from ..cells import DENSE
-from ..report.cuts import curve_picture, error_picture
+from ..report.block_charts import curve_picture, error_picture
 
 logger = logging.getLogger(__name__)
 COLUMNS = (

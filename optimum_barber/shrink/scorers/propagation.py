@@ -14,13 +14,13 @@ def importance_propagation(inputs: ModelInput) -> list[dict[str, Tensor]]:
     importance = torch.ones(linear_of(inputs.source.stack[-1], inputs.structure.down).out_features)
     scores = []
     for layer in reversed(inputs.source.stack):
-        layer_scores, importance = through_layer(layer, inputs, importance)
+        layer_scores, importance = _through_layer(layer, inputs, importance)
         scores.append(layer_scores)
         importance = importance / importance.mean()  # only ranks within a layer count, and sums would overflow
     return scores[::-1]
 
 
-def through_layer(layer: nn.Module, inputs: ModelInput, importance: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _through_layer(layer: nn.Module, inputs: ModelInput, importance: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Scores of a layer's units, and the importance of its inputs, from that of its outputs, (hidden,) each."""
     structure, units = inputs.structure, inputs.units
 
@@ -28,19 +28,16 @@ def through_layer(layer: nn.Module, inputs: ModelInput, importance: Tensor) -> t
         return linear_of(layer, name).weight.detach().float().cpu()
 
     channels = input_importance(weight(structure.down), importance)
-    makers = {name: _rows(units[CHANNELS], name, channels) for name in structure.makers}
-    between = importance + sum(input_importance(weight(name), rows) for name, rows in makers.items())
+    rows: dict[str, list[Tensor]] = {}  # twice the channels where gate and up are one Linear
+    for name in structure.makers:
+        rows.setdefault(name, []).append(channels)
+    between = importance + sum(input_importance(weight(name), torch.cat(parts)) for name, parts in rows.items())
     outputs = input_importance(weight(structure.output), between)
     value = structure.attention[2]
     values = _values(units[HEADS], outputs)  # the last rows, where they are fused with queries and keys
     part = units[HEADS].slices[-1]
     heads = unit_sums(outputs, 0, part.start, part.width, units[HEADS].count)
     return {HEADS: heads, CHANNELS: channels}, between + input_importance(weight(value)[-len(values) :], values)
-
-
-def _rows(units: Units, name: str, channels: Tensor) -> Tensor:
-    """The channels' importance for each row of a Linear that makes them, twice where gate and up are one Linear."""
-    return torch.cat([channels for part in units.slices if part.linear == name and part.axis == 0])
 
 
 def _values(heads: Units, outputs: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ...base.errors import BarberError
 from ...base.memory import free_memory
 from ...models.blocks import forward_of
 from ...models.source import working_copy
-from ..units import LayerUnits, linear_of
+from ..units import linear_of, linears_of_units
 from .base import ModelInput, scorer
 
 
@@ -27,52 +26,37 @@ def taylor(inputs: ModelInput) -> list[dict[str, Tensor]]:
         BarberError: model and gradients do not fit into the memory at hand.
     """
     source = inputs.source
-    linears = [_linears_of(layer, inputs.units) for layer in source.stack]
+    names = sorted(linears_of_units(inputs.units))
+    linears = []
+    for layer in source.stack:
+        linears.append({name: linear_of(layer, name) for name in names})
     weights = [linear.weight for layer in linears for linear in layer.values()]
-    check_memory(source.model, weights, source.device)
+    _check_memory(source.model, weights, source.device)
     scores = []
     with working_copy(source.model, source.device, torch.float32), _only(source.model, weights):
-        _sum_gradients(inputs)
-        for layer in linears:
-            products = {name: first_order(linear.weight) for name, linear in layer.items()}
+        with ExitStack() as stack:
+            for layer in source.stack:  # keeps nothing but its input for the backward pass
+                stack.enter_context(forward_of(layer, partial(checkpoint, layer.forward, use_reentrant=False)))
+            for window in inputs.windows.split(1):
+                (_loss_of(source.model, window.to(source.device)) / len(inputs.windows)).backward()
+        for members in linears:
+            products = {}
+            for name, linear in members.items():
+                assert linear.weight.grad is not None
+                products[name] = (linear.weight.detach() * linear.weight.grad).abs()
+                linear.weight.grad = None
             scores.append({kind: units.sums(products) for kind, units in inputs.units.items()})
     return scores
 
 
-def _linears_of(layer: nn.Module, units: LayerUnits) -> dict[str, nn.Linear]:
-    names: set[str] = set()
-    for unit in units.values():
-        names |= {part.linear for part in unit.slices}
-    return {name: linear_of(layer, name) for name in sorted(names)}
-
-
-def _sum_gradients(inputs: ModelInput) -> None:
-    model, device = inputs.source.model, inputs.source.device
-    with _checkpointed(inputs.source.stack):
-        for window in inputs.windows.split(1):
-            (loss_of(model, window.to(device)) / len(inputs.windows)).backward()
-
-
-def first_order(weight: Tensor) -> Tensor:
-    """|w * dL/dw|, (out, in); the gradient is given up."""
-    assert weight.grad is not None
-    product = (weight.detach() * weight.grad).abs()
-    weight.grad = None
-    return product
-
-
-def loss_of(model: nn.Module, window: Tensor) -> Tensor:
+def _loss_of(model: nn.Module, window: Tensor) -> Tensor:
     """Mean negative log-likelihood of a window, (1, length)."""
     logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
     return nn.functional.cross_entropy(logits, window[0, 1:])
 
 
-def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) -> None:
-    """Refuse what would not fit: the model in float32, and a gradient for each of `weights`.
-
-    Raises:
-        BarberError: says how much it needs, and how much there is.
-    """
+def _check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) -> None:
+    """Refuse what would not fit: the model in float32, and a gradient for each of `weights`."""
     copy = 0
     for parameter in model.parameters():
         present = parameter.element_size() if parameter.device == device else 0
@@ -84,16 +68,6 @@ def check_memory(model: nn.Module, weights: list[Tensor], device: torch.device) 
             f"scorer 'taylor' needs {need / 2**30:.3g} GiB beside the model for its gradients, {free / 2**30:.3g} GiB "
             f"are free on {device}: take bip, which needs one decoder layer at a time"
         )
-
-
-@contextmanager
-def _checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Context manager: a layer keeps nothing but its input for the backward pass."""
-    with ExitStack() as stack:
-        for layer in layers:
-            forward: Any = partial(checkpoint, layer.forward, use_reentrant=False)
-            stack.enter_context(forward_of(layer, forward))
-        yield
 
 
 @contextmanager
