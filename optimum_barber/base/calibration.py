@@ -16,12 +16,12 @@ class CalibrationConfig(BaseModel):
 
     texts: list[str] = Field(
         default_factory=list,
-        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which is always there (default: c4)",
+        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which needs no download (default: c4)",
     )
     text_field: str = Field("text", description="field of a .jsonl file that holds the text")
     samples: int = Field(128, ge=1, description="number of calibration windows")
     sequence_length: int | None = Field(
-        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+        None, ge=1, description="tokens per window (default: 2048, or the model's maximum if that is less)"
     )
 
     @model_validator(mode="before")

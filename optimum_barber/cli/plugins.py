@@ -1,21 +1,21 @@
-"""`optimum-barber plugins`: what is registered, by whom, and what is broken."""
+"""`optimum-barber plugins`: what is registered, by which package, and what is broken."""
 
 import argparse
 import sys
-from inspect import Parameter
 from typing import Any
 
 from ..base.registry import Offer, PluginError, Registry
 
-HELP = "List everything that has a name, from producers to texts: what it takes, from where, and what is broken."
+HELP = "List all producers, allocations, rebuilders, scorers and texts with their arguments, packages and faults."
+WITH_ARGUMENTS = ("producer", "allocation", "scorer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`plugins` takes nothing."""
+    """Add nothing: the command has no flags."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """One line an offer: name, origin, version, state, and what a producer needs and takes."""
+    """Print one line per name: package, version, state, needed statistics and arguments."""
     from ..models.architectures import ARCHITECTURES
     from ..prune.allocations import ALLOCATIONS
     from ..prune.producers import PRODUCERS
@@ -24,26 +24,22 @@ def run(args: argparse.Namespace) -> int:
     from ..shrink.scorers import SCORERS
     from ..text.sources import TEXTS
 
-    tables: dict[str, list[list[str]]] = {}
+    rows: list[tuple[str, ...]] = []
     for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS):
-        tables[registry.kind] = rows_of(registry)
-    everything = [row for rows in tables.values() for row in rows]
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
-    for kind, rows in tables.items():
-        sys.stdout.write(f"{kind}s\n")
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            sys.stdout.write("  ".join(["", *cells]).rstrip() + "\n")
+        rows.append((f"{registry.kind}s",))
+        for offer in registry.offers():
+            rows.append((offer.name, offer.package, offer.version, *_state(registry, offer)))
+    cells = [row for row in rows if len(row) > 1]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in rows:
+        line = row[0]
+        if len(row) > 1:
+            line = "  ".join(["", *map(str.ljust, row, widths)])
+        sys.stdout.write(line.rstrip() + "\n")
     return 0
 
 
-def rows_of(registry: Registry[Any]) -> list[list[str]]:
-    """Name, package, version, state and details of all that a registry offers."""
-    return [[offer.name, offer.package, offer.version, *state(registry, offer)] for offer in registry.offers()]
-
-
-def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
-    """Whether an offer is ok or BROKEN, with what a producer needs and takes, or the plug-in's own error."""
+def _state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
     try:
         item = registry.load(offer)
     except PluginError as error:
@@ -51,29 +47,20 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
         if error.__cause__ is not None:
             text = f"{type(error.__cause__).__name__}: {error.__cause__}"
         return "BROKEN", " ".join(text.split())
-    if registry.kind not in ("producer", "allocation", "scorer"):
-        return "ok", ""
-    return "ok", needs_and_takes(item)
+    return "ok", _needs_and_takes(item) if registry.kind in WITH_ARGUMENTS else ""
 
 
-def needs_and_takes(item: Any) -> str:
-    """The statistics that a producer or scorer asks for, and arguments with their defaults."""
-    from ..prune.allocations import Allocation
+def _needs_and_takes(item: Any) -> str:
     from ..prune.producers import as_producer
-    from ..shrink.scorers import Scorer
 
-    maker = item if isinstance(item, Scorer | Allocation) else as_producer(item)
+    taker = item if hasattr(item, "arguments") else as_producer(item)
     parts = []
-    needs = getattr(maker, "needs", ())
-    if needs:
-        parts.append(f"needs {', '.join(sorted(needs))}")
-    if maker.arguments:
-        parts.append(f"takes {', '.join(map(shown, maker.arguments.values()))}")
+    if needs := sorted(getattr(taker, "needs", ())):
+        parts.append(f"needs {', '.join(needs)}")
+    arguments = []
+    for name, parameter in taker.arguments.items():
+        default = f"={parameter.default or repr(parameter.default)}"
+        arguments.append(name if parameter.default is parameter.empty else name + default)
+    if arguments:
+        parts.append(f"takes {', '.join(arguments)}")
     return "; ".join(parts)
-
-
-def shown(parameter: Parameter) -> str:
-    """An argument with its default, if it has one."""
-    if parameter.default is Parameter.empty:
-        return parameter.name
-    return f"{parameter.name}={parameter.default or repr(parameter.default)}"

@@ -57,52 +57,51 @@ class RebuildConfig(BaseModel):
 
     method: str = Field(
         AUTO,
-        description=f"rebuilders, chained with '+', or 'none' for the producer's mask; auto is {DEFAULT.unstructured}, "
-        f"and for N:M {DEFAULT.grouped} unless a setting of barber is given, or what the effort names",
+        description="rebuilders joined by '+', or 'none' to keep the producer's masks. auto takes them from the effort: "
+        f"{DEFAULT.unstructured} at the default effort, {DEFAULT.grouped} for N:M. With a flag of barber, they include "
+        "barber.",
     )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
-        "default", description="settings to start from: 'published-code' does what the authors' repository does"
+        "default", description="settings to start from: default, or published-code for those of the authors' repository"
     )
     granularity: Annotated[str, one_of("granularity", GRANULARITIES)] = Field(
         "auto",
-        description="part of the block that keeps its number of weights: block, layer (one Linear), input (a column), "
-        "output (a row), or auto (block; output for N:M)",
+        description="unit that keeps its number of weights: block, layer (one Linear), input (a column), output (a "
+        "row), or auto (block; output for N:M)",
     )
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
-        "auto", description="share of the worthwhile pairs to exchange (alpha), in [0, 1], or auto to search for it"
+        "auto", description="share of the candidate pairs to exchange (alpha), in [0, 1], or auto to search for the best"
     )
     rounds: int = Field(
-        4,
-        ge=1,
-        description="number of gradient-exchange-measure rounds of barber (default: 4; 1 with swaps)",
-    )
-    swaps: int = Field(60, ge=1, description="largest number of exchanges a row that swaps makes in each Linear")
-    newton_rounds: int = Field(2, ge=1, description="number of gradient-exchange-measure rounds of gauss-newton")
+        4, ge=1, description="number of barber's rounds, each of gradient, exchange and measurement (default: 4; 1 "
+        "with swaps)",
+    )  # fmt: skip
+    swaps: int = Field(60, ge=1, description="largest number of exchanges per row of each Linear")
+    newton_rounds: int = Field(2, ge=1, description="number of gauss-newton's rounds")
     shrinkage: float = Field(
         0.3, ge=0, le=1,
-        description="share by which swaps and gauss-newton shrink Gram matrices to their diagonal, as calibration "
-        "tokens are few",
+        description="share by which swaps and gauss-newton shrink Gram matrices towards their diagonal",
     )  # fmt: skip
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
-        "weight_gradient", description="importance of a weight to barber: weight_gradient, weight or gradient"
+        "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
     expansion: Annotated[str, one_of("expansion", EXPANSIONS)] = Field(
-        "sparse", description="weights at which barber takes its gradient: sparse (paper) or dense (published code)"
+        "sparse", description="weights at which the gradient is taken: sparse (paper) or dense (published code)"
     )
     reduction: Annotated[str, one_of("reduction", REDUCTIONS)] = Field(
-        "rms", description="mean over the samples' gradients that barber takes: rms (published code) or mean (paper)"
+        "rms", description="mean over the gradients of the windows: rms (published code) or mean (paper)"
     )
     pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
         "group",
-        description="how barber pairs weights at N:M: group (inside each M-group, paper) or row (published code)",
+        description="how weights are paired for N:M: group (inside each M-group, paper) or row (published code)",
     )
     error: Annotated[str, one_of("error", ERRORS)] = Field(
         "absolute",
-        description="error of a block: absolute (paper), or relative to each token's residual stream (default with "
-        "swaps)",
+        description="error of a block: absolute (paper), or relative to the residual stream of each token (default "
+        "with swaps)",
     )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
-        "if-better", description="when a rebuilt mask is kept: if-better (the block's error fell), or always"
+        "if-better", description="when a rebuilt mask is kept: if-better (the error of the block fell) or always"
     )
 
     @model_validator(mode="before")
