@@ -12,7 +12,7 @@ from optimum_barber.prune.settings import BarberConfig
 from optimum_barber.runs.compare.plan import split
 from optimum_barber.runs.compare.settings import CompareSettings
 from optimum_barber.runs.fingerprint import of_pruned
-from optimum_barber.runs.recipe.validation import check
+from optimum_barber.runs.recipe.validation import read_recipe
 
 QUICK = ["--calibration", "pydoc", "--samples", "4", "--sequence-length", "16", "--quiet", "--stream", "never"]
 CHAIN = "barber+swaps+gauss-newton"
@@ -122,9 +122,9 @@ def test_all_entrances_take_an_effort(model_dir, tmp_path):
         ({"effort": "best", "rebuild": "none", "allocation": "uniform"}, "none", "uniform"),
         ({}, "none", "uniform"),
     ):
-        content = {"model": "M", "output": "OUT", "stages": [{"prune": {"sparsity": 0.5, **stage}}]}
-        recipe, faults = check(content)
-        assert not faults
+        content = {"model": str(model_dir), "output": "OUT", "stages": [{"prune": {"sparsity": 0.5, **stage}}]}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+        recipe = read_recipe(tmp_path / "recipe.yaml")
         config = recipe.stages[0].config(recipe)
         settled = config.under(config.sparsity_pattern())
         assert (settled.rebuild.method, settled.allocation) == (method, allocation)

@@ -13,28 +13,23 @@ from .terminal import hush_loading_bars
 
 HELP = "Measure the perplexity of pruned models and of the dense models they come from."
 
+TEXT = "text or .jsonl file, or the evaluation part of c4, wikitext2, ptb or pydoc"
+DTYPE = "dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16"
+FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
+    ("--sequence-length", whole, None, "N", LENGTH),
+    ("--windows", whole, None, "N", "number of windows spread over the text (default: all)"),
+    ("--text-field", str, "text", "NAME", "field of a .jsonl file (default: text)"),
+    ("--dtype", str, "auto", "NAME", DTYPE),
+    ("--device", str, "auto", "NAME", "device to use: auto, cpu, cuda, ..."),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--perplexity",
-        required=True,
-        metavar="TEXT",
-        help="text or .jsonl file, or the evaluation part of c4, wikitext2, ptb or pydoc",
-    )
-    parser.add_argument("--sequence-length", type=whole, metavar="N", help=LENGTH)
-    parser.add_argument(
-        "--windows", type=whole, metavar="N", help="number of windows spread over the text (default: all)"
-    )
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="field of a .jsonl file (default: text)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="NAME",
-        help="dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16",
-    )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="device to use: auto, cpu, cuda, ...")
+    parser.add_argument("--perplexity", required=True, metavar="TEXT", help=TEXT)
+    for flag, reader, default, metavar, text in FLAGS:
+        parser.add_argument(flag, type=reader, default=default, metavar=metavar, help=text)
     parser.add_argument("--no-baseline", action="store_true", help="do not measure the dense models")
     parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
     parser.add_argument("--quiet", action="store_true", help="print no progress bars or warnings")

@@ -10,7 +10,6 @@ from pydantic.fields import FieldInfo
 from ..base.errors import BarberError
 
 MODEL = "hub id, directory, GGUF file, or installed:PACKAGE"
-QUIET = "print no progress bars, warnings or results"
 LENGTH = "tokens per window (default: 2048, or the model's maximum if that is less)"
 FLAGS = {
     "method": ["--rebuild"], "reconstruct_method": ["--reconstruct"], "rebuilds": ["--rebuilds", "--rebuilders"],
@@ -139,7 +138,7 @@ def add_run(parser: Any, output: str, metavar: str = "DIR", overwrite: bool = Tr
     parser.add_argument("-o", "--output", required=True, metavar=metavar, help=output)
     if overwrite:
         parser.add_argument("--overwrite", action="store_true", help=f"replace {metavar} when the run succeeds")
-    parser.add_argument("--quiet", action="store_true", help=QUIET)
+    parser.add_argument("--quiet", action="store_true", help="print no progress bars, warnings or results")
 
 
 def check_whole(args: argparse.Namespace, name: str, least: int) -> None:

@@ -24,18 +24,19 @@ def run(args: argparse.Namespace) -> int:
     from ..shrink.scorers import SCORERS
     from ..text.sources import TEXTS
 
+    kinds: list[str] = []
     rows: list[tuple[str, ...]] = []
     for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS):
-        rows.append((f"{registry.kind}s",))
         for offer in registry.offers():
+            kinds.append(registry.kind)
             rows.append((offer.name, offer.package, offer.version, *_state(registry, offer)))
-    cells = [row for row in rows if len(row) > 1]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in rows:
-        line = row[0]
-        if len(row) > 1:
-            line = "  ".join(["", *map(str.ljust, row, widths)])
-        sys.stdout.write(line.rstrip() + "\n")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    heading = ""
+    for kind, row in zip(kinds, rows, strict=True):
+        if kind != heading:
+            heading = kind
+            sys.stdout.write(f"{kind}s\n")
+        sys.stdout.write("  ".join(["", *map(str.ljust, row, widths)]).rstrip() + "\n")
     return 0
 
 
@@ -47,20 +48,21 @@ def _state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
         if error.__cause__ is not None:
             text = f"{type(error.__cause__).__name__}: {error.__cause__}"
         return "BROKEN", " ".join(text.split())
-    return "ok", _needs_and_takes(item) if registry.kind in WITH_ARGUMENTS else ""
+    details = _needs_and_takes(item) if registry.kind in WITH_ARGUMENTS else ""
+    return "ok", details
 
 
 def _needs_and_takes(item: Any) -> str:
     from ..prune.producers import as_producer
 
     taker = item if hasattr(item, "arguments") else as_producer(item)
-    parts = []
-    if needs := sorted(getattr(taker, "needs", ())):
-        parts.append(f"needs {', '.join(needs)}")
     arguments = []
     for name, parameter in taker.arguments.items():
-        default = f"={parameter.default or repr(parameter.default)}"
-        arguments.append(name if parameter.default is parameter.empty else name + default)
-    if arguments:
-        parts.append(f"takes {', '.join(arguments)}")
+        if parameter.default is not parameter.empty:
+            name += f"={str(parameter.default) or repr('')}"
+        arguments.append(name)
+    parts = []
+    for verb, names in (("needs", sorted(getattr(taker, "needs", ()))), ("takes", arguments)):
+        if names:
+            parts.append(f"{verb} {', '.join(names)}")
     return "; ".join(parts)

@@ -51,15 +51,14 @@ def _ratio(value: Any) -> Any:
 
 
 class RebuildConfig(BaseModel):
-    """How masks are rebuilt: a chain of rebuilders and the settings of LLM-Barber."""
+    """A chain of rebuilders and their settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field(
         AUTO,
-        description="rebuilders joined by '+', or 'none' to keep the producer's masks. auto takes them from the effort: "
-        f"{DEFAULT.unstructured} at the default effort, {DEFAULT.grouped} for N:M. With a flag of barber, they include "
-        "barber.",
+        description="rebuilders joined by '+', or 'none' to keep the producer's masks. auto: those of the effort; by "
+        f"default {DEFAULT.unstructured}, or {DEFAULT.grouped} for N:M. Any setting of barber adds barber to them",
     )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: default, or published-code for those of the authors' repository"
@@ -70,7 +69,8 @@ class RebuildConfig(BaseModel):
         "row), or auto (block; output for N:M)",
     )
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
-        "auto", description="share of the candidate pairs to exchange (alpha), in [0, 1], or auto to search for the best"
+        "auto",
+        description="share of the candidate pairs to exchange (alpha), in [0, 1], or auto to search for the best",
     )
     rounds: int = Field(
         4, ge=1, description="number of barber's rounds, each of gradient, exchange and measurement (default: 4; 1 "
@@ -107,12 +107,13 @@ class RebuildConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, value: Any) -> Any:
-        """A bare string is the method; what is given goes before the preset, and both before a chain's own defaults."""
-        given = {"method": value} if isinstance(value, str) else value
-        if not isinstance(given, dict):
-            return given
-        given = {name: setting for name, setting in given.items() if (name, setting) != ("method", AUTO)}
-        settings = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        """Read a bare string as the method; explicit settings override the preset, and both the chain's defaults."""
+        explicit = {"method": value} if isinstance(value, str) else value
+        if not isinstance(explicit, dict):
+            return explicit
+        if explicit.get("method") == AUTO:
+            explicit = {name: setting for name, setting in explicit.items() if name != "method"}
+        settings = {**PRESETS.get(str(explicit.get("preset")), {}), **explicit}
         chain = str(settings.get("method", AUTO)).split("+")
         exchanging = chain == [AUTO] or not EXCHANGING.isdisjoint(chain)
         return {**WITH_EXCHANGES, **settings} if exchanging else settings
@@ -123,25 +124,20 @@ class RebuildConfig(BaseModel):
         return checked_chain("rebuild", "rebuilders", method)
 
     def granularity_for(self, pattern: SparsityPattern) -> str:
-        """The granularity that `auto` means under a pattern, or the configured one."""
+        """Return the granularity, with `auto` resolved for the pattern."""
         if self.granularity != "auto":
             return self.granularity
         return "output" if pattern.semi_structured else "block"
 
     def under(self, pattern: SparsityPattern, effort: str = "default") -> "RebuildConfig":
-        """The same with the method that `auto` means under a pattern and an effort."""
+        """Return the settings with the method `auto` resolved for a pattern and an effort."""
         if self.method != AUTO:
             return self
-        method = EFFORTS[effort].rebuild(pattern.semi_structured, self._barber_is_set)
-        return self.model_copy(update={"method": method})
-
-    @property
-    def _barber_is_set(self) -> bool:
-        """True if a setting of barber differs from its default in a chain with exchanges."""
         usual = RebuildConfig()
-        return any(getattr(self, name) != getattr(usual, name) for name in OF_BARBER)
+        barber_is_set = any(getattr(self, name) != getattr(usual, name) for name in OF_BARBER)
+        return self.model_copy(update={"method": EFFORTS[effort].rebuild(pattern.semi_structured, barber_is_set)})
 
     @property
     def chain(self) -> list[str]:
-        """The names of the rebuilders in order; all that `auto` may mean where it is not settled; empty for 'none'."""
+        """The names of the rebuilders in order; for `auto` all that it may stand for; empty for 'none'."""
         return list(DEFAULT_NAMES) if self.method == AUTO else parts_of(self.method)

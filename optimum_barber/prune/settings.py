@@ -1,4 +1,4 @@
-"""What a run is told: pydantic models that check everything before any work. Imports neither torch nor transformers."""
+"""The settings of a run, all checked before any work. Imports neither torch nor transformers."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ PRECISIONS = ("highest", "high", "medium")
 
 
 class ReconstructConfig(BaseModel):
-    """How the kept weights of each block get new values once its masks are settled."""
+    """How the kept weights of each block get new values once its masks are fixed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,9 +34,8 @@ class ReconstructConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, given: Any) -> Any:
-        """A bare string is the method."""
-        return {"method": given} if isinstance(given, str) else given
+    def _from_name(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
 
     @field_validator("method")
     @classmethod
@@ -85,7 +84,7 @@ class PruneSettings(BaseModel):
 
 
 class BarberConfig(Calibrated, PruneSettings):
-    """Everything that decides a run, but the model itself and where its result goes."""
+    """All settings of a run except the model and the output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -105,7 +104,7 @@ class BarberConfig(Calibrated, PruneSettings):
     @model_validator(mode="before")
     @classmethod
     def _open_allocation(cls, value: Any) -> Any:
-        """The effort names the allocation, unless one is given or the effort is the default."""
+        """Leave the allocation to an effort other than the default, unless it is set explicitly."""
         if isinstance(value, dict) and value.get("effort", "default") != "default":
             return {"allocation": AUTO, **value}
         return value
@@ -122,11 +121,11 @@ class BarberConfig(Calibrated, PruneSettings):
         return self._producer_name(self.producer)
 
     def under(self, pattern: SparsityPattern, shares: bool = True) -> "BarberConfig":
-        """The same with settings by name where `auto` or the effort stood for them.
+        """Return the settings with `auto` and the effort resolved.
 
         Args:
-            pattern: of all masks.
-            shares: False if the producer brings its masks, which leaves no sparsity to share out.
+            pattern: pattern of all masks.
+            shares: False if the producer brings its masks, so that no sparsity is shared out.
         """
         named: dict[str, Any] = {"rebuild": self.rebuild.under(pattern, self.effort), "effort": "default"}
         if self.allocation == AUTO:
@@ -136,11 +135,11 @@ class BarberConfig(Calibrated, PruneSettings):
         return self.model_copy(update=named)
 
     def sparsity_pattern(self) -> SparsityPattern:
-        """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""
+        """Return the pattern that `pattern` and `sparsity` describe together."""
         return self.checked(SparsityPattern.parse(self.pattern, self.sparsity))
 
     def checked(self, pattern: SparsityPattern) -> SparsityPattern:
-        """`pattern`, if the allocation and the rebuild can work under it."""
+        """Return `pattern` if the allocation and the rebuild work with it; otherwise raise BarberError."""
         if pattern.semi_structured and self.allocation not in (UNIFORM, AUTO):
             raise BarberError(
                 f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"

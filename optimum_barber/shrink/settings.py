@@ -54,7 +54,7 @@ class ShrinkSettings(BaseModel):
         description="unit of grouped-query attention to remove: group (a KV head with all its query heads) or query "
         "(the same number of query heads in every group)",
     )
-    round_to: int = Field(1, ge=1, description="round the number of kept FFN channels to a multiple of this, such as 64")
+    round_to: int = Field(1, ge=1, description="round the kept FFN channels to a multiple of this, such as 64")
     compensate: bool = Field(
         False,
         description="replace the mean contribution of the removed units by biases, where the model's configuration "

@@ -13,7 +13,9 @@ class RefineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rounds: int = Field(
-        2, ge=1, description="largest number of rounds, each of gradient, exchange and measurement; stops early if none helps"
+        2,
+        ge=1,
+        description="largest number of rounds, each of gradient, exchange and measurement; stops early if none helps",
     )
     exchanges: int = Field(1, ge=1, description="largest number of exchanges per row and round")
     shrinkage: float = Field(

@@ -28,8 +28,12 @@ class CompareSettings(BaseModel):
         ["none", "barber"], min_length=1,
         description="rebuilders or chains, each NAME or NAME,K=V,K=V with its settings",
     )  # fmt: skip
-    patterns: list[str] = Field(["unstructured"], min_length=1, description="patterns of the masks: unstructured and N:M")
-    sparsities: list[float] = Field([], description="shares of weights to prune, for the unstructured pattern; N:M implies its own")
+    patterns: list[str] = Field(
+        ["unstructured"], min_length=1, description="patterns of the masks: unstructured and N:M"
+    )
+    sparsities: list[float] = Field(
+        [], description="shares of weights to prune, for the unstructured pattern; N:M implies its own"
+    )
     vary: dict[str, list[Any]] = Field({}, description="further axis: a setting and its values")
     rebuild_args: dict[str, Any] = Field({}, description="settings of all rebuilds")
     evaluation: str = Field(description="text of the perplexity: a file, c4, wikitext2, ptb or pydoc")

@@ -32,7 +32,7 @@ class SweepConfig(Calibrated):
         "group",
         description="unit of grouped-query attention: group (a KV head with its query heads) or query",
     )
-    round_to: int = Field(1, ge=1, description="round the number of kept FFN channels to a multiple of this, such as 64")
+    round_to: int = Field(1, ge=1, description="round the kept FFN channels to a multiple of this, such as 64")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
     device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
