@@ -118,3 +118,11 @@ def test_the_result_has_the_configured_dtype(model_dir, tmp_path):
     result = sparsifier.sparsify(config, tiny_windows(), tmp_path / "out", quiet=True)
     assert result.sparsity_config.base_model["dtype"] == "float16"
     assert {p.dtype for p in sparsifier.model.parameters()} == {torch.float16}
+
+
+def test_spellings_of_the_first_version_are_answered_by_the_new_ones(model_dir):
+    with pytest.raises(BarberError, match=r"is from_pretrained\(MODEL, stream='always'\)"):
+        BarberSparsifier.stream(model_dir)
+    config = optimum_barber.ShrinkConfig(remove=0.3)
+    with pytest.raises(BarberError, match=r"picture is optimum_barber.runs.report.write_report"):
+        optimum_barber.BarberShrinker(tiny_model()).shrink(config, picture=True)

@@ -6,12 +6,13 @@ import pytest
 
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
-from optimum_barber.integrations.lm_eval.settings import barber_config, pruning_key
+from optimum_barber.integrations.lm_eval.arguments import barber_config
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.prune.settings import BarberConfig
-from optimum_barber.runs.compare.runner import split
+from optimum_barber.runs.compare.plan import split
 from optimum_barber.runs.compare.settings import CompareSettings
-from optimum_barber.runs.recipe.validation import check
+from optimum_barber.runs.fingerprint import of_pruned
+from optimum_barber.runs.recipe.validation import read_recipe
 
 QUICK = ["--calibration", "pydoc", "--samples", "4", "--sequence-length", "16", "--quiet", "--stream", "never"]
 CHAIN = "barber+swaps+gauss-newton"
@@ -113,7 +114,7 @@ def test_all_entrances_take_an_effort(model_dir, tmp_path):
     assert config_from(args) == expected
     told = barber_config({"sparsity": 0.5, "effort": "best"}, "cpu")
     assert told == expected.model_copy(update={"device": "cpu"})
-    assert pruning_key(resolve_model(str(model_dir)), told, "cpu")
+    assert of_pruned(resolve_model(str(model_dir)), told, "cpu")
     settings, base = split({"evaluation": "pydoc", "effort": "best"})
     assert (settings, base.effort, base.allocation) == (CompareSettings(evaluation="pydoc"), "best", "auto")
     for stage, method, allocation in (
@@ -121,9 +122,9 @@ def test_all_entrances_take_an_effort(model_dir, tmp_path):
         ({"effort": "best", "rebuild": "none", "allocation": "uniform"}, "none", "uniform"),
         ({}, "none", "uniform"),
     ):
-        content = {"model": "M", "output": "OUT", "stages": [{"prune": {"sparsity": 0.5, **stage}}]}
-        recipe, faults = check(content)
-        assert not faults
+        content = {"model": str(model_dir), "output": "OUT", "stages": [{"prune": {"sparsity": 0.5, **stage}}]}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+        recipe = read_recipe(tmp_path / "recipe.yaml")
         config = recipe.stages[0].config(recipe)
         settled = config.under(config.sparsity_pattern())
         assert (settled.rebuild.method, settled.allocation) == (method, allocation)

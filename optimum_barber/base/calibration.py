@@ -1,4 +1,4 @@
-"""Which text a run reads as calibration windows. Imports neither torch nor transformers."""
+"""The settings of calibration windows. Imports neither torch nor transformers."""
 
 import json
 from collections.abc import Container, Mapping
@@ -10,18 +10,18 @@ from .errors import BarberError
 
 
 class CalibrationConfig(BaseModel):
-    """The calibration windows of a run; the seed, which decides random masks too, stands beside it."""
+    """The calibration windows of a run, except for the seed, which random masks share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     texts: list[str] = Field(
         default_factory=list,
-        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which is always there (default: c4)",
+        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which needs no download (default: c4)",
     )
     text_field: str = Field("text", description="field of a .jsonl file that holds the text")
     samples: int = Field(128, ge=1, description="number of calibration windows")
     sequence_length: int | None = Field(
-        None, ge=1, description="tokens a window; default 2048, or what the model supports if that is less"
+        None, ge=1, description="tokens per window (default: 2048, or the model's maximum if that is less)"
     )
 
     @model_validator(mode="before")
@@ -36,7 +36,7 @@ FLAT = ("text_field", "samples", "sequence_length")  # beside `calibration` in f
 
 
 def at_least(name: str, least: int) -> AfterValidator:
-    """A validator of a calibration whose field `name` must be `least` or more, where it is set."""
+    """Return a validator of calibration settings: field `name`, if set, is at least `least`."""
 
     def check(calibration: CalibrationConfig) -> CalibrationConfig:
         value = getattr(calibration, name)
@@ -48,21 +48,21 @@ def at_least(name: str, least: int) -> AfterValidator:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Move `samples`, `sequence_length`, `text_field` and the texts in `calibration` into one `calibration`."""
-    settings, calibration = dict(flat), {}
-    for old, new in (("calibration", "texts"), *zip(FLAT, FLAT, strict=True)):
-        if old in settings:
-            calibration[new] = settings.pop(old)
+    """Move `samples`, `sequence_length`, `text_field` and the list `calibration` of texts into nested settings."""
+    settings = dict(flat)
+    calibration = {name: settings.pop(name) for name in FLAT if name in settings}
+    if "calibration" in settings:
+        calibration["texts"] = settings.pop("calibration")
     if calibration:
         settings["calibration"] = calibration
     return settings
 
 
 def refuse_flat(owner: str, settings: Mapping[str, Any], own: Container[str] = ()) -> None:
-    """Refuse fields of the calibration that stand beside it, as version 0.1.0 had them.
+    """Refuse calibration settings in the flat form of version 0.1.0, unless they are `own` fields of `owner`.
 
     Raises:
-        BarberError: `settings` holds one that is not among the `own` fields of `owner`; shows how it is taken.
+        BarberError: shows the nested form.
     """
     moves: list[str] = []
     example: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def refuse_flat(owner: str, settings: Mapping[str, Any], own: Container[str] = (
 
 
 class Calibrated(BaseModel):
-    """Settings with a field `calibration`; its own fields are refused beside it."""
+    """Settings with a field `calibration`; the flat form of version 0.1.0 is refused."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
-    """A validator that answers a name outside of `legal` with the nearest ones and the whole list."""
+    """Return a validator of names; its error gives the nearest legal names and the whole list."""
 
     def check(value: str) -> str:
         if value not in legal:
@@ -24,19 +24,19 @@ def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:
 
 
 def checked_chain(argument: str, members: str, chain: str) -> str:
-    """A chain without empty links."""
+    """Return `chain`; raise BarberError if a link is empty."""
     if not all(chain.split("+")):
         raise BarberError(f"{argument} {chain!r} is not legal: {members} joined by '+', or 'none'")
     return chain
 
 
 def parts_of(chain: str) -> list[str]:
-    """The links of a chain; none for 'none'."""
+    """Return the links of a chain; none for 'none'."""
     return [] if chain == "none" else chain.split("+")
 
 
 def one_line(error: ValidationError) -> BarberError:
-    """All faults of a configuration in one line."""
+    """Return all faults of a configuration in one line."""
     faults = []
     for fault in error.errors():
         message = fault["msg"].removeprefix("Value error, ")

@@ -8,39 +8,41 @@ from typing import Any
 
 from ..base.errors import BarberError, unknown_name
 from ..base.fields import DTYPES
-from .flags import MODEL, check_whole, whole
+from .flags import LENGTH, MODEL, check_whole, whole
 from .terminal import hush_loading_bars
 
-HELP = "Measure perplexity, with the dense model beside the pruned ones."
+HELP = "Measure the perplexity of pruned models and of the dense models they come from."
+
+TEXT = "text or .jsonl file, or the evaluation part of c4, wikitext2, ptb or pydoc"
+DTYPE = "dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16"
+FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
+    ("--sequence-length", whole, None, "N", LENGTH),
+    ("--windows", whole, None, "N", "number of windows spread over the text (default: all)"),
+    ("--text-field", str, "text", "NAME", "field of a .jsonl file (default: text)"),
+    ("--dtype", str, "auto", "NAME", DTYPE),
+    ("--device", str, "auto", "NAME", "device to use: auto, cpu, cuda, ..."),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `eval`."""
+    """Add all flags."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--perplexity",
-        required=True,
-        metavar="TEXT",
-        help="text or .jsonl file, c4, wikitext2, ptb, or pydoc (their evaluation parts)",
-    )
-    parser.add_argument("--sequence-length", type=whole, metavar="N", help="tokens a window (default: 2048, or fewer)")
-    parser.add_argument("--windows", type=whole, metavar="N", help="spread N windows over the text (default: all)")
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="field of a .jsonl file (default: text)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="NAME",
-        help="dtype of the computation: auto (float32 on a CPU, else the model's own), float32, float16, bfloat16",
-    )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="device that computes: auto, cpu, cuda, ...")
-    parser.add_argument("--no-baseline", action="store_true", help="leave the dense base of pruned models out")
-    parser.add_argument("--json", metavar="FILE", help="also write the results there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no warnings")
+    parser.add_argument("--perplexity", required=True, metavar="TEXT", help=TEXT)
+    for flag, reader, default, metavar, text in FLAGS:
+        parser.add_argument(flag, type=reader, default=default, metavar=metavar, help=text)
+    parser.add_argument("--no-baseline", action="store_true", help="do not measure the dense models")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bars or warnings")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate every model, one in memory at a time, and print a table."""
-    _check(args)
+    if args.dtype not in DTYPES:
+        raise unknown_name("dtype", args.dtype, DTYPES)
+    check_whole(args, "sequence_length", 2)
+    check_whole(args, "windows", 1)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise BarberError(f"json {args.json} cannot be written: there is no such folder")
     from ..models.loading import resolve_model
     from ..runs.evaluate import evaluate_model
 
@@ -56,21 +58,12 @@ def run(args: argparse.Namespace) -> int:
         rows.append({"dense_baseline": reference in dense, **figures})
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    sys.stdout.write(table(rows))
+    _write_table(rows)
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.dtype not in DTYPES:
-        raise unknown_name("dtype", args.dtype, DTYPES)
-    check_whole(args, "sequence_length", 2)
-    check_whole(args, "windows", 1)
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise BarberError(f"json {args.json} cannot be written: there is no such folder")
-
-
 def _baselines(references: list[Any]) -> list[Any]:
-    """The dense models that pruned and shrunk ones came from, unless they are evaluated anyhow."""
+    """Return the dense models that pruned and shrunk ones came from, unless they are evaluated anyhow."""
     from ..models.loading import resolve_model
 
     dense: list[Any] = []
@@ -89,7 +82,7 @@ def _baselines(references: list[Any]) -> list[Any]:
 
 
 def _base_name(directory: Path) -> str | None:
-    """What the record of a checkpoint says it was pruned or cut from; None where there is no record."""
+    """Return the recorded name of the dense model; None if the directory holds no record."""
     from ..checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
     from ..checkpoints.record import read_record
     from ..checkpoints.structure import read_structure
@@ -101,15 +94,13 @@ def _base_name(directory: Path) -> str | None:
     return None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results as aligned columns."""
+def _write_table(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["model"]) for row in rows) + 8
     first = rows[0]
-    lines = [
+    sys.stdout.write(
         f"perplexity on {first['text']} ({first['split']} part), windows of {first['sequence_length']} tokens, "
-        f"{first['windows']} of {first['available']}, {first['dtype']}"
-    ]
+        f"{first['windows']} of {first['available']}, {first['dtype']}\n"
+    )
     for row in rows:
         name = row["model"] + (" (dense)" if row["dense_baseline"] else "")
-        lines.append(f"{name:<{width}} {row['perplexity']:>12.3f}")
-    return "\n".join(lines) + "\n"
+        sys.stdout.write(f"{name:<{width}} {row['perplexity']:>12.3f}\n")

@@ -1,7 +1,7 @@
 """Flags out of the fields of settings, and settings out of the flags that are given."""
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator
@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from ..base.errors import BarberError
 
 MODEL = "hub id, directory, GGUF file, or installed:PACKAGE"
+LENGTH = "tokens per window (default: 2048, or the model's maximum if that is less)"
 FLAGS = {
     "method": ["--rebuild"], "reconstruct_method": ["--reconstruct"], "rebuilds": ["--rebuilds", "--rebuilders"],
     "texts": ["--calibration"],
@@ -19,6 +20,7 @@ METAVARS = {
     "remove_channels": "R", "remove_heads": "R", "sparsity": "R", "start": "TEXT", "structure": "FILE", "tasks": "TASK",
     "texts": "TEXT", "vary": "NAME=A,B,...",
 }  # fmt: skip
+PREFIXES = {"reconstruct": "reconstruct_"}  # nested settings whose flags begin with their name
 REPEATED = ("texts", "ignore")  # lists that take a value at a time; the others take all of them at once
 EXAMPLES = {
     "producer_args": "damping=0.05", "allocation_args": "spread=0.05", "scorer_args": "norm_gain=true",
@@ -27,7 +29,7 @@ EXAMPLES = {
 
 
 def _reads(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A reader that leaves what is none of its kind to the settings, which know what is legal."""
+    """Return a reader that leaves other text to the settings, which know what is legal."""
 
     def read(value: str) -> Any:
         try:
@@ -42,15 +44,9 @@ number, whole = _reads(float), _reads(int)
 
 
 def add_fields(group: Any, model: type[BaseModel], names: Iterable[str] | None = None, prefix: str = "") -> None:
-    """Add a flag for every field among `names` (None: for all that are no settings of their own).
+    """Add a flag for every field among `names`, or for all that are not nested settings.
 
     A flag that is not given leaves nothing in the namespace, so that the model's default counts.
-
-    Args:
-        group: parser or argument group.
-        model: settings whose fields become flags.
-        names: of fields, in the order of the help.
-        prefix: before the field's name, in the flag and in the namespace.
     """
     for name in model.model_fields if names is None else names:
         field = model.model_fields[name]
@@ -66,7 +62,6 @@ def _flag_name(name: str) -> str:
 
 
 def _shape(name: str, field: FieldInfo) -> dict[str, Any]:
-    """The arguments of `add_argument` that depend on the field's type."""
     if field.annotation is bool:
         return {"action": "store_true"}
     if get_origin(field.annotation) is dict:
@@ -80,7 +75,6 @@ def _shape(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def _reader(field: FieldInfo) -> Any:
-    """What reads a value, or each of a list; text where the settings read it themselves."""
     annotation: Any = field.annotation
     if get_origin(annotation) is list:
         annotation = get_args(annotation)[0]
@@ -93,7 +87,6 @@ def _reader(field: FieldInfo) -> Any:
 
 
 def _help(name: str, field: FieldInfo) -> str:
-    """The field's description with its default."""
     text = (field.description or "").replace("%", "%%")
     default = field.get_default(call_default_factory=True)
     if isinstance(default, list):
@@ -105,11 +98,23 @@ def _help(name: str, field: FieldInfo) -> str:
     return f"{text}; repeatable" if once else text
 
 
-def flag_values(args: argparse.Namespace, model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """The fields of a model that flags gave a value; a KEY=VALUE of another form is a BarberError."""
+def flag_values(
+    args: argparse.Namespace, model: type[BaseModel], prefix: str = "", hidden: Container[str] = ()
+) -> dict[str, Any]:
+    """Return the fields that have a value on the command line, nested settings among them.
+
+    A field hides one of the same name in nested settings: `sweep --samples` is an axis, not `calibration.samples`.
+
+    Raises:
+        BarberError: a KEY=VALUE of another form.
+    """
     settings: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if prefix + name in args:
+        if isinstance(field.default, BaseModel):
+            nested = flag_values(args, type(field.default), PREFIXES.get(name, ""), model.model_fields)
+            if nested:
+                settings[name] = nested
+        elif prefix + name in args and name not in hidden:
             value = getattr(args, prefix + name)
             settings[name] = _pairs(name, value) if get_origin(field.annotation) is dict else value
     return settings
@@ -127,12 +132,12 @@ def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
 
 
 def add_run(parser: Any, output: str, metavar: str = "DIR", overwrite: bool = True, model: bool = True) -> None:
-    """Add what commands that write have in common; `output` is the help of `--output`."""
+    """Add the flags of all commands that write; `output` is the help of `--output`."""
     if model:
         parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("-o", "--output", required=True, metavar=metavar, help=output)
     if overwrite:
-        parser.add_argument("--overwrite", action="store_true", help=f"replace what {metavar} holds, at the very end")
+        parser.add_argument("--overwrite", action="store_true", help=f"replace {metavar} when the run succeeds")
     parser.add_argument("--quiet", action="store_true", help="print no progress bars, warnings or results")
 
 
@@ -143,28 +148,12 @@ def check_whole(args: argparse.Namespace, name: str, least: int) -> None:
         raise BarberError(f"{name.replace('_', ' ')} {value} is not legal: a whole number from {least}")
 
 
-class _HelpAll(argparse.Action):
-    """Print the help with the texts that the short one leaves out, each an attribute of a flag or a group."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, hidden: list[tuple[Any, str, Any]], help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
-        self.hidden = hidden
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
-        for holder, attribute, text in self.hidden:
-            setattr(holder, attribute, text)
-        parser.print_help()
-        parser.exit()
-
-
 def shorten_help(parser: argparse.ArgumentParser, daily: Iterable[str]) -> None:
     """Leave all flags but `daily` (names in the namespace) to `--help-all`."""
-    hidden: list[tuple[Any, str, Any]] = []
-    parser.add_argument("--help-all", action=_HelpAll, hidden=hidden, help="show all flags, by method, and exit")
-    texts: list[tuple[Any, str, str | None]] = [(group, "description", None) for group in parser._action_groups]
+    help_all: Any = parser.add_argument("--help-all", action="version", help="show all flags and exit")
+    help_all.version = parser.format_help()
+    for group in parser._action_groups:
+        group.description = None
     for action in parser._actions:
         if action.dest not in {*daily, "help", "help_all"}:
-            texts.append((action, "help", argparse.SUPPRESS))
-    for holder, attribute, short in texts:
-        hidden.append((holder, attribute, getattr(holder, attribute)))
-        setattr(holder, attribute, short)
+            action.help = argparse.SUPPRESS

@@ -1,25 +1,29 @@
-"""`optimum-barber inspect`: what would be pruned, and what it would take."""
+"""`optimum-barber inspect`: what would be pruned, and what it would cost."""
 
 import argparse
 import sys
 
-from .flags import MODEL, check_whole, whole
+from .flags import LENGTH, MODEL, check_whole, whole
 
-HELP = "Show layers, blocks and Linears of a model with an estimate of memory, work and time, or what runs it."
+HELP = "Show the layers, blocks and Linears of a model and estimate the memory and time of pruning it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `inspect`."""
+    """Add all flags."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--samples", type=whole, default=128, metavar="N", help="number of windows (default: 128)")
-    parser.add_argument("--sequence-length", type=whole, metavar="N", help="tokens a window (default: 2048, or fewer)")
     parser.add_argument(
-        "--targets", action="store_true", help="show which runtimes load this checkpoint, and which get faster from it"
+        "--samples", type=whole, default=128, metavar="N", help="number of calibration windows (default: 128)"
+    )
+    parser.add_argument("--sequence-length", type=whole, metavar="N", help=LENGTH)
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="show instead which runtimes load this checkpoint and which of them run it faster",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect; nothing but the configuration is read, and a second of the machine is taken to time it."""
+    """Inspect; reads only the configuration, and times the machine for a second."""
     check_whole(args, "samples", 1)
     check_whole(args, "sequence_length", 1)
     from ..models.loading import resolve_model

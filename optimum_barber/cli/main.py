@@ -34,11 +34,11 @@ COMMANDS = {
     "plugins": plugins,
 }
 SHARED = ("prune",)  # commands whose work several processes share
-OWN = ("lm-eval",)  # those that know launchers themselves
+OWN = ("lm-eval",)  # commands that handle launchers themselves
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="optimum-barber", description="Prune a causal LM and rebuild its sparsity mask with LLM-Barber."
     )
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` all commands; `optimum-cli barber` has them from here too."""
+    """Give `parser` all commands; `optimum-cli barber` gets them from here too."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(
@@ -74,21 +74,24 @@ def execute(args: argparse.Namespace) -> int:
 
     The processes of a launcher such as torchrun share its work; only the first of them prints and logs.
     """
-    with nullcontext(Voice()) if args.command in OWN else joined() as voice:
-        args.quiet = getattr(args, "quiet", False) or not (first() or args.command in OWN)
+    own = args.command in OWN
+    with nullcontext(Voice()) if own else joined() as voice:
+        args.quiet = getattr(args, "quiet", False) or not (own or first())
         try:
             return _run(args)
         except ValidationError as error:
-            return _fail(one_line(error), voice)
+            failure = one_line(error)
         except BarberError as error:
-            return _fail(error, voice)
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            sys.stdout = open(os.devnull, "w")  # what is left in the buffer goes nowhere
+            failure = error
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+            sys.stdout = open(os.devnull, "w")  # the rest of the buffer is dropped
             return 0
         except KeyboardInterrupt:
             if first():
                 sys.stderr.write("interrupted: nothing was left half-written\n")
             return 130
+        voice.say(str(failure), failure)  # the faults of a recipe are a line each
+        return failure.status
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,9 +104,3 @@ def _run(args: argparse.Namespace) -> int:
         if args.quiet:
             warnings.simplefilter("ignore")
         return int(args.run(args) or 0)
-
-
-def _fail(error: BarberError, voice: Voice) -> int:
-    """One line for bad input; a recipe's faults are a line each."""
-    voice.say(str(error), error)
-    return error.status

@@ -1,19 +1,15 @@
 """`optimum-barber own-text`: every setting is a field of `OwnTextConfig`, and so is its help."""
 
 import argparse
-import sys
 
 from ..text.own_text.settings import OwnTextConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars
+from .terminal import hush_loading_bars, write_summary
 
-HELP = "Have a model write its own calibration text, where there is no other."
+HELP = "Let a model generate its own calibration text, for use where there is no better text."
 EPILOG = """\
-The text is drawn token by token from the dense model, which lies in memory as a whole. --calibration takes the file.
-Real text of what the model is for is better, where there is some.
-
-An instruction-tuned model whose text begins like a chat writes chats; --start '<|endoftext|>', or what else stood
-between its training documents, has it write those.
+The dense model must fit in memory as a whole. Real text of the model's domain gives better masks. An instruction-tuned
+model may begin with chats; --start '<|endoftext|>', or its own document separator, leads to plain documents.
 
 examples:
   optimum-barber own-text MODEL -o own.jsonl
@@ -22,8 +18,8 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `own-text`."""
-    add_run(parser, "the .jsonl file that is written", metavar="FILE")
+    """Add all flags."""
+    add_run(parser, "the .jsonl file to write", metavar="FILE")
     add_fields(parser, OwnTextConfig)
 
 
@@ -36,6 +32,5 @@ def run(args: argparse.Namespace) -> int:
     documents = write_own_text(args.model, args.output, config, args.overwrite, args.quiet)
     if not args.quiet:
         size = sum(map(len, documents))
-        sys.stdout.write(f"documents           {len(documents):,}, {size:,} characters\n")
-        sys.stdout.write(f"written to          {args.output}\n")
+        write_summary({"documents": f"{len(documents):,}, {size:,} characters", "written to": args.output})
     return 0

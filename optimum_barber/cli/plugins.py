@@ -1,22 +1,22 @@
-"""`optimum-barber plugins`: what is registered, by whom, and what is broken."""
+"""`optimum-barber plugins`: what is registered, by which package, and what is broken."""
 
 import argparse
 import sys
-from inspect import Parameter
 from typing import Any
 
 from ..base.fields import keyword_only
 from ..base.registry import Offer, PluginError, Registry
 
-HELP = "List everything that has a name, from producers to texts: what it takes, from where, and what is broken."
+HELP = "List all producers, allocations, rebuilders, scorers and texts with their arguments, packages and faults."
+WITH_ARGUMENTS = ("producer", "allocation", "scorer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`plugins` takes nothing."""
+    """Add nothing: the command has no flags."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """One line an offer: name, origin, version, state, and what a producer needs and takes."""
+    """Print one line per name: package, version, state, needed statistics and arguments."""
     from ..models.architectures import ARCHITECTURES
     from ..prune.allocations import ALLOCATIONS
     from ..prune.producers import PRODUCERS
@@ -25,26 +25,23 @@ def run(args: argparse.Namespace) -> int:
     from ..shrink.scorers import SCORERS
     from ..text.sources import TEXTS
 
-    tables: dict[str, list[list[str]]] = {}
+    kinds: list[str] = []
+    rows: list[tuple[str, ...]] = []
     for registry in (PRODUCERS, ALLOCATIONS, REBUILDERS, RECONSTRUCTIONS, SCORERS, ARCHITECTURES, TEXTS):
-        tables[registry.kind] = rows_of(registry)
-    everything = [row for rows in tables.values() for row in rows]
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
-    for kind, rows in tables.items():
-        sys.stdout.write(f"{kind}s\n")
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            sys.stdout.write("  ".join(["", *cells]).rstrip() + "\n")
+        for offer in registry.offers():
+            kinds.append(registry.kind)
+            rows.append((offer.name, offer.package, offer.version, *_state(registry, offer)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    heading = ""
+    for kind, row in zip(kinds, rows, strict=True):
+        if kind != heading:
+            heading = kind
+            sys.stdout.write(f"{kind}s\n")
+        sys.stdout.write("  ".join(["", *map(str.ljust, row, widths)]).rstrip() + "\n")
     return 0
 
 
-def rows_of(registry: Registry[Any]) -> list[list[str]]:
-    """Name, package, version, state and details of all that a registry offers."""
-    return [[offer.name, offer.package, offer.version, *state(registry, offer)] for offer in registry.offers()]
-
-
-def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
-    """Whether an offer is ok or BROKEN, with what a producer needs and takes, or the plug-in's own error."""
+def _state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
     try:
         item = registry.load(offer)
     except PluginError as error:
@@ -52,25 +49,18 @@ def state(registry: Registry[Any], offer: Offer) -> tuple[str, str]:
         if error.__cause__ is not None:
             text = f"{type(error.__cause__).__name__}: {error.__cause__}"
         return "BROKEN", " ".join(text.split())
-    if registry.kind not in ("producer", "allocation", "scorer"):
-        return "ok", ""
-    return "ok", needs_and_takes(item)
+    details = _needs_and_takes(item) if registry.kind in WITH_ARGUMENTS else ""
+    return "ok", details
 
 
-def needs_and_takes(item: Any) -> str:
-    """The statistics that a producer or scorer asks for, and arguments with their defaults."""
+def _needs_and_takes(item: Any) -> str:
+    arguments = []
+    for name, parameter in keyword_only(getattr(item, "function", item)).items():
+        if parameter.default is not parameter.empty:
+            name += f"={str(parameter.default) or repr('')}"
+        arguments.append(name)
     parts = []
-    needs = getattr(item, "needs", ())
-    if needs:
-        parts.append(f"needs {', '.join(sorted(needs))}")
-    arguments = keyword_only(getattr(item, "function", item))
-    if arguments:
-        parts.append(f"takes {', '.join(map(shown, arguments.values()))}")
+    for verb, names in (("needs", sorted(getattr(item, "needs", ()))), ("takes", arguments)):
+        if names:
+            parts.append(f"{verb} {', '.join(names)}")
     return "; ".join(parts)
-
-
-def shown(parameter: Parameter) -> str:
-    """An argument with its default, if it has one."""
-    if parameter.default is Parameter.empty:
-        return parameter.name
-    return f"{parameter.name}={parameter.default or repr(parameter.default)}"

@@ -3,33 +3,31 @@
 import argparse
 import sys
 
-HELP = "Write one self-contained HTML page, and pictures, of any finished run."
+HELP = "Write one self-contained HTML page, and pictures, about a finished run."
 EPILOG = """\
-OUT is what prune or shrink wrote, the output of a recipe (run) or of compare, or one cell of compare (a file).
-The page needs no network and no script. Charts and pictures need the extra `report`; without it the page has tables.
+OUT is the output of prune, shrink, run or compare, or one cell file of compare. Charts and pictures need the extra
+`report`; without it the page has tables.
 
 examples:
-  optimum-barber report OUT                               # OUT/report.html
-  optimum-barber report OUT -o report.html                # the page alone
   optimum-barber report OUT -o report                     # report/index.html and a PNG of every chart
   optimum-barber eval OUT --perplexity pydoc --json eval.json && optimum-barber report OUT --eval eval.json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `report`."""
+    """Add all flags."""
     parser.add_argument("run_output", metavar="OUT", help="a finished run: its directory, or a cell's JSON file")
     parser.add_argument(
         "-o", "--output", metavar="FILE_OR_DIR",
-        help="FILE.html for the page alone, else a directory for page and pictures (default: OUT/report.html)",
+        help="FILE.html for the page alone, or a directory for page and pictures (default: OUT/report.html)",
     )  # fmt: skip
-    parser.add_argument("--eval", metavar="FILE", help="perplexities to show: what eval --json wrote")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--eval", metavar="FILE", help="perplexities to show, a file written by eval --json")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and say where it is."""
+    """Write the report and print its path."""
     from ..runs.report import write_report
 
     files = write_report(args.run_output, args.output, args.eval, args.overwrite)

@@ -5,42 +5,40 @@ import json
 import sys
 from typing import Any
 
+from ..base.errors import BarberError
 from .terminal import hush_loading_bars, write_done
 
-HELP = "Run a recipe: prune, rebuild, tune, merge, quantize, evaluate, report, from one YAML file."
+HELP = "Run a recipe, one YAML file of stages: prune, rebuild, tune, merge, quantize, evaluate, report."
 EPILOG = """\
-A stage whose settings and inputs have not changed since the last run is not done again; a run that was stopped
-goes on with the stage it was stopped in.
+Stages whose settings and inputs have not changed are not run again; a stopped run resumes with its unfinished stage.
 
 examples:
-  optimum-barber run --list
   optimum-barber run demo --dry-run
   optimum-barber run recipe.yaml --set prune.sparsity=0.6 --set 'calibration.texts=[mine.txt]' --track tensorboard
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `run`."""
+    """Add all flags."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="lay a value over the recipe's; repeatable"
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the recipe; repeatable"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, without a run")
     parser.add_argument(
-        "--track", action="append", default=[], choices=("mlflow", "tensorboard", "wandb"), help="follow the run there"
-    )
-    parser.add_argument("--list", action="store_true", help="list the shipped recipes")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of recipes")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
+        "--track", action="append", default=[], choices=("mlflow", "tensorboard", "wandb"),
+        help="log the run to a tracker; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list the shipped recipes and exit")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of recipes and exit")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bars or warnings")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run; a line a stage says what it did, the last where the model is."""
-    from ..base.errors import BarberError
-
+    """Run; one line per stage, and at the end the directory of the model."""
     hush_loading_bars(args.quiet)
     if args.list:
-        sys.stdout.write(listing())
+        _list_recipes()
     elif args.schema:
         from ..runs.recipe.schema import json_schema
 
@@ -48,28 +46,25 @@ def run(args: argparse.Namespace) -> int:
     elif args.recipe is None:
         raise BarberError("recipe is missing: a YAML file, or a shipped one of run --list")
     elif args.dry_run:
-        sys.stdout.write(dry_run(args.recipe, args.set))
+        _write_plan(args.recipe, args.set)
     else:
         from ..runs.recipe import run_recipe
 
-        result = run_recipe(args.recipe, args.set, track=args.track, quiet=args.quiet, tell=tell)
+        result = run_recipe(args.recipe, args.set, track=args.track, quiet=args.quiet, tell=_tell)
         sys.stdout.write(f"model: {result.model}\n")
     return 0
 
 
-def listing() -> str:
-    """Name and first comment of every shipped recipe."""
+def _list_recipes() -> None:
     from ..runs.recipe.shipped import shipped_recipes
 
-    lines = []
     for name, path in shipped_recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        lines.append(f"{name:<28} {first}")
-    return "\n".join(lines) + "\n"
+        comment = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        sys.stdout.write(f"{name:<28} {comment}\n")
 
 
-def dry_run(name: str, settings: list[str]) -> str:
-    """The plan: every stage, whether its result is there, and what the model takes."""
+def _write_plan(name: str, settings: list[str]) -> None:
+    """Write every stage, whether its result is there, and the page of `inspect`."""
     from ..models.loading import resolve_model
     from ..prune.inspection import inspect_model
     from ..runs.recipe.runner import steps_of
@@ -79,21 +74,17 @@ def dry_run(name: str, settings: list[str]) -> str:
     recipe = read_recipe(find_recipe(name), settings)
     lines = [f"recipe        {recipe.name} -> {recipe.output}"]
     for step in steps_of(recipe):
-        changed = step.stage.model_dump(exclude_defaults=True)
-        text = ", ".join(f"{key} {_plain(value)}" for key, value in changed.items())
+        texts = []
+        for key, value in step.stage.model_dump(exclude_defaults=True).items():
+            texts.append(f"{key} {json.dumps(value) if isinstance(value, dict | list) else value}")
         state = "done already" if step.done else "to do"
-        lines.append(f"{step.directory:<14}{state:<14}{text}".rstrip())
+        lines.append(f"{step.directory:<14}{state:<14}{', '.join(texts)}".rstrip())
     calibration = recipe.calibration
     page = inspect_model(resolve_model(recipe.model), calibration.samples, calibration.sequence_length)
-    return "\n".join(lines) + "\n" + page
+    sys.stdout.write("\n".join([*lines, page]))
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
-
-
-def tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
-    """One line a stage, as soon as it is done."""
+def _tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
     from ..runs.figures import flat
     from ..runs.report.page import as_text
 

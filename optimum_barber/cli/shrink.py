@@ -1,51 +1,44 @@
 """`optimum-barber shrink`: every setting is a field of `ShrinkConfig`, and so is its help."""
 
 import argparse
-import sys
 from typing import Any
 
 from ..base.calibration import CalibrationConfig
+from ..base.errors import BarberError
 from ..shrink.settings import ShrinkConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars
+from .terminal import hush_loading_bars, write_summary
 
-HELP = "Remove whole attention heads and FFN channels: a smaller, faster checkpoint that loads everywhere."
+HELP = "Remove whole attention heads and FFN channels; writes a smaller, faster checkpoint that loads everywhere."
 EPILOG = """\
-scorers:     bip (LLM-BIP's bound, one forward pass), barber (block-aware |W x gradient|, exact), taylor (LLM-Pruner,
-             one backward pass of the whole model), wanda, magnitude, importance-propagation, random; all of them with
-             what they take: optimum-barber plugins
-families:    llama, mistral, qwen2, qwen3, gemma, gemma2, phi3; opt loses FFN channels only (--remove-heads 0).
-             A LLaMA whose head count LlamaConfig refuses is written as the Mistral that computes the same.
-
-DIR holds the smaller checkpoint, pruned_structure.json (which heads and channels stayed) and report.json (parameters,
-MACs a token, latency before and after, the error of every block). Every layer has the same width, so that transformers
-loads it as it is.
+`optimum-barber plugins` lists all scorers with their arguments. OPT loses FFN channels only (--remove-heads 0).
+DIR holds the smaller checkpoint, pruned_structure.json (the kept heads and channels) and report.json.
 
 examples:
   optimum-barber shrink MODEL --remove 0.2 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
-  optimum-barber shrink MODEL --scorer barber --remove 0.5 --round-to 64 --calibration text.txt -o OUT
-  optimum-barber shrink MODEL --remove-heads 0 --remove-channels 0.3 --calibration pydoc -o OUT
-  optimum-barber shrink MODEL --head-unit query --remove 0.2 --scorer-arg norm_gain=true --calibration c4 -o OUT
+  optimum-barber shrink MODEL --scorer barber --remove-heads 0 --remove-channels 0.3 --calibration text.txt -o OUT
   optimum-barber shrink MODEL --structure OTHER_OUT/pruned_structure.json -o OUT
 """
 PICTURE_NAME = "errors.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `shrink`."""
-    add_run(parser, "where the checkpoint goes")
-    parser.add_argument("--no-latency", action="store_true", help="measure no latency for the report")
+    """Add all flags."""
+    add_run(parser, "directory of the smaller checkpoint")
+    parser.add_argument("--no-latency", action="store_true", help="do not measure latency for the report")
     parser.add_argument(
-        "--picture", action="store_true", help="draw the error of every block, errors.png in DIR (extra report)"
+        "--picture", action="store_true", help="draw the error of every block to DIR/errors.png (needs extra report)"
     )
+    parser.add_argument("--skip-layers", help=argparse.SUPPRESS)
     add_fields(parser, CalibrationConfig)
     add_fields(parser, ShrinkConfig)
 
 
 def config_from(args: argparse.Namespace) -> ShrinkConfig:
-    """The configuration that the flags mean."""
-    settings = {"calibration": flag_values(args, CalibrationConfig), **flag_values(args, ShrinkConfig)}
-    return ShrinkConfig(**settings)
+    """Return the configuration that the flags stand for."""
+    if args.skip_layers is not None:
+        raise BarberError("--skip-layers was removed in 0.2.0: all layers are cut to the same width")
+    return ShrinkConfig(**flag_values(args, ShrinkConfig))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     reference = resolve_model(args.model)
     output = check_output(args.output, args.overwrite, [reference.path])
     if args.picture:
-        check_picture(config)
+        _check_picture(config)
     shrinker = BarberShrinker(load_model(reference, config.dtype), load_tokenizer(reference), reference)
     result = shrinker.shrink(
         config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet
@@ -69,18 +62,13 @@ def run(args: argparse.Namespace) -> int:
         name = result.structure.scorer["name"]
         error_picture(output / PICTURE_NAME, {name: result.report}, f"scorer {name}")
     if not args.quiet:
-        sys.stdout.write(summary(result.report, args.output, result.structure.base_model, result.structure.model_type))
+        texts = _summary(result.report, result.structure.base_model["model_type"], result.structure.model_type)
+        write_summary({**texts, "written to": args.output}, width=20)
     return 0
 
 
-def check_picture(config: ShrinkConfig) -> None:
-    """Refuse a picture that could not be drawn, before any work.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        BarberError: no calibration text is read, on which errors could be measured.
-    """
-    from ..base.errors import BarberError
+def _check_picture(config: ShrinkConfig) -> None:
+    """Refuse a picture that could not be drawn, before any work."""
     from ..runs.report.charts import check_drawing
     from ..shrink.plan import reads_text
 
@@ -91,35 +79,28 @@ def check_picture(config: ShrinkConfig) -> None:
         )
 
 
-def summary(report: dict[str, Any], output: str, base: dict[str, Any], model_type: str) -> str:
-    """What a run did, in a few lines."""
+def _summary(report: dict[str, Any], base_type: str, model_type: str) -> dict[str, str]:
     before, after = report["before"], report["after"]
-    asked = f", asked {report['asked']:g}" if report["asked"] is not None else ""
-    lines = [("removed", f"{report['removed']:.4f} of attention and MLP{asked}")]
+    heads, channels = report["heads"], report["channels"]
+    texts = {"removed": f"{report['removed']:.4f} of attention and MLP"}
+    if report["asked"] is not None:
+        texts["removed"] += f", asked {report['asked']:g}"
     for label, old, new in (
-        ("heads a layer", report["heads"]["before"], report["heads"]["after"]),
-        ("FFN channels a layer", report["channels"]["before"], report["channels"]["after"]),
+        ("heads a layer", heads["before"], heads["after"]),
+        ("FFN channels a layer", channels["before"], channels["after"]),
         ("parameters", before["parameters"], after["parameters"]),
         ("bytes", before["weight_bytes"], after["weight_bytes"]),
         ("MACs a token", round(before["macs_per_token"]), round(after["macs_per_token"])),
     ):
-        lines.append((label, f"{old:,} -> {new:,} ({new / old:.3f})"))
+        texts[label] = f"{old:,} -> {new:,} ({new / old:.3f})"
     if "latency" in after:
-        lines += speeds(before["latency"], after["latency"])
-    if model_type != base["model_type"]:
-        refusal = f"{base['model_type']}'s configuration refuses {report['heads']['after']} heads"
-        lines.append(("written as", f"{model_type}, which computes the same: {refusal}"))
-    lines.append(("written to", output))
-    return "".join(f"{label:<20} {text}\n" for label, text in lines)
-
-
-def speeds(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str]]:
-    """Latency before and after, a line each for prefill and decode."""
-    prompt = (
-        f"{old['prompt']} tokens, batch {old['batch']}, {old['dtype']} on {old['device']}, {old['threads']} threads"
-    )
-    lines = []
-    for name, note in (("prefill", prompt), ("decode", "one token after them")):
-        before, after = old[name]["median"], new[name]["median"]
-        lines.append((f"{name} seconds", f"{before:.4f} -> {after:.4f} ({after / before:.3f}); {note}"))
-    return lines
+        old, new = before["latency"], after["latency"]
+        machine = f"{old['dtype']} on {old['device']}, {old['threads']} threads"
+        prompt = f"{old['prompt']} tokens, batch {old['batch']}, {machine}"
+        for name, note in (("prefill", prompt), ("decode", "one token after them")):
+            slow, fast = old[name]["median"], new[name]["median"]
+            texts[f"{name} seconds"] = f"{slow:.4f} -> {fast:.4f} ({fast / slow:.3f}); {note}"
+    if model_type != base_type:
+        refusal = f"{base_type}'s configuration refuses {heads['after']} heads"
+        texts["written as"] = f"{model_type}, which computes the same: {refusal}"
+    return texts

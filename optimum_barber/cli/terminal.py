@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 
 def hush_transformers(quiet: bool) -> None:
@@ -13,7 +14,7 @@ def hush_transformers(quiet: bool) -> None:
 
 
 def hush_loading_bars(quiet: bool) -> None:
-    """The same for bars that only a call can switch off; imports transformers."""
+    """Keep out the bars that only a call can switch off; imports transformers."""
     if quiet or not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 
@@ -25,3 +26,9 @@ def write_done(name: str, text: str, reused: bool) -> None:
     note = " (as before)" if reused else ""
     sys.stdout.write(f"{name}{note}: {text}\n")
     sys.stdout.flush()
+
+
+def write_summary(texts: Mapping[str, str], width: int = 19) -> None:
+    """Write one line per text behind its label, in columns."""
+    for label, text in texts.items():
+        sys.stdout.write(f"{label:<{width}} {text}\n")

@@ -1,28 +1,28 @@
-"""`optimum-barber verify`: does a checkpoint still hold the masks, or the cut, that it says it holds?"""
+"""`optimum-barber verify`: whether a checkpoint still holds the masks, or the cut, in its record."""
 
 import argparse
 import sys
 
 HELP = (
-    "Check masks, hashes, pattern and every zero of a checkpoint or an adapter, and what a cut left; exit status 1 if "
-    "anything is off."
+    "Check a checkpoint or an adapter against its record: masks, hashes, pattern, every zero, kept heads and channels."
 )
+EPILOG = "The exit status is 1 if anything differs."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of `verify`."""
+    """Add all flags."""
     parser.add_argument(
-        "directory", metavar="OUT", help="pruned, shrunk, merged or quantized checkpoint, or an adapter"
+        "directory", metavar="OUT", help="a pruned, shrunk, merged or quantized checkpoint, or an adapter"
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="of a shrunk checkpoint: the dense model whose rows it must hold (default: the recorded one, if at hand)",
+        help="dense model that a shrunk checkpoint is compared with (default: the recorded one, if available)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify; one line a fault, then what was counted."""
+    """Verify; one line per fault, then the totals."""
     from ..runs.verify import verify_product
 
     outcome = verify_product(args.directory, args.base)

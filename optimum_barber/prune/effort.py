@@ -1,4 +1,4 @@
-"""What `effort` stands for: the chain of rebuilders and the allocation that cost least, as usual, or most."""
+"""The settings that an effort stands for: the chain of rebuilders and the allocation."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +9,13 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class Effort:
-    """The settings that an effort names; docs/methods.md has what was measured.
+    """Rebuilders and an allocation.
 
     Attributes:
-        unstructured: rebuilders for masks without a pattern.
-        grouped: rebuilders within N:M groups, where Barber has no budget to move.
-        with_barber: rebuilders where a setting of Barber is given, under any pattern.
-        allocation: of the sparsity over the blocks, for unstructured masks that are not there already.
-        allocation_args: its arguments.
+        unstructured: rebuilders of unstructured masks.
+        grouped: rebuilders of N:M masks, where barber cannot move weights between groups.
+        with_barber: rebuilders under any pattern if a setting of barber differs from its default.
+        allocation: allocation for unstructured masks that the producer does not bring.
     """
 
     unstructured: str
@@ -26,7 +25,7 @@ class Effort:
     allocation_args: dict[str, Any] = field(default_factory=dict)
 
     def rebuild(self, semi_structured: bool, barber: bool) -> str:
-        """The chain of rebuilders under a pattern; `barber`: one of its settings is given."""
+        """Return the chain of rebuilders; `barber`: a setting of barber differs from its default."""
         if barber:
             return self.with_barber
         return self.grouped if semi_structured else self.unstructured

@@ -51,69 +51,69 @@ def _ratio(value: Any) -> Any:
 
 
 class RebuildConfig(BaseModel):
-    """How masks are rebuilt: a chain of rebuilders and the settings of LLM-Barber."""
+    """A chain of rebuilders and their settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field(
         AUTO,
-        description=f"rebuilders, chained with '+', or 'none' for the producer's mask; auto is {DEFAULT.unstructured}, "
-        f"and for N:M {DEFAULT.grouped} unless a setting of barber is given, or what the effort names",
+        description="rebuilders joined by '+', or 'none' to keep the producer's masks. auto: those of the effort; by "
+        f"default {DEFAULT.unstructured}, or {DEFAULT.grouped} for N:M. Any setting of barber adds barber to them",
     )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
-        "default", description="settings to start from: 'published-code' does what the authors' repository does"
+        "default", description="settings to start from: default, or published-code for those of the authors' repository"
     )
     granularity: Annotated[str, one_of("granularity", GRANULARITIES)] = Field(
         "auto",
-        description="part of the block that keeps its number of weights: block, layer (one Linear), input (a column), "
-        "output (a row), or auto (block; output for N:M)",
+        description="unit that keeps its number of weights: block, layer (one Linear), input (a column), output (a "
+        "row), or auto (block; output for N:M)",
     )
     rebuild_ratio: Annotated[float | Literal["auto"], BeforeValidator(_ratio)] = Field(
-        "auto", description="share of the worthwhile pairs to exchange (alpha), in [0, 1], or auto to search for it"
+        "auto",
+        description="share of the candidate pairs to exchange (alpha), in [0, 1], or auto to search for the best",
     )
     rounds: int = Field(
-        4,
-        ge=1,
-        description="number of gradient-exchange-measure rounds of barber (default: 4; 1 with swaps)",
-    )
-    swaps: int = Field(60, ge=1, description="largest number of exchanges a row that swaps makes in each Linear")
-    newton_rounds: int = Field(2, ge=1, description="number of gradient-exchange-measure rounds of gauss-newton")
+        4, ge=1, description="number of barber's rounds, each of gradient, exchange and measurement (default: 4; 1 "
+        "with swaps)",
+    )  # fmt: skip
+    swaps: int = Field(60, ge=1, description="largest number of exchanges per row of each Linear")
+    newton_rounds: int = Field(2, ge=1, description="number of gauss-newton's rounds")
     shrinkage: float = Field(
         0.3, ge=0, le=1,
-        description="share by which swaps and gauss-newton shrink Gram matrices to their diagonal, as calibration "
-        "tokens are few",
+        description="share by which swaps and gauss-newton shrink Gram matrices towards their diagonal",
     )  # fmt: skip
     metric: Annotated[str, one_of("metric", METRICS)] = Field(
-        "weight_gradient", description="importance of a weight to barber: weight_gradient, weight or gradient"
+        "weight_gradient", description="importance of a weight: weight_gradient, weight or gradient"
     )
     expansion: Annotated[str, one_of("expansion", EXPANSIONS)] = Field(
-        "sparse", description="weights at which barber takes its gradient: sparse (paper) or dense (published code)"
+        "sparse", description="weights at which the gradient is taken: sparse (paper) or dense (published code)"
     )
     reduction: Annotated[str, one_of("reduction", REDUCTIONS)] = Field(
-        "rms", description="mean over the samples' gradients that barber takes: rms (published code) or mean (paper)"
+        "rms", description="mean over the gradients of the windows: rms (published code) or mean (paper)"
     )
     pairing: Annotated[str, one_of("pairing", PAIRINGS)] = Field(
         "group",
-        description="how barber pairs weights at N:M: group (inside each M-group, paper) or row (published code)",
+        description="how weights are paired for N:M: group (inside each M-group, paper) or row (published code)",
     )
     error: Annotated[str, one_of("error", ERRORS)] = Field(
         "absolute",
-        description="error of a block: absolute (paper), or relative to each token's residual stream (default with "
-        "swaps)",
+        description="error of a block: absolute (paper), or relative to the residual stream of each token (default "
+        "with swaps)",
     )
     accept: Annotated[str, one_of("acceptance", ACCEPTANCE)] = Field(
-        "if-better", description="when a rebuilt mask is kept: if-better (the block's error fell), or always"
+        "if-better", description="when a rebuilt mask is kept: if-better (the error of the block fell) or always"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, value: Any) -> Any:
-        """A bare string is the method; what is given goes before the preset, and both before a chain's own defaults."""
-        given = {"method": value} if isinstance(value, str) else value
-        if not isinstance(given, dict):
-            return given
-        given = {name: setting for name, setting in given.items() if (name, setting) != ("method", AUTO)}
-        settings = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        """Read a bare string as the method; explicit settings override the preset, and both the chain's defaults."""
+        explicit = {"method": value} if isinstance(value, str) else value
+        if not isinstance(explicit, dict):
+            return explicit
+        if explicit.get("method") == AUTO:
+            explicit = {name: setting for name, setting in explicit.items() if name != "method"}
+        settings = {**PRESETS.get(str(explicit.get("preset")), {}), **explicit}
         chain = str(settings.get("method", AUTO)).split("+")
         exchanging = chain == [AUTO] or not EXCHANGING.isdisjoint(chain)
         return {**WITH_EXCHANGES, **settings} if exchanging else settings
@@ -124,25 +124,20 @@ class RebuildConfig(BaseModel):
         return checked_chain("rebuild", "rebuilders", method)
 
     def granularity_for(self, pattern: SparsityPattern) -> str:
-        """The granularity that `auto` means under a pattern, or the configured one."""
+        """Return the granularity, with `auto` resolved for the pattern."""
         if self.granularity != "auto":
             return self.granularity
         return "output" if pattern.semi_structured else "block"
 
     def under(self, pattern: SparsityPattern, effort: str = "default") -> "RebuildConfig":
-        """The same with the method that `auto` means under a pattern and an effort."""
+        """Return the settings with the method `auto` resolved for a pattern and an effort."""
         if self.method != AUTO:
             return self
-        method = EFFORTS[effort].rebuild(pattern.semi_structured, self._barber_is_set)
-        return self.model_copy(update={"method": method})
-
-    @property
-    def _barber_is_set(self) -> bool:
-        """True if a setting of barber differs from its default in a chain with exchanges."""
         usual = RebuildConfig()
-        return any(getattr(self, name) != getattr(usual, name) for name in OF_BARBER)
+        barber_is_set = any(getattr(self, name) != getattr(usual, name) for name in OF_BARBER)
+        return self.model_copy(update={"method": EFFORTS[effort].rebuild(pattern.semi_structured, barber_is_set)})
 
     @property
     def chain(self) -> list[str]:
-        """The names of the rebuilders in order; all that `auto` may mean where it is not settled; empty for 'none'."""
+        """The names of the rebuilders in order; for `auto` all that it may stand for; empty for 'none'."""
         return list(DEFAULT_NAMES) if self.method == AUTO else parts_of(self.method)

@@ -1,4 +1,4 @@
-"""What a run is told: pydantic models that check everything before any work. Imports neither torch nor transformers."""
+"""The settings of a run, all checked before any work. Imports neither torch nor transformers."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ PRECISIONS = ("highest", "high", "medium")
 
 
 class ReconstructConfig(BaseModel):
-    """How the kept weights of each block get new values once its masks are settled."""
+    """How the kept weights of each block get new values once its masks are fixed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,16 +27,15 @@ class ReconstructConfig(BaseModel):
     iterations: int = Field(15, ge=1, description="number of conjugate-gradient steps of least-squares")
     shrinkage: float = Field(
         0.2, ge=0, le=1,
-        description="share by which least-squares shrinks Gram matrices to their diagonal: calibration tokens are few",
+        description="share by which least-squares shrinks Gram matrices towards their diagonal",
     )  # fmt: skip
-    passes: int = Field(4, ge=1, description="largest number of passes of gradient over the calibration samples")
+    passes: int = Field(4, ge=1, description="largest number of passes of gradient over the calibration windows")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate of Adam in gradient")
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, given: Any) -> Any:
-        """A bare string is the method."""
-        return {"method": given} if isinstance(given, str) else given
+    def _from_name(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
 
     @field_validator("method")
     @classmethod
@@ -54,20 +53,19 @@ class PruneSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    producer: str | Callable[..., Any] = Field("wanda", description="what makes the first masks")
+    producer: str | Callable[..., Any] = Field("wanda", description="method that makes the first masks")
     producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
     effort: Annotated[str, one_of("effort", EFFORTS)] = Field(
         "default",
-        description=f"fast ({EFFORTS['fast'].unstructured}), default ({EFFORTS['default'].unstructured}, for N:M "
-        f"{EFFORTS['default'].grouped}), or best ({EFFORTS['best'].unstructured} with a measured allocation; "
-        "for N:M as default); any setting given besides goes before it",
+        description="fast, default or best: names a rebuild, and best also the measured allocation; other flags "
+        "override its settings",
     )
     sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
     pattern: str | None = Field(
-        None, description="'unstructured' (default) or N:M, such as 2:4, which implies its sparsity"
+        None, description="'unstructured' (default), or N:M such as 2:4, which implies the sparsity"
     )
     allocation: str = Field(
-        UNIFORM, description="how the sparsity is shared out over the blocks; auto for what the effort names"
+        UNIFORM, description="how the sparsity is shared out over the blocks; auto: as the effort says"
     )
     allocation_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the allocation")
     rebuild: RebuildConfig = Field(RebuildConfig(), description="how the masks are rebuilt")
@@ -76,9 +74,9 @@ class PruneSettings(BaseModel):
     )
     batch_size: int | None = Field(
         None, ge=1,
-        description="number of samples on the device at once (default: all that fit); never changes a result",
+        description="number of windows on the device at once (default: all that fit); never changes the result",
     )  # fmt: skip
-    ignore: list[str] = Field(default_factory=list, description="Linears to leave dense, by glob of their full name")
+    ignore: list[str] = Field(default_factory=list, description="glob of full names of Linears to leave dense")
 
     @field_serializer("producer")
     def _producer_name(self, producer: Any) -> str:
@@ -86,27 +84,27 @@ class PruneSettings(BaseModel):
 
 
 class BarberConfig(Calibrated, PruneSettings):
-    """Everything that decides a run, but the model itself and where its result goes."""
+    """All settings of a run except the model and the output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
-    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",
-        description="dtype of the result: float32, float16, bfloat16, or auto for the model's own (GGUF: float16)",
+        description="dtype of the result: float32, float16, bfloat16, or auto (the model's own; GGUF: float16)",
     )
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
         "highest",
-        description="precision of float32 matrix products, as in torch: highest, or high (TF32 on a GPU) and medium "
-        "(bfloat16 parts), which are faster where the hardware has them and change masks a little",
+        description="precision of float32 matrix products, as in torch: highest, high (TF32) or medium (bfloat16); "
+        "the last two are faster on GPUs that support them and change masks a little",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _open_allocation(cls, value: Any) -> Any:
-        """The effort names the allocation, unless one is given or the effort is the default."""
+        """Leave the allocation to an effort other than the default, unless it is set explicitly."""
         if isinstance(value, dict) and value.get("effort", "default") != "default":
             return {"allocation": AUTO, **value}
         return value
@@ -123,11 +121,11 @@ class BarberConfig(Calibrated, PruneSettings):
         return self._producer_name(self.producer)
 
     def under(self, pattern: SparsityPattern, shares: bool = True) -> "BarberConfig":
-        """The same with settings by name where `auto` or the effort stood for them.
+        """Return the settings with `auto` and the effort resolved.
 
         Args:
-            pattern: of all masks.
-            shares: False if the producer brings its masks, which leaves no sparsity to share out.
+            pattern: pattern of all masks.
+            shares: False if the producer brings its masks, so that no sparsity is shared out.
         """
         named: dict[str, Any] = {"rebuild": self.rebuild.under(pattern, self.effort), "effort": "default"}
         if self.allocation == AUTO:
@@ -137,11 +135,11 @@ class BarberConfig(Calibrated, PruneSettings):
         return self.model_copy(update=named)
 
     def sparsity_pattern(self) -> SparsityPattern:
-        """The pattern that `pattern` and `sparsity` mean together; N:M with another allocation is refused."""
+        """Return the pattern that `pattern` and `sparsity` describe together."""
         return self.checked(SparsityPattern.parse(self.pattern, self.sparsity))
 
     def checked(self, pattern: SparsityPattern) -> SparsityPattern:
-        """`pattern`, if the allocation and the rebuild can work under it."""
+        """Return `pattern` if the allocation and the rebuild work with it; otherwise raise BarberError."""
         if pattern.semi_structured and self.allocation not in (UNIFORM, AUTO):
             raise BarberError(
                 f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"

@@ -36,12 +36,12 @@ class ShrinkSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scorer: str = Field("bip", description="what ranks heads and channels")
+    scorer: str = Field("bip", description="method that ranks heads and channels")
     scorer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
     remove: Share | None = Field(
         None,
-        description="share of the parameters of attention and MLP to remove, in (0, 1): heads to the nearest whole "
-        "unit, FFN channels make up the total",
+        description="share of the parameters of attention and MLP to remove, in (0, 1); heads are rounded to whole "
+        "units, FFN channels make up the total",
     )
     remove_heads: Annotated[float | None, _share("remove heads", False)] = Field(
         None, description="share of the heads to remove, in [0, 1); with --remove, the channels make up the rest"
@@ -54,14 +54,14 @@ class ShrinkSettings(BaseModel):
         description="unit of grouped-query attention to remove: group (a KV head with all its query heads) or query "
         "(the same number of query heads in every group)",
     )
-    round_to: int = Field(1, ge=1, description="multiple to which the FFN channels that stay are rounded, such as 64")
+    round_to: int = Field(1, ge=1, description="round the kept FFN channels to a multiple of this, such as 64")
     compensate: bool = Field(
         False,
-        description="give back, as biases, what the removed units contribute on average, where the model's "
-        "configuration has biases",
+        description="replace the mean contribution of the removed units by biases, where the model's configuration "
+        "has biases",
     )
     structure: str | None = Field(
-        None, description="a pruned_structure.json, or the directory that holds it, to cut again as it says"
+        None, description="pruned_structure.json, or its directory, of an earlier cut to repeat"
     )
 
     @model_validator(mode="after")
@@ -89,11 +89,11 @@ class ShrinkConfig(Calibrated, ShrinkSettings):
         CalibrationConfig(), description="the calibration windows"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
-    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",
-        description="dtype of the result: float32, float16, bfloat16, or auto for the model's own (GGUF: float16)",
+        description="dtype of the result: float32, float16, bfloat16, or auto (the model's own; GGUF: float16)",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="number of samples on the device at once (default: all); never changes a result"
+        None, ge=1, description="number of windows on the device at once (default: all); never changes the result"
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..base.errors import BarberError
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
 from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
@@ -54,6 +55,7 @@ class BarberShrinker(PretrainedTool):
         overwrite: bool = False,
         latency: bool = True,
         quiet: bool = False,
+        picture: None = None,
     ) -> ShrinkResult:
         """Make the smaller model and, with `save_dir`, write its checkpoint.
 
@@ -64,10 +66,13 @@ class BarberShrinker(PretrainedTool):
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             latency: measure prefill and decode before and after.
             quiet: no progress bar.
+            picture: gone since 0.2.0; refused with what replaces it.
 
         Raises:
             BarberError: bad input; nothing was written.
         """
+        if picture is not None:
+            raise BarberError("picture is optimum_barber.runs.report.write_report(DIR, 'report') since 0.2.0")
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
         if config.dtype != "auto":
             self.model.to(getattr(torch, config.dtype))

@@ -13,13 +13,15 @@ class RefineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rounds: int = Field(
-        2, ge=1, description="largest number of gradient-exchange-measure rounds, fewer when none helps"
+        2,
+        ge=1,
+        description="largest number of rounds, each of gradient, exchange and measurement; stops early if none helps",
     )
-    exchanges: int = Field(1, ge=1, description="largest number of exchanges a row and round")
+    exchanges: int = Field(1, ge=1, description="largest number of exchanges per row and round")
     shrinkage: float = Field(
         0.3, ge=0, lt=1,
-        description="share by which Gram matrices shrink to their diagonal, and gradients to each weight's own gain by "
-        "being kept: calibration tokens are few",
+        description="share by which Gram matrices shrink towards their diagonal, and gradients towards the gain of "
+        "each weight on its own",
     )  # fmt: skip
 
 
@@ -33,4 +35,4 @@ class RefineConfig(Calibrated, RefineSettings):
         description="the calibration windows; every fourth measures, the others are learned from",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
-    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")

@@ -22,20 +22,24 @@ class CompareSettings(BaseModel):
 
     producers: list[str] = Field(
         ["magnitude", "wanda", "sparsegpt"], min_length=1,
-        description="producers, each NAME or NAME,K=V,K=V with arguments; as=LABEL among them names it in tables",
+        description="producers, each NAME or NAME,K=V,K=V with arguments; as=LABEL gives its name in tables",
     )  # fmt: skip
     rebuilds: list[str] = Field(
         ["none", "barber"], min_length=1,
-        description="rebuilders or chains of them, each NAME or NAME,K=V,K=V with settings of its own",
+        description="rebuilders or chains, each NAME or NAME,K=V,K=V with its settings",
     )  # fmt: skip
-    patterns: list[str] = Field(["unstructured"], min_length=1, description="patterns of masks: 'unstructured' and N:M")
-    sparsities: list[float] = Field([], description="shares of weights to prune, for the pattern 'unstructured'")
-    vary: dict[str, list[Any]] = Field({}, description="further axes, a setting and the values it takes")
+    patterns: list[str] = Field(
+        ["unstructured"], min_length=1, description="patterns of the masks: unstructured and N:M"
+    )
+    sparsities: list[float] = Field(
+        [], description="shares of weights to prune, for the unstructured pattern; N:M implies its own"
+    )
+    vary: dict[str, list[Any]] = Field({}, description="further axis: a setting and its values")
     rebuild_args: dict[str, Any] = Field({}, description="settings of all rebuilds")
-    evaluation: str = Field(description="text for perplexity: a file, c4, wikitext2, ptb or pydoc")
+    evaluation: str = Field(description="text of the perplexity: a file, c4, wikitext2, ptb or pydoc")
     windows: int | None = Field(None, ge=1, description="number of windows spread over that text (default: all)")
-    tasks: list[str] = Field([], description="lm-eval tasks; choice:FILE.jsonl and rolling:FILE are local ones")
-    limit: int | None = Field(None, ge=1, description="number of rows a task (default: all)")
+    tasks: list[str] = Field([], description="lm-eval tasks, or local ones as choice:FILE.jsonl and rolling:FILE")
+    limit: int | None = Field(None, ge=1, description="number of rows per task (default: all)")
     task_batch_size: int = Field(1, ge=1, description="number of rows of a task at once")
     keep_masks: bool = Field(False, description="keep the masks of every cell")
 

@@ -21,22 +21,22 @@ class SweepConfig(Calibrated):
         min_length=1, description="shares of the parameters of attention and MLP to remove, each in (0, 1)"
     )
     samples: list[Annotated[int, Field(ge=1)]] = Field(
-        [128], min_length=1, description="numbers of calibration windows"
+        [128], min_length=1, description="numbers of calibration windows to compare"
     )
     calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
         CalibrationConfig(), description="the calibration windows, but for their number"
     )
-    evaluation: str = Field(description="text for the perplexity: a file, c4, wikitext2, ptb or pydoc")
-    windows: int | None = Field(None, ge=1, description="number of windows spread over the evaluation (default: all)")
+    evaluation: str = Field(description="text of the perplexity: a file, c4, wikitext2, ptb or pydoc")
+    windows: int | None = Field(None, ge=1, description="number of windows spread over that text (default: all)")
     head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
         "group",
         description="unit of grouped-query attention: group (a KV head with its query heads) or query",
     )
-    round_to: int = Field(1, ge=1, description="multiple to which the FFN channels that stay are rounded, such as 64")
+    round_to: int = Field(1, ge=1, description="round the kept FFN channels to a multiple of this, such as 64")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
-    device: str = Field("auto", description="device that computes: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="dtype of the weights, or auto for the model's own; a CPU computes in float32 all the same"
+        "auto", description="dtype of the weights, or auto for the model's own; a CPU always computes in float32"
     )
     latency: bool = Field(True, description="measure prefill and decode, once for every shape")
 
