@@ -9,7 +9,7 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class Effort:
-    """The settings that an effort names; docs/methods.md has what was measured.
+    """The settings that an effort names; docs/choosing.md tells when to take which.
 
     Attributes:
         unstructured: rebuilders for masks without a pattern.
