@@ -1,1 +1,1 @@
-"""Measurements, one command each; figures are kept in RESULTS.md."""
+"""Benchmarks, one command each. RESULTS.md holds their figures."""

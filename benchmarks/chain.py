@@ -1,9 +1,9 @@
-"""The whole chain on the demo model: Wanda 2:4, Barber, LoRA, merge, GPTQ int4; round-to-nearest beside it.
+"""Run the whole chain on the demo model: Wanda 2:4, Barber, LoRA, merge, int4 by GPTQ and by round-to-nearest.
 
-    python -m benchmarks.chain --calibration calibration.txt --evaluation wikitext2-test.raw.txt \
+    python -m benchmarks.chain --calibration calibration.txt --evaluation wikitext2-test.raw.txt \\
         --task choice:arc-easy-test.jsonl [--output runs/chain-benchmark]
 
-Round-to-nearest is run first, GPTQ second; the second run takes every stage before from the first. Prints the report,
+Round-to-nearest runs first, GPTQ second. The second run reuses every earlier stage of the first. Prints the report,
 the zeros after each stage, and the time.
 """
 

@@ -1,8 +1,8 @@
-"""The demo: a real 135M-parameter LLaMA at 50 %, magnitude and Wanda, without and with rebuild.
+"""Prune a real 135M-parameter LLaMA to 50 % by magnitude and Wanda, with and without rebuild.
 
     python -m benchmarks.demo --output demo
 
-Calibrated on one part of CPython's documentation and evaluated on the other; needs no network. Leaves the Wanda
+Calibrates on one part of CPython's documentation and evaluates on the other, without a network. Writes the Wanda
 checkpoint, a table, a picture and the figures as JSON.
 """
 

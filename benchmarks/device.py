@@ -1,12 +1,15 @@
-"""A model of LLaMA-7B's shape on a GPU: how long, in how much of its memory, at what product rate; and 2:4 products.
+"""Prune a model of LLaMA-7B's shape on a GPU, and time 2:4 products: seconds, memory, product rate.
 
     python -m benchmarks.device [--layers 32] [--hidden-size 4096] [--feed-forward 11008] [--samples 128]
         [--sequence-length 2048] [--producers magnitude wanda sparsegpt] [--rebuild barber] [--work DIR]
 
-Random bf16 weights are written to the disk, then pruned from there with each producer and rebuilt: seconds, the peak of
-the device's allocator, and the floating-point operations of the forecast's passes over its seconds. Then, on
-CUDA, torch's semi-structured tensors against dense ones: each shape of Linear by the tokens at once, and prefill and
-decoding of a whole model in which the Linears are semi-structured that gain for the tokens of the prefill.
+Writes random bf16 weights to the disk and prunes them from there with each producer and the rebuild. Prints the
+seconds, the peak of the device's allocator, and the product rate: the floating-point operations of the forecast's
+passes over the seconds.
+
+On CUDA it then compares torch's semi-structured tensors with dense ones: each shape of Linear by the number of tokens,
+and prefill and decoding of a whole model. In that model the Linears are semi-structured whose products are faster at
+the prefill's number of tokens.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A run that is killed again and again, and resumed, against one that nobody disturbs: the same bytes.
+"""Compare a run that is killed and resumed again and again with an undisturbed one: the bytes must be the same.
 
     python -m benchmarks.killed [--model MODEL] [--kills 10] [--seed 0] [--samples 4] [--sequence-length 128]
 
-Prunes the model by `optimum-barber prune` undisturbed, then anew with SIGKILL at random moments between a start and a
-few layers' work, each followed by `--resume`, until it has been killed so often and ends; compares every file of the
-two outputs. The report holds seconds and memory, and is left out.
+Prunes the model by `optimum-barber prune` undisturbed. Then prunes it again with SIGKILL at random moments, up to a
+few layers' work after each start, and `--resume` after each kill. Compares every file of the two outputs but the
+report, which holds seconds and memory.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Whole time of a run over one plain forward pass of the same model over the same tokens, in one process.
+"""Divide the time of a run by that of one plain forward pass of the same model over the same tokens, in one process.
 
     python -m benchmarks.one_pass [--model MODEL] [--calibration TEXT] [--samples 16] [--sequence-length 512]
 
-Prints, for `wanda + barber` at output granularity with ratio 0.1, the default and other settings: seconds, the ratio to
-the plain pass, passes per block, and the peak memory above the loaded model.
+Prints, for `wanda + barber` at output granularity with ratio 0.1, the default and other settings: seconds, the ratio
+to the plain pass, passes per block, and the peak memory above the loaded model.
 """
 
 import argparse

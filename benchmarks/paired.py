@@ -1,10 +1,11 @@
-"""What masks gain on tasks over other masks, item by item, from the samples that lm-eval logs.
+"""Compare two sets of masks on tasks item by item, from the samples that lm-eval logs.
 
     python -m benchmarks.paired --before LOG [LOG ...] --after LOG [LOG ...] [--metrics acc,acc_norm]
 
-A LOG is an `--output_path` of `lm-eval run --log_samples`. Prints a line of a Markdown table for every task and one for
-their mean, in percent: the score before and after, averaged over the masks of each side, and the gain with its standard
-error. Both sides answer the same items, so the error is that of the differences, which is smaller than the two scores'.
+A LOG is an `--output_path` of `lm-eval run --log_samples`. Prints a line of a Markdown table for each task and one for
+their mean, in percent: the score before and after, averaged over the masks of each side, and the gain with its
+standard error. Both sides answer the same items. So the error is that of the differences, which is smaller than the
+errors of the two scores.
 """
 
 import argparse

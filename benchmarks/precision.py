@@ -1,10 +1,10 @@
-"""What less exact matrix products change: seconds, masks and perplexity of a default run at every precision.
+"""Measure what less exact matrix products change: seconds, masks and perplexity of a default run at every precision.
 
     python -m benchmarks.precision [--model MODEL] [--calibration TEXT] [--evaluation TEXT] [--device cuda]
 
-Prints, for the precisions of `torch.set_float32_matmul_precision`, a line of a Markdown table: seconds of pruning, the
-share of mask bits that are those of `highest`, in the first decoder layer and in all, and perplexity. What a precision
-is, and whether it differs from the others at all, depends on the device.
+Prints a line of a Markdown table for each precision of `torch.set_float32_matmul_precision`: seconds of pruning, the
+share of mask bits that equal those of `highest`, in the first decoder layer and in all, and perplexity. The device
+decides what a precision means, and whether it differs from the others at all.
 """
 
 import sys

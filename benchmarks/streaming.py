@@ -1,11 +1,11 @@
-"""Peak anonymous memory of a run from disk to disk, for a depth and for twice that depth.
+"""Measure the peak anonymous memory of a run from disk to disk, for a number of layers and for twice as many.
 
     python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--gguf] [--work DIR]
 
-A LLaMA of random bf16 parameters is written to the disk in place, a layer at a time (24 layers of the default width
-are about 1.5B parameters), or as one GGUF file of Q8_0 blocks; then it is pruned from Wanda's masks by the default
-rebuild, or another one, over 4 x 256 tokens in a process of its own, whose RssAnon is sampled. The bound is the
-embedding and 4 decoder layers in float32, the activations, and 600 MB for Python and torch themselves.
+Writes a LLaMA of random bf16 parameters to the disk, one layer at a time (24 layers of the default width are about
+1.5B parameters), or one GGUF file of Q8_0 blocks. Then prunes it by Wanda and the rebuild over 4 x 256 tokens, in a
+process of its own whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32, the
+activations, and 600 MB for Python and torch themselves.
 """
 
 import argparse

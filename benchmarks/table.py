@@ -1,12 +1,12 @@
-"""Producers, rebuilders and patterns on equal terms: one calibration set, one evaluation, one table.
+"""Compare producers, rebuilders and patterns on one calibration set and one evaluation: one table.
 
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
 
-Prints one Markdown row as each run ends, with its peak memory above the loaded model. A row is a producer and a
-rebuild, by a name below or a chain, then a pattern and further settings as KEY=VALUE, such as
-'wanda default allocation=measured allocation_args={"spread":0.15} reconstruct=least-squares', and refine=ROUNDS for a
-refinement of the masks behind it, on the same calibration windows.
+Prints one Markdown row after each run, with its peak memory above the loaded model. A row names a producer; a rebuild,
+by a name below or a chain; a pattern; and further settings as KEY=VALUE, such as 'wanda default allocation=measured
+allocation_args={"spread":0.15} reconstruct=least-squares'. refine=ROUNDS refines the masks afterwards, on the same
+calibration windows.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""RIA, relative importance and activations (arXiv 2402.04902), as a mask producer for optimum-barber."""
+"""A mask producer for optimum-barber: RIA, relative importance and activations (arXiv 2402.04902)."""
 
 from torch import Tensor
 
@@ -11,9 +11,9 @@ def ria(linear: LinearInput, *, power: float = 0.5, scope: str = "layer") -> Ten
     """Keep the weights of highest (|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2 ** power.
 
     Args:
-        linear: weight (out, in), its pattern, and the norms of its input channels, (in,).
-        power: a of the paper; 0 leaves the inputs out.
-        scope: "layer" compares all weights of the Linear, "row" each output row on its own; N:M needs neither.
+        linear: weight, (out, in), pattern, and norms of the input channels, (in,).
+        power: the paper's exponent a; 0 ignores the inputs.
+        scope: "layer" compares all weights of the Linear, "row" those of each output row. N:M ignores it.
 
     Returns:
         The keep mask, (out, in) bool.

@@ -9,7 +9,7 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class Effort:
-    """Rebuilders and an allocation.
+    """The settings that an effort names; docs/choosing.md tells when to take which.
 
     Attributes:
         unstructured: rebuilders of unstructured masks.
