@@ -108,7 +108,7 @@ def test_merging_keeps_shards_generation_config_and_half_precision(tmp_path, tok
     model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")
     tokenizer.save_pretrained(tmp_path / "dense")
     config = BarberConfig(producer="magnitude", pattern="2:4", rebuild="none")
-    BarberSparsifier.from_pretrained(tmp_path / "dense").sparsify(
+    BarberSparsifier.from_pretrained(tmp_path / "dense", stream="never").sparsify(
         config, calibration=tiny_windows(), save_dir=tmp_path / "base", quiet=True
     )
     train(tmp_path / "base", tmp_path / "adapter", steps=1, use_rslora=True)
