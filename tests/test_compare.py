@@ -278,3 +278,36 @@ output: {tmp_path / "out"}
 def test_a_browser_shows_the_page_on_a_phone(done, tmp_path):
     found, console = browser.probe(html(page_of(done.output)), tmp_path, 360)
     assert (console, found["wide"], found["scroll"]) == ([], [], 360)
+
+
+def test_a_directory_of_version_0_1_is_reported_and_done_again(model_dir, tmp_path):
+    """Version 0.1.0 kept the fields of the calibration beside it, and knew neither `effort` nor `under`."""
+    output, name, calibration = tmp_path / "out", "wanda_none_0.5", {"source": "pydoc", "fingerprint": "b922"}
+    shared = {"calibration": ["pydoc"], "text_field": "text", "samples": 4, "sequence_length": 16, "seed": 0,
+              "allocation": "uniform", "allocation_args": {}, "reconstruct": {"method": "none", "iterations": 15},
+              "device": "auto", "dtype": "auto", "precision": "highest", "batch_size": None, "ignore": []}  # fmt: skip
+    own = {"producer": "wanda", "producer_args": {}, "sparsity": 0.5, "pattern": "unstructured",
+           "rebuild": {"method": "none", "granularity": "auto", "error": "absolute"}}  # fmt: skip
+    measured = {"perplexity": 95.5, "text": "pydoc", "split": "evaluation", "windows": 4, "available": 40,
+                "sequence_length": 16, "dtype": "float32"}  # fmt: skip
+    totals = {"error_before": 0.5, "error_after": 0.5, "pairs": 0, "swaps": 0, "rows": 96, "rows_without_swap": 96}
+    block = {"block": "model.layers.0.attention", "error_rebuilt": 0.5, "rounds": [], "reconstructions": [], **totals,
+             "forward_passes": 1.0, "gradient_passes": 0.0, "seconds": 0.1, "peak_memory": 1000000}  # fmt: skip
+    cell = {"name": name, "fingerprint": "10d0", "config": {**own, **shared}, "seconds": 0.1, "peak_memory": 1000000,
+            "labels": {"producer": "wanda", "rebuild": "none", "pattern": "unstructured", "sparsity": 0.5},
+            "record": {"modules": {}, "calibration": calibration}, "perplexity": measured, "dense": measured,
+            "report": {"sparsity": 0.5, "blocks": [block], "allocation": None, **totals}}  # fmt: skip
+    axes = {"producers": ["wanda"], "rebuilds": ["none"], "sparsities": [0.5], "evaluation": "pydoc", "windows": 4}
+    content = {"format_version": 1, "status": "finished", "model": str(model_dir), "settings": axes, "base": shared,
+               "cells": [name], "fingerprints": {"dense": "ef01", name: "10d0"},
+               "software": {"optimum-barber": "0.1.0"}}  # fmt: skip
+    dense = {"name": "dense", "fingerprint": "ef01", "perplexity": measured}
+    (output / "cells").mkdir(parents=True)
+    for path, record in (("compare.json", content), ("dense.json", dense), (f"cells/{name}.json", cell)):
+        (output / path).write_text(json.dumps(record), encoding="utf-8")
+    assert main(["report", str(output), "-o", str(tmp_path / "report")]) == 0
+    assert '<data value="95.5">' in html(page_of(output))
+    again = compare(str(model_dir), output, quiet=True, **axes, calibration=CALIBRATION)
+    assert again.reused == []
+    assert again.cells[name]["config"]["calibration"]["samples"] == 4
+    assert again.cells[name]["perplexity"]["perplexity"] != 95.5

@@ -17,7 +17,7 @@ from optimum_barber.checkpoints.record import read_record
 from optimum_barber.checkpoints.verify import Verification
 from optimum_barber.cli import main
 from optimum_barber.runs.recipe import run_recipe
-from optimum_barber.runs.recipe.shipped import find_recipe
+from optimum_barber.runs.recipe.document import find_recipe
 from optimum_barber.runs.recipe.stages.prune import PruneStage
 
 RECIPE = """\

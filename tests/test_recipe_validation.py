@@ -4,9 +4,8 @@ import jsonschema
 import pytest
 
 from optimum_barber.cli import main
-from optimum_barber.runs.recipe.document import read_document
+from optimum_barber.runs.recipe.document import find_recipe, read_document, shipped_recipes
 from optimum_barber.runs.recipe.schema import json_schema
-from optimum_barber.runs.recipe.shipped import find_recipe, shipped_recipes
 from optimum_barber.runs.recipe.stage import STAGES
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
 

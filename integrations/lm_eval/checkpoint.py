@@ -23,7 +23,7 @@ from optimum_barber.shrink.scorers import as_scorer
 from optimum_barber.shrink.settings import ShrinkConfig
 from optimum_barber.shrink.shrinker import BarberShrinker
 
-CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"
+CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"  # default: `optimum_barber` in the Hugging Face home
 CUTTING = {"scorer", "remove", "remove_heads", "remove_channels", "structure"}  # any of them means a shrunk model
 
 
@@ -37,7 +37,7 @@ def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, ev
         evaluation: names of the arguments that lm-eval knows, for the error.
 
     Raises:
-        BarberError: bad arguments.
+        BarberError: bad arguments, or a cache that cannot be written.
     """
     if "recipe" in settings:
         return _recipe_model(pretrained, settings)
@@ -49,8 +49,8 @@ def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, ev
     if not settings and any((reference.directory / name).is_file() for name in (SPARSITY_NAME, STRUCTURE_NAME)):
         return reference.directory
     if CUTTING & set(settings):
-        return shrunk_checkpoint(reference, shrink_config(settings, device, evaluation))
-    return pruned_checkpoint(reference, barber_config(settings, device, evaluation))
+        return _shrunk_checkpoint(reference, shrink_config(settings, device, evaluation))
+    return _pruned_checkpoint(reference, barber_config(settings, device, evaluation))
 
 
 def _recipe_model(pretrained: Any, settings: Mapping[str, Any]) -> Path:
@@ -64,26 +64,21 @@ def _recipe_model(pretrained: Any, settings: Mapping[str, Any]) -> Path:
     return Path(run_recipe(str(settings["recipe"])).model)
 
 
-def pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
-    """Return the checkpoint pruned by `config`, from the cache where exactly this was done before."""
-
+def _pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
     def make(directory: Path) -> None:
         sparsifier = BarberSparsifier.from_pretrained(reference, config.dtype)
         windows = None if _reads_text(config) else torch.zeros(1, 1).long()
         sparsifier.sparsify(config, windows, save_dir=directory, overwrite=True, ranks=ALONE)
 
-    return cached(of_pruned(reference, config, config.device), SPARSITY_NAME, make)
+    return _cached(of_pruned(reference, config, config.device), SPARSITY_NAME, make)
 
 
 def _reads_text(config: BarberConfig) -> bool:
-    """True if calibration text has any say, or was asked for."""
     measured = config.rebuild.chain or config.reconstruct.chain or config.allocation != UNIFORM
     return bool(config.calibration.texts or measured or as_producer(config.producer).needs)
 
 
-def shrunk_checkpoint(reference: ModelReference, config: ShrinkConfig) -> Path:
-    """Return the checkpoint cut by `config`, from the cache where exactly this was done before."""
-
+def _shrunk_checkpoint(reference: ModelReference, config: ShrinkConfig) -> Path:
     def make(directory: Path) -> None:
         shrinker = BarberShrinker(load_model(reference, config.dtype), load_tokenizer(reference), reference)
         shrinker.shrink(config, save_dir=directory, latency=False)
@@ -92,17 +87,11 @@ def shrunk_checkpoint(reference: ModelReference, config: ShrinkConfig) -> Path:
     for path in BarberShrinker(None).inputs(config):
         read.append(path / STRUCTURE_NAME if path.is_dir() else path)
     key = of_checkpoint(reference, config, config.device, read, [as_scorer(config.scorer).function])
-    return cached(key, STRUCTURE_NAME, make)
+    return _cached(key, STRUCTURE_NAME, make)
 
 
-def cached(key: str, record: str, make: Callable[[Path], object]) -> Path:
-    """Return the directory of `key`, filled by `make` unless it holds the file `record`, which is there when all is.
-
-    The cache is the environment variable OPTIMUM_BARBER_CACHE, or `optimum_barber` in the Hugging Face home.
-
-    Raises:
-        BarberError: the cache cannot be written.
-    """
+def _cached(key: str, record: str, make: Callable[[Path], object]) -> Path:
+    """Return the directory of `key`, filled by `make` unless it holds the file `record`, which is there when all is."""
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path(HF_HOME) / "optimum_barber")
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
 from optimum_barber.runs.tasks.lm import SparseLM, check_dtype
 
-ELSEWHERE = {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq", "gptqmodel"}  # would miss the pruning
-EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"} - ELSEWHERE - {"self", "kwargs"}
+EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"}  # what lm-eval takes
+EVALUATION -= {"self", "kwargs"}
+EVALUATION -= {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq", "gptqmodel"}  # would miss the pruning
 
 
 @register_model("barber")
@@ -27,8 +28,10 @@ class BarberLM(SparseLM):
     """
 
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
-        evaluation = {name: value for name, value in arguments.items() if name in EVALUATION}
-        settings = {name: value for name, value in arguments.items() if name not in EVALUATION}
+        evaluation, settings = {}, {}
+        for name, value in arguments.items():
+            part = evaluation if name in EVALUATION else settings
+            part[name] = value
         check_dtype(evaluation)
         directory = checkpoint_for(pretrained, settings, evaluation.get("device"), EVALUATION)
         super().__init__(directory, **evaluation)
@@ -38,5 +41,8 @@ class BarberLM(SparseLM):
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "BarberLM":
         """Build it from model arguments; they may name device and batch size, and then outdo lm-eval's flags."""
-        flags = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        return cls(**{**flags, **arg_dict})
+        merged = {}
+        for name, value in (additional_config or {}).items():
+            if value is not None:
+                merged[name] = value
+        return cls(**{**merged, **arg_dict})

@@ -17,9 +17,6 @@ from optimum_barber.runs.tasks.offline import offline_tasks
 def run_harness(arguments: Sequence[str]) -> None:
     """Hand a command line to lm-eval, with model `barber` registered and local task files put in its terms.
 
-    Args:
-        arguments: lm-eval's subcommand and flags.
-
     Raises:
         MissingExtraError: lm-eval is not installed.
         BarberError: bad model arguments or task files.
@@ -53,20 +50,15 @@ def _with_local_tasks(arguments: Sequence[str], folder: Path) -> list[str]:
     names = [name for name in ",".join(known.tasks).split(",") if name]
     if arguments[0] != "run" or not names:
         return list(arguments)
-    return [*rest, "--tasks", *_written_tasks(names, folder)]
-
-
-def _written_tasks(names: Sequence[str], folder: Path) -> list[str]:
-    """Return the tasks with paths of YAML files in the place of `KIND:FILE`."""
-    written = []
+    tasks = []
     for number, task in enumerate(offline_tasks(names, folder)):
         if isinstance(task, str):
-            written.append(task)
+            tasks.append(task)
             continue
         path = folder / f"{number}.yaml"
         path.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
-        written.append(str(path))
-    return written
+        tasks.append(str(path))
+    return [*rest, "--tasks", *tasks]
 
 
 def _is_refusal(error: Exception) -> bool:

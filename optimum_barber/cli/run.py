@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list_recipes() -> None:
-    from ..runs.recipe.shipped import shipped_recipes
+    from ..runs.recipe.document import shipped_recipes
 
     for name, path in shipped_recipes().items():
         comment = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
@@ -67,8 +67,8 @@ def _write_plan(name: str, settings: list[str]) -> None:
     """Write every stage, whether its result is there, and the page of `inspect`."""
     from ..models.loading import resolve_model
     from ..prune.inspection import inspect_model
+    from ..runs.recipe.document import find_recipe
     from ..runs.recipe.runner import steps_of
-    from ..runs.recipe.shipped import find_recipe
     from ..runs.recipe.validation import read_recipe
 
     recipe = read_recipe(find_recipe(name), settings)
@@ -85,7 +85,7 @@ def _write_plan(name: str, settings: list[str]) -> None:
 
 
 def _tell(directory: str, figures: dict[str, Any], reused: bool) -> None:
-    from ..runs.figures import flat
+    from ..runs.recipe.stage import flat
     from ..runs.report.page import as_text
 
     parts = []

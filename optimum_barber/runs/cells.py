@@ -1,5 +1,6 @@
 """A table of cells: each is computed once and kept as a JSON file with its fingerprint, which a later run reuses."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from ..base.errors import BarberError
 from ..base.files import read_json_object, write_json
+from ..base.output import LOCK_NAME
 
 DENSE = "dense"  # the cell of the unpruned model, the first of every table
 Record = dict[str, Any]
@@ -20,11 +22,9 @@ def tell_nobody(name: str, record: Record, reused: bool) -> None:
 
 @dataclass
 class CellTable:
-    """The cells of a table as files in its output directory.
+    """The cells of a table as files in the directory `output`.
 
-    Attributes:
-        output: the directory.
-        fingerprints: of everything that a cell's figures follow from, by name, in the table's order.
+    `fingerprints` holds a digest of everything that a cell's figures follow from, by name, in the table's order.
     """
 
     output: Path
@@ -58,9 +58,6 @@ class CellTable:
             earlier: records of an earlier run, by name; these cells are not computed again.
             measure: computes a cell from its name and all records so far; None if no cell is missing.
             tell: called after each cell with its name, its record, and whether it is an earlier run's.
-
-        Returns:
-            The records of all cells by name, in order.
         """
         records = dict(earlier)
         for name in self.fingerprints:
@@ -70,3 +67,26 @@ class CellTable:
                 write_json(self.path(name), records[name])
             tell(name, records[name], name in earlier)
         return {name: records[name] for name in self.fingerprints}
+
+
+def check_directory(name: str, record: str, kind: str) -> Path:
+    """Return the path of an output directory that is not there yet, is empty, or holds the file `record`.
+
+    Raises:
+        BarberError: it holds something that is no `kind`.
+    """
+    output = Path(name).expanduser().resolve()
+    files = set(os.listdir(output)) - {LOCK_NAME} if output.is_dir() else set()
+    if (files and record not in files) or output.is_file():
+        raise BarberError(f"output {name} holds something that is no {kind}")
+    return output
+
+
+def open_directory(name: str, record: str, kind: str) -> Path:
+    """Return the output directory, made if need be; raises BarberError as `check_directory`, or if it cannot be."""
+    output = check_directory(name, record, kind)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BarberError(f"output {name} cannot be written: {error.strerror}") from None
+    return output

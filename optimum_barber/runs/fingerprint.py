@@ -24,21 +24,35 @@ from ..prune.sparsifier import BarberSparsifier
 def of_model(name: str) -> str:
     """Digest names, sizes and times of a model's files; reading 100 GB would take minutes."""
     reference = resolve_model(name)
-    files = [reference.path] if reference.gguf_file else sorted(reference.directory.iterdir())
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    files = [reference.path]
+    if not reference.gguf_file:
+        files = sorted(reference.directory.iterdir())
+    stats = []
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            stats.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return digest(stats)
 
 
 def of_checkpoint(
     reference: ModelReference, config: BaseModel, device: str, read: Iterable[Path], makers: Iterable[Any]
 ) -> str:
     """Digest all that decides a checkpoint: the content of the files `read` and the code of the functions `makers`."""
+    files = {}
+    for path in read:
+        if path != reference.path:
+            files[str(path.absolute())] = path_digest(str(path))
+    code = []
+    for maker in makers:
+        module = sys.modules[inspect.unwrap(maker).__module__]
+        code.append(path_digest(str(module.__file__)))
     content = {
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
         "device": torch.device(device).type,
         "model": [reference.full_name, of_model(reference.name)],
-        "files": {str(path.absolute()): path_digest(str(path)) for path in read if path != reference.path},
-        "makers": [path_digest(str(sys.modules[inspect.unwrap(maker).__module__].__file__)) for maker in makers],
+        "files": files,
+        "makers": code,
         "software": software(),
     }
     return digest(content)[:32]
@@ -46,9 +60,11 @@ def of_checkpoint(
 
 def of_pruned(reference: ModelReference, config: BarberConfig, device: str) -> str:
     """Digest all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
+    allocation = config.allocation
+    if allocation == AUTO:
+        allocation = EFFORTS[config.effort].allocation
     makers: list[Any] = [as_producer(config.producer).function]
-    makers += [REBUILDERS[name] for name in config.rebuild.chain]
-    allocation = EFFORTS[config.effort].allocation if config.allocation == AUTO else config.allocation
+    makers += map(REBUILDERS.__getitem__, config.rebuild.chain)
     makers.append(ALLOCATIONS[allocation])
-    makers += [RECONSTRUCTIONS[name] for name in config.reconstruct.chain]
+    makers += map(RECONSTRUCTIONS.__getitem__, config.reconstruct.chain)
     return of_checkpoint(reference, config, device, BarberSparsifier(None).inputs(config), makers)

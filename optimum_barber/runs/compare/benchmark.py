@@ -2,11 +2,12 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ...base.errors import BarberError
 from ...base.memory import peak_memory, reset_peak_memory
 from ...checkpoints.record import write_masks
 from ...models.device import choose_device
@@ -17,7 +18,7 @@ from ...prune.settings import BarberConfig
 from ...prune.sparsifier import BarberSparsifier
 from ...text.perplexity import perplexity
 from ...text.windows import TokenWindows, windows_for
-from ..cells import Record
+from ..cells import DENSE, Record
 from ..evaluate import evaluation_windows
 from ..tasks.evaluate import evaluate_tasks
 from .cells import Cell, all_faults, noted
@@ -32,18 +33,17 @@ class MaskBenchmark:
     """
 
     def __init__(self, plan: ComparePlan, quiet: bool) -> None:
-        reference, base, settings = plan.reference, plan.base, plan.settings
-        model, tokenizer = load_model(reference, base.dtype), load_tokenizer(reference)
-        source = ModelSource(model)
+        model, tokenizer = load_model(plan.reference, plan.base.dtype), load_tokenizer(plan.reference)
+        calibration, source = plan.base.calibration, ModelSource(model)
         self.plan, self.quiet = plan, quiet
-        self.sparsifier = BarberSparsifier(model, tokenizer, reference)
+        self.sparsifier = BarberSparsifier(model, tokenizer, plan.reference)
         self.evaluation = evaluation_windows(
-            settings.evaluation, tokenizer, model.config, base.calibration.sequence_length, settings.windows,
-            base.calibration.text_field,
+            plan.settings.evaluation, tokenizer, model.config, calibration.sequence_length, plan.settings.windows,
+            calibration.text_field,
         )  # fmt: skip
-        self.windows: dict[tuple[Any, ...], TokenWindows] = {}
+        self.windows: dict[tuple[int | None, ...], TokenWindows] = {}
         with all_faults() as faults:
-            for cell in plan.cells:
+            for cell in plan.cells.values():
                 with noted(faults):
                     make_plan(cell.config, source)
                     self.calibration(cell.config)
@@ -57,10 +57,20 @@ class MaskBenchmark:
             self.windows[key] = windows_for(model, tokenizer, config.calibration, config.seed)
         return self.windows[key]
 
-    def dense(self) -> Record:
-        """Return the measures of the dense model."""
-        self._restore()
-        return self._measures()
+    def measure(self, name: str, records: Mapping[str, Record]) -> Record:
+        """Return the record of a cell; bad input that shows only then is its error, without a fingerprint."""
+        plan = self.plan
+        record: Record = {"name": name, "fingerprint": plan.fingerprints[name]}
+        if name == DENSE:
+            self._restore()
+            return {**record, **self._measures()}
+        cell = plan.cells[name]
+        record |= {"labels": cell.labels, "config": cell.config.model_dump(mode="json")}
+        masks = plan.masks(name) if plan.settings.keep_masks else None
+        try:
+            return {**record, **self.run(cell, masks), "dense": records[DENSE]["perplexity"]}
+        except BarberError as error:
+            return {**record, "fingerprint": None, "error": str(error)}
 
     def run(self, cell: Cell, masks: Path | None = None) -> Record:
         """Prune as the cell says and measure; the masks go to the file `masks`."""

@@ -52,13 +52,7 @@ def noted(faults: list[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
-
-    Attributes:
-        name: of its files.
-        labels: its place on every axis; None on those that mean nothing to it.
-        config: its settings.
-    """
+    """The settings of one run, and its labels: its place on every axis, None on those that mean nothing to it."""
 
     name: str
     labels: Labels
@@ -71,29 +65,36 @@ def cells_of(settings: CompareSettings, base: BarberConfig) -> list[Cell]:
     Raises:
         CompareError: every fault of every cell.
     """
-    check_axes(settings)
+    _check_axes(settings)
     cells: dict[str, Cell] = {}
     with all_faults() as faults:
-        for values in combinations(settings):
+        for values in _combinations(settings):
             with noted(faults):
-                config = config_of(values, settings, base)
+                config = _config_of(values, settings, base)
                 run = config.under(config.sparsity_pattern())
-                labels = labels_of(values, config)
-                cells.setdefault(run.model_dump_json(), Cell(name_of(labels), labels, config))
-    return with_unique_names(list(cells.values()))
+                labels = _labels_of(values, config)
+                cells.setdefault(run.model_dump_json(), Cell(_name_of(labels), labels, config))
+    return _with_unique_names(list(cells.values()))
 
 
-def check_axes(settings: CompareSettings) -> None:
+def _check_axes(settings: CompareSettings) -> None:
     """Raise CompareError with all values that are not legal whatever they are combined with."""
 
+    def check_producer(text: str) -> None:
+        name, arguments = named(text)
+        parse_arguments(as_producer(name).function, name, arguments)
+
     def check_rebuild(text: str) -> None:
-        chain_of(rebuild_of(text, settings.rebuild_args))
+        chain_of(_rebuild_of(text, settings.rebuild_args))
+
+    def check_pattern(pattern: str) -> None:
+        SparsityPattern.parse(pattern, 0.5 if pattern == "unstructured" else None)
 
     axes = (
-        (_check_producer, settings.producers),
+        (check_producer, settings.producers),
         (check_rebuild, settings.rebuilds),
         (ALLOCATIONS.__getitem__, settings.vary.get("allocation", [])),
-        (_check_pattern, settings.patterns),
+        (check_pattern, settings.patterns),
     )
     with all_faults() as faults:
         for check, values in axes:
@@ -104,16 +105,7 @@ def check_axes(settings: CompareSettings) -> None:
             faults.append("sparsities are missing: give shares in (0, 1), or only patterns such as 2:4")
 
 
-def _check_producer(text: str) -> None:
-    name, arguments = named(text)
-    parse_arguments(as_producer(name).function, name, arguments)
-
-
-def _check_pattern(pattern: str) -> None:
-    SparsityPattern.parse(pattern, 0.5 if pattern == "unstructured" else None)
-
-
-def rebuild_of(text: str, shared: Mapping[str, Any]) -> RebuildConfig:
+def _rebuild_of(text: str, shared: Mapping[str, Any]) -> RebuildConfig:
     """Return the rebuild that NAME,K=V means; its own settings lie over the shared ones, and `none` has none."""
     method, own = named(text)
     for name in (*shared, *own):
@@ -122,7 +114,7 @@ def rebuild_of(text: str, shared: Mapping[str, Any]) -> RebuildConfig:
     return RebuildConfig(method=method) if method == "none" else RebuildConfig(method=method, **{**shared, **own})
 
 
-def combinations(settings: CompareSettings) -> Iterator[Labels]:
+def _combinations(settings: CompareSettings) -> Iterator[Labels]:
     """Yield the values of every combination by axis; N:M patterns have their own sparsity."""
     densities: list[tuple[str, float | None]] = []
     for pattern in settings.patterns:
@@ -134,8 +126,7 @@ def combinations(settings: CompareSettings) -> Iterator[Labels]:
         yield {"producer": producer, "rebuild": rebuild, "pattern": pattern, "sparsity": sparsity, **varied}
 
 
-def config_of(values: Labels, settings: CompareSettings, base: BarberConfig) -> BarberConfig:
-    """Return the settings of the run that one combination means."""
+def _config_of(values: Labels, settings: CompareSettings, base: BarberConfig) -> BarberConfig:
     producer, arguments = named(values["producer"])
     shared, rebuild_args = base.model_dump(exclude=OF_A_CELL), dict(settings.rebuild_args)
     for name in settings.vary:
@@ -147,11 +138,11 @@ def config_of(values: Labels, settings: CompareSettings, base: BarberConfig) -> 
             shared[name] = values[name]
     return BarberConfig(
         **shared, producer=producer, producer_args=arguments, pattern=values["pattern"], sparsity=values["sparsity"],
-        rebuild=rebuild_of(values["rebuild"], rebuild_args),
+        rebuild=_rebuild_of(values["rebuild"], rebuild_args),
     )  # fmt: skip
 
 
-def labels_of(values: Labels, config: BarberConfig) -> Labels:
+def _labels_of(values: Labels, config: BarberConfig) -> Labels:
     """Return the labels of a run; where its first masks stay, no setting of a rebuild has one."""
     labels = dict(values)
     labels["producer"], labels["rebuild"] = label_of(values["producer"]), label_of(values["rebuild"])
@@ -162,7 +153,7 @@ def labels_of(values: Labels, config: BarberConfig) -> Labels:
     return labels
 
 
-def name_of(labels: Labels) -> str:
+def _name_of(labels: Labels) -> str:
     """Return a file name such as "wanda_barber_0.5_rounds=2"."""
     parts = [labels["producer"], labels["rebuild"]]
     parts.append(labels["sparsity"] if labels["pattern"] == "unstructured" else labels["pattern"])
@@ -172,7 +163,7 @@ def name_of(labels: Labels) -> str:
     return re.sub(r"[^\w.+=-]", "-", "_".join(map(str, parts)))[:120]
 
 
-def with_unique_names(cells: list[Cell]) -> list[Cell]:
+def _with_unique_names(cells: list[Cell]) -> list[Cell]:
     """Return the cells, with a digest of the settings behind each name that several have."""
     names = [cell.name for cell in cells]
     unique = []

@@ -24,19 +24,12 @@ from .settings import OF_A_CELL, CompareSettings
 
 @dataclass
 class ComparePlan(CellTable):
-    """The table of a comparison.
-
-    Attributes:
-        reference: where the model lies.
-        settings: of the comparison.
-        base: of all cells.
-        cells: in order.
-    """
+    """The table of a comparison; `base` holds the settings of all cells."""
 
     reference: ModelReference
     settings: CompareSettings
     base: BarberConfig
-    cells: list[Cell]
+    cells: dict[str, Cell]
 
     def path(self, name: str) -> Path:
         """Return the file of a cell, or of the dense model."""
@@ -55,10 +48,12 @@ class ComparePlan(CellTable):
 
 def split(settings: Mapping[str, Any]) -> tuple[CompareSettings, BarberConfig]:
     """Split settings into those of the comparison and those of all its cells."""
-    own = {name: value for name, value in settings.items() if name in CompareSettings.model_fields}
-    shared = {name: value for name, value in settings.items() if name not in own}
-    legal = set(BarberConfig.model_fields) - OF_A_CELL
+    own, shared = {}, {}
+    for name, value in settings.items():
+        part = own if name in CompareSettings.model_fields else shared
+        part[name] = value
     refuse_flat("compare", shared)
+    legal = set(BarberConfig.model_fields) - OF_A_CELL
     for name in shared:
         if name not in legal:
             raise unknown_name("setting", name, [*CompareSettings.model_fields, *legal])
@@ -67,25 +62,19 @@ def split(settings: Mapping[str, Any]) -> tuple[CompareSettings, BarberConfig]:
 
 def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberConfig) -> ComparePlan:
     """Check settings, files and output; raises CompareError with all faults of the settings, or of the files."""
-    cells = cells_of(settings, base)
-    check_files(settings, base)
-    reference = resolve_model(model)
-    check_output(output, (output / COMPARE_NAME).is_file(), [reference.path])
-    fingerprints = fingerprints_of(reference, settings, base, cells)
-    return ComparePlan(output, fingerprints, reference, settings, base, cells)
-
-
-def check_files(settings: CompareSettings, base: BarberConfig) -> None:
-    """Raise CompareError with all texts and tasks that are not there."""
+    cells = {cell.name: cell for cell in cells_of(settings, base)}
     with all_faults() as faults:
         faults += text_faults([*base.calibration.texts, settings.evaluation])
         if settings.tasks:
             with noted(faults):
                 check_tasks(settings.tasks)
+    reference = resolve_model(model)
+    check_output(output, (output / COMPARE_NAME).is_file(), [reference.path])
+    return ComparePlan(output, _fingerprints(reference, settings, base, cells), reference, settings, base, cells)
 
 
-def fingerprints_of(
-    reference: ModelReference, settings: CompareSettings, base: BarberConfig, cells: list[Cell]
+def _fingerprints(
+    reference: ModelReference, settings: CompareSettings, base: BarberConfig, cells: Mapping[str, Cell]
 ) -> dict[str, str]:
     """Digest all that decides the figures of the dense model and of each cell."""
     files = [settings.evaluation]
@@ -96,8 +85,7 @@ def fingerprints_of(
         settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
     device = str(choose_device(base.device))
-    dense = [of_model(reference.name), reference.full_name, software(), device, evaluation]
-    fingerprints = {DENSE: digest(dense)}
-    for cell in cells:
-        fingerprints[cell.name] = digest([of_pruned(reference, cell.config, device), evaluation])
+    fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, evaluation])}
+    for name, cell in cells.items():
+        fingerprints[name] = digest([of_pruned(reference, cell.config, device), evaluation])
     return fingerprints

@@ -1,19 +1,21 @@
 """Running a comparison, cell by cell: each leaves a file of its own, so that a second run does only what is missing."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import BarberError
+from ...base.files import csv_table, write_file, write_json
 from ...base.output import output_lock
+from ...checkpoints.write import software
 from ...prune.settings import BarberConfig
 from ..cells import DENSE, Record, Teller, tell_nobody
+from ..report.comparison import COMPARE_NAME, flat_rows, page_of_cells
+from ..report.html import html
+from ..report.markdown import markdown
 from .benchmark import MaskBenchmark
-from .cells import Cell
 from .plan import ComparePlan, plan_of, split
-from .settings import CompareSettings
-from .tables import write_tables
+from .settings import OF_A_CELL, CompareSettings
 
 
 @dataclass
@@ -57,8 +59,7 @@ def compare(
         CompareError: every fault, before any work.
         BarberError: there is no such model, or the output may not be written.
     """
-    chosen, base = split(settings)
-    return run(model, Path(output), chosen, base, quiet, tell)
+    return run(model, Path(output), *split(settings), quiet, tell)
 
 
 def run(
@@ -66,15 +67,9 @@ def run(
 ) -> Comparison:
     """Run a comparison whose settings are split already; see `compare`."""
     plan = plan_of(model, output, settings, base)
-    cells = {cell.name: cell for cell in plan.cells}
-    result, earlier = Comparison(output), plan.read_all()
-    benchmark = MaskBenchmark(plan, quiet) if len(earlier) < len(plan.fingerprints) else None
-
-    def measure(name: str, records: Mapping[str, Record]) -> Record:
-        assert benchmark is not None
-        if name == DENSE:
-            return {"name": name, "fingerprint": plan.fingerprints[name], **benchmark.dense()}
-        return cell_record(plan, benchmark, cells[name], records[DENSE])
+    result, earlier, measure = Comparison(output), plan.read_all(), None
+    if len(earlier) < len(plan.fingerprints):
+        measure = MaskBenchmark(plan, quiet).measure
 
     def update(name: str, record: Record, reused: bool) -> None:
         if name == DENSE:
@@ -82,24 +77,36 @@ def run(
         else:
             result.cells[name] = record
             result.reused += [name] if reused else []
-        write_tables(plan, result.dense, list(result.cells.values()))
+        _write_tables(plan, result.dense, list(result.cells.values()))
         tell(name, record, reused)
 
     output.mkdir(parents=True, exist_ok=True)
     with output_lock(output):
-        write_tables(plan, {}, [])
+        _write_tables(plan, {}, [])
         plan.fill(earlier, measure, update)
     return result
 
 
-def cell_record(plan: ComparePlan, benchmark: MaskBenchmark, cell: Cell, dense: Record) -> Record:
-    """Run one cell; bad input that shows only then is recorded as its error, without a fingerprint."""
-    record = {
-        "name": cell.name, "fingerprint": plan.fingerprints[cell.name], "labels": cell.labels,
-        "config": cell.config.model_dump(mode="json"),
-    }  # fmt: skip
-    masks = plan.masks(cell.name) if plan.settings.keep_masks else None
-    try:
-        return {**record, **benchmark.run(cell, masks), "dense": dense["perplexity"]}
-    except BarberError as error:
-        return {**record, "fingerprint": None, "error": str(error)}
+def _write_tables(plan: ComparePlan, dense: Record, records: Sequence[Record]) -> None:
+    """Bring `compare.json`, `compare.csv`, `compare.md` and the page up to date with the cells that are done."""
+    content = {
+        "format_version": 1,
+        "status": "finished" if len(records) == len(plan.cells) else "unfinished",
+        "model": plan.reference.full_name,
+        "settings": plan.settings.model_dump(mode="json"),
+        "base": plan.base.model_dump(mode="json", exclude=OF_A_CELL),
+        "cells": list(plan.cells),
+        "fingerprints": plan.fingerprints,
+        "software": software(),
+    }
+    write_json(plan.output / COMPARE_NAME, content)
+    if not records:
+        return
+    rows = flat_rows(records, dense)
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    page = page_of_cells(content, records, dense)
+    write_file(plan.output / "compare.csv", csv_table(rows, list(columns)))
+    write_file(plan.output / "compare.md", markdown(page))
+    write_file(plan.output / "report.html", html(page))

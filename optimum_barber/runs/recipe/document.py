@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...base.errors import BarberError
+from ...base.errors import BarberError, unknown_name
 
 LARGEST = 2**20  # bytes; a recipe is a page, not a data set
 Path_ = tuple[str | int, ...]
@@ -116,3 +117,24 @@ def _mapping(
         found[key] = _value(loader, value_node, (*path, key), lines, seen, name)
         lines[(*path, key)] = line
     return found
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that ships with the package.
+
+    Raises:
+        BarberError: neither; names the nearest shipped ones.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise BarberError(f"{unknown_name('recipe', name, shipped)}, or a YAML file")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    folder = Path(str(files("optimum_barber.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -15,15 +15,12 @@ from ...base.output import output_lock, staged
 from ...base.version import __version__
 from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
-from ..cells import Teller, tell_nobody
-from ..directory import open_directory
-from ..figures import flat
+from ..cells import Teller, open_directory, tell_nobody
 from ..fingerprint import of_model
 from ..verify import verify_product
-from .directory import MODEL, RUN_NAME, STAGE_NAME, read_stage
+from .document import find_recipe
 from .schema import Recipe
-from .shipped import find_recipe
-from .stage import Stage, StageContext
+from .stage import MODEL, RUN_NAME, STAGE_NAME, Stage, StageContext, flat, read_stage
 from .tracking import Trackers
 from .validation import read_recipe
 
@@ -65,7 +62,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
     model = of_model(recipe.model)
     for number, stage in enumerate(recipe.stages, 1):
         before = [step.fingerprint for step in steps]
-        fingerprint = fingerprint_of(recipe, stage, model if stage.gives else digest([model, *before]))
+        fingerprint = _fingerprint_of(recipe, stage, model if stage.gives else digest([model, *before]))
         if stage.gives:
             model = fingerprint
         directory = f"{number:02d}-{stage.kind}"
@@ -76,7 +73,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
     return steps
 
 
-def fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
+def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
     shared = {"calibration": recipe.calibration.model_dump(), "device": recipe.device, "dtype": recipe.dtype}
     files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
@@ -161,7 +158,6 @@ class _Run:
             result.base = result.model
 
     def _work(self, step: Step, directory: Path) -> dict[str, Any]:
-        """Do a stage in a directory beside, check what it made, put it in place."""
 
         def log(figures: Mapping[str, Any], at: int | None) -> None:
             self.trackers.log({f"{step.directory}/{name}": value for name, value in figures.items()}, at)
@@ -175,7 +171,7 @@ class _Run:
             )  # fmt: skip
             figures = step.stage.run(context)
             if step.stage.gives:
-                figures |= verified(context.output_model, step.directory)
+                figures |= _verified(context.output_model, step.directory)
             figures["seconds"] = time.perf_counter() - started
             log(flat(figures), None)
             record = {"kind": step.stage.kind, "fingerprint": step.fingerprint, "figures": figures}
@@ -186,7 +182,7 @@ class _Run:
         return figures
 
 
-def verified(model: Path, name: str) -> dict[str, Any]:
+def _verified(model: Path, name: str) -> dict[str, Any]:
     """Return how many zeros a stage's model keeps; raises FailedCheckError if it is not what its record says."""
     if not any((model / record).is_file() for record in (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME)):
         return {}

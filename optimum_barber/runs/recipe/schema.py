@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from .shared import SharedSettings
-from .stage import STAGES, Stage
+from .stage import STAGES, SharedSettings, Stage
 
 Tracker = Literal["mlflow", "tensorboard", "wandb"]
 
@@ -37,13 +36,9 @@ def json_schema() -> dict[str, Any]:
     for kind, made in STAGES.items():
         own = made.model_json_schema()
         definitions |= own.pop("$defs", {})
-        choices.append(
-            {
-                "type": "object",
-                "properties": {kind: {"anyOf": [own, {"type": "null"}]}},
-                "required": [kind],
-                "additionalProperties": False,
-            }
-        )
+        choices.append({
+            "type": "object", "properties": {kind: {"anyOf": [own, {"type": "null"}]}}, "required": [kind],
+            "additionalProperties": False,
+        })  # fmt: skip
     schema["properties"]["stages"]["items"] = {"anyOf": choices}
     return schema

@@ -10,14 +10,7 @@ from ...base.errors import BarberError
 class Trackers:
     """Passes figures on to MLflow, TensorBoard or Weights & Biases through accelerate.
 
-    Args:
-        names: of the trackers; none is legal.
-        run: name of the run.
-        directory: where those that write files write them.
-        settings: of the run, as one level of plain values.
-
-    Raises:
-        BarberError: a tracker's package is not installed.
+    `directory` takes the files of those that write any. Raises BarberError if a tracker's package is not installed.
     """
 
     def __init__(self, names: Sequence[str], run: str, directory: Path, settings: Mapping[str, Any]) -> None:
@@ -34,7 +27,8 @@ class Trackers:
             raise BarberError(f"track {missing[0]!r} needs its package: pip install {missing[0]}")
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            tracker = kind(run, logging_dir=str(directory)) if kind.requires_logging_directory else kind(run)
+            options = {"logging_dir": str(directory)} if kind.requires_logging_directory else {}
+            tracker = kind(run, **options)
             tracker.start()
             tracker.store_init_configuration(dict(settings))
             self._trackers.append(tracker)

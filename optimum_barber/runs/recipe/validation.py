@@ -30,13 +30,14 @@ class RecipeError(BarberError):
     """All faults of a recipe, one line each."""
 
     def __init__(self, name: str, document: Document, faults: Iterable[Fault]) -> None:
-        lines = []
-        for fault in sorted(faults, key=lambda fault: document.line(fault.path) or 0):
-            lines.append(f"{name}:{document.line(fault.path) or 0}: {place(fault.path)}{fault.message}")
-        super().__init__("\n".join(dict.fromkeys(lines)))
+        lines = {}
+        for fault in faults:
+            line = document.line(fault.path) or 0
+            lines.setdefault(f"{name}:{line}: {_place(fault.path)}{fault.message}", line)
+        super().__init__("\n".join(sorted(lines, key=lines.__getitem__)))
 
 
-def place(path: Path_) -> str:
+def _place(path: Path_) -> str:
     """Return a path as a reader says it: `stages 2, quantize.bits: `."""
     parts = [str(part) for part in path]
     if len(parts) > 1 and parts[0] == "stages":
@@ -63,7 +64,7 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     faults: list[Fault] = []
     recipe = _recipe(document.content, faults)
     if recipe is not None and not faults:
-        faults += [*order_faults(recipe), *file_faults(recipe), *stage_faults(recipe)]
+        faults += [*_order_faults(recipe), *_file_faults(recipe), *_stage_faults(recipe)]
     if recipe is None or faults:
         raise RecipeError(str(path), document, faults)
     return recipe
@@ -83,7 +84,6 @@ def _recipe(content: Mapping[str, Any], faults: list[Fault]) -> Recipe | None:
 
 
 def _stage(item: Any, path: Path_, faults: list[Fault]) -> Stage | None:
-    """Return the stage that one item of `stages` means; its faults go into `faults`."""
     if isinstance(item, str):
         item = {item: None}
     if not isinstance(item, dict) or len(item) != 1:
@@ -105,12 +105,11 @@ def _validated(model: Any, values: Mapping[str, Any], path: Path_, faults: list[
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults += [Fault((*path, *fault["loc"]), describe(fault, model)) for fault in error.errors()]
+        faults += [Fault((*path, *fault["loc"]), _describe(fault, model)) for fault in error.errors()]
         return None
 
 
-def describe(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """Word a pydantic fault, an unknown key with the nearest known ones."""
+def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, BarberError):
         return str(cause)
@@ -122,7 +121,6 @@ def describe(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
-    """Return the settings that are known at `path` within a model."""
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -130,7 +128,7 @@ def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
-def order_faults(recipe: Recipe) -> Iterator[Fault]:
+def _order_faults(recipe: Recipe) -> Iterator[Fault]:
     """Yield a fault for each stage that cannot begin with what the stages before it leave."""
     makers = {"dense": "the dense model"}
     for kind, made in STAGES.items():
@@ -139,13 +137,12 @@ def order_faults(recipe: Recipe) -> Iterator[Fault]:
     state = "dense"
     for index, stage in enumerate(recipe.stages):
         if state not in stage.follows:
-            able = " or ".join(makers[each] for each in stage.follows)
-            message = f"{stage.kind} cannot work on a model that is {state}: it follows {able}"
-            yield Fault(("stages", index), message)
+            legal = " or ".join(map(makers.__getitem__, stage.follows))
+            yield Fault(("stages", index), f"{stage.kind} cannot work on a model that is {state}: it follows {legal}")
         state = stage.gives or state
 
 
-def file_faults(recipe: Recipe) -> Iterator[Fault]:
+def _file_faults(recipe: Recipe) -> Iterator[Fault]:
     """Yield a fault for each file that is missing, and for each that lies in the output or holds it."""
     texts = list(recipe.calibration.texts)
     for index, text in enumerate(texts):
@@ -169,8 +166,7 @@ def _overlaps(name: str, read: Iterable[str]) -> Iterator[Fault]:
             yield Fault(("output",), f"{name} and the input {source} lie within each other")
 
 
-def stage_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Yield what each stage finds wrong with its settings."""
+def _stage_faults(recipe: Recipe) -> Iterator[Fault]:
     for index, stage in enumerate(recipe.stages):
         path: Path_ = ("stages", index, stage.kind, stage.first)
         try:

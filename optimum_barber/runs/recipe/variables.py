@@ -48,8 +48,10 @@ def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _stage_settings(stages: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """Return the settings of the stage KIND or KIND[NUMBER], made if it has none."""
+    kind, number = name, None
     match = NUMBERED.fullmatch(name)
-    kind, number = match.groups() if match else (name, None)
+    if match:
+        kind, number = match.groups()
     alike = [stage for stage in stages if kind in stage]
     if not alike:
         raise _no_place(name, stages)
@@ -75,22 +77,23 @@ def substitute(value: Any, variables: Mapping[str, Any], path: Path_ = ()) -> tu
     A string that is nothing but `${name}` takes the variable's type.
     """
     faults: list[tuple[Path_, str]] = []
+    return _substituted(value, variables, path, faults), faults
 
-    def inner(value: Any, path: Path_) -> Any:
-        if isinstance(value, dict):
-            return {key: inner(item, (*path, key)) for key, item in value.items()}
-        if isinstance(value, list):
-            return [inner(item, (*path, index)) for index, item in enumerate(value)]
-        return text(value, path) if isinstance(value, str) else value
 
-    def text(value: str, path: Path_) -> Any:
-        names = VARIABLE.findall(value)
-        unknown = [name for name in names if name not in variables]
-        if unknown:
-            faults.extend((path, str(unknown_name("variable", name, variables))) for name in unknown)
-            return value
-        if VARIABLE.fullmatch(value):
-            return variables[names[0]]
-        return VARIABLE.sub(lambda match: str(variables[match[1]]), value)
+def _substituted(value: Any, variables: Mapping[str, Any], path: Path_, faults: list[tuple[Path_, str]]) -> Any:
+    if isinstance(value, dict):
+        return {key: _substituted(item, variables, (*path, key), faults) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substituted(item, variables, (*path, index), faults) for index, item in enumerate(value)]
+    return _filled(value, variables, path, faults) if isinstance(value, str) else value
 
-    return inner(value, path), faults
+
+def _filled(text: str, variables: Mapping[str, Any], path: Path_, faults: list[tuple[Path_, str]]) -> Any:
+    names = VARIABLE.findall(text)
+    unknown = [name for name in names if name not in variables]
+    if unknown:
+        faults += [(path, str(unknown_name("variable", name, variables))) for name in unknown]
+        return text
+    if VARIABLE.fullmatch(text):
+        return variables[names[0]]
+    return VARIABLE.sub(lambda match: str(variables[match[1]]), text)

@@ -7,7 +7,7 @@ from typing import Any
 from ...base.files import read_json
 from ...checkpoints.names import REPORT_NAME, SPARSITY_NAME
 from ...checkpoints.record import read_record
-from ..recipe.directory import MODEL, RUN_NAME, read_stage
+from ..recipe.stage import MODEL, RUN_NAME, read_stage
 from .checkpoint_page import run_sections
 from .comparison import COMPARE_NAME, comparison_page
 from .page import Bars, Page, Rows, Section, Table, as_text, flattened, settings_table

@@ -8,7 +8,7 @@ from ...base.errors import BarberError
 from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
 from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
-from ..recipe.directory import RUN_NAME
+from ..recipe.stage import RUN_NAME
 from .charts import check_drawing, save
 from .checkpoint_page import Evaluation, cell_page, checkpoint_page, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page

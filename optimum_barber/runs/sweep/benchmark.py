@@ -1,7 +1,6 @@
 """The dense model of a sweep: loaded once, scored in one pass for all cells on the same windows, cut for each cell."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -18,11 +17,9 @@ from ...shrink.shrinker import BarberShrinker
 from ...shrink.units import Kept
 from ...text.perplexity import perplexity
 from ...text.windows import TokenWindows, sequence_length, windows_for
-from ..cells import DENSE
+from ..cells import DENSE, Record
 from ..evaluate import evaluation_windows
 from .settings import SweepConfig
-
-Result = dict[str, Any]
 
 
 class CutBenchmark:
@@ -48,7 +45,7 @@ class CutBenchmark:
         self.cuts = {name: plan_cut(model, own) for name, own in configs.items()}
         self.choices: dict[int, tuple[TokenWindows, dict[str, Kept]]] = {}  # by number of samples
 
-    def measure(self, name: str, results: Mapping[str, Result]) -> Result:
+    def measure(self, name: str, results: Mapping[str, Record]) -> Record:
         """Return size, cost, errors and perplexity of a cell; no cut or shape among `results` is measured again."""
         if name == DENSE:
             return self._dense()
@@ -60,10 +57,10 @@ class CutBenchmark:
         axes = {"scorer": config.scorer, "samples": config.calibration.samples, "asked": config.remove}
         return {**result, **axes, "structure_fingerprint": fingerprint}
 
-    def _dense(self) -> Result:
+    def _dense(self) -> Record:
         model = self.shrinker.model
         prompt = prompt_of(model.config)
-        sizes: Result = {**size_of(model), "macs_per_token": macs_per_token(model.config, prompt)}
+        sizes: Record = {**size_of(model), "macs_per_token": macs_per_token(model.config, prompt)}
         with working_copy(model, self.device, self.dtype):
             if self.config.latency:
                 sizes["latency"] = latency(model, prompt)
@@ -83,11 +80,11 @@ class CutBenchmark:
         return windows, kept[name]
 
     def _cut(
-        self, config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows, results: Mapping[str, Result]
-    ) -> Result:
+        self, config: ShrinkConfig, cut: Cut, kept: Kept, windows: TokenWindows, results: Mapping[str, Record]
+    ) -> Record:
         """Cut the model and measure what is left; its latency is that of an earlier cell of the same shape."""
         small = cut_model(self.shrinker.model, cut.config, kept, cut.units)
-        alike = [result for result in results.values() if has_shape(result, cut)]
+        alike = [result for result in results.values() if _has_shape(result, cut)]
         result = report_of(config, cut, kept, small, windows, {}, self.config.latency and not alike)
         if self.config.latency and alike:
             for state in ("before", "after"):
@@ -97,7 +94,7 @@ class CutBenchmark:
         return result
 
 
-def has_shape(result: Result, cut: Cut) -> bool:
+def _has_shape(result: Record, cut: Cut) -> bool:
     """True if a cell's model has the heads and channels that a cut leaves."""
     for kind, units in cut.units.items():
         if result.get(kind, {}).get("after") != cut.budget.kept[kind] * units.heads:

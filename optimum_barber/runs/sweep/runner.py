@@ -10,10 +10,9 @@ from ...base.output import output_lock
 from ...checkpoints.write import software
 from ...models.loading import ModelReference, resolve_model
 from ...shrink.settings import ShrinkConfig
-from ..cells import DENSE, CellTable, Record, Teller, tell_nobody
-from ..directory import check_directory, open_directory
+from ..cells import DENSE, CellTable, Record, Teller, check_directory, open_directory, tell_nobody
 from ..fingerprint import of_model
-from .benchmark import CutBenchmark, Result
+from .benchmark import CutBenchmark
 from .settings import SweepConfig
 from .table import write_results
 
@@ -30,7 +29,7 @@ class SweepResult:
         output: the directory of tables, pictures and cells.
     """
 
-    cells: dict[str, Result]
+    cells: dict[str, Record]
     reused: list[str]
     output: Path
 
@@ -53,7 +52,7 @@ def run_sweep(
     reference, kind = resolve_model(str(model)), (SWEEP_NAME, "sweep")
     directory = check_directory(str(output), *kind)
     configs = {f"{cut.scorer}-{cut.remove:g}-{cut.calibration.samples}": cut for cut in config.cells()}
-    table = CellTable(directory, fingerprints_of(reference, config, configs))
+    table = CellTable(directory, _fingerprints(reference, config, configs))
     earlier, benchmark = table.read_all(), None
     if len(earlier) < len(table.fingerprints):
         missing = {name: cut for name, cut in configs.items() if name not in earlier}
@@ -76,7 +75,7 @@ def run_sweep(
     return SweepResult(cells, list(earlier), directory)
 
 
-def fingerprints_of(
+def _fingerprints(
     reference: ModelReference, config: SweepConfig, configs: Mapping[str, ShrinkConfig]
 ) -> dict[str, str]:
     """Digest all that decides a cell, the dense model first: model, texts, protocol, and the cell's settings."""

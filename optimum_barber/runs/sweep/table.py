@@ -21,20 +21,20 @@ Row = dict[str, Any]
 
 def write_results(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
     """Write `table.md`, `table.csv` and, with the extra `report`, the pictures."""
-    rows = [row_of(name, result) for name, result in cells.items()]
-    text = [f"# {settings['model']}", "", *protocol(cells[DENSE], settings), ""]
-    figures = [rounded(row) for row in rows]
+    rows = [_row_of(name, result) for name, result in cells.items()]
+    text = [f"# {settings['model']}", "", *_protocol(cells[DENSE], settings), ""]
+    figures = [_rounded(row) for row in rows]
     text.append(markdown_table(figures, list(figures[0])))
     write_file(output / "table.csv", csv_table(rows, COLUMNS))
     write_file(output / "table.md", "\n".join(text) + "\n")
     try:
-        perplexity_pictures(output, rows[0]["perplexity"], rows[1:], settings)
-        error_pictures(output, cells, settings)
+        _perplexity_pictures(output, rows[0]["perplexity"], rows[1:], settings)
+        _error_pictures(output, cells, settings)
     except MissingExtraError as error:
         logger.warning("%s", error)
 
 
-def row_of(name: str, result: Mapping[str, Any]) -> Row:
+def _row_of(name: str, result: Mapping[str, Any]) -> Row:
     """Return the columns of one cell, unrounded; empty where nothing was measured."""
     after = result["after"]
     row = dict.fromkeys(COLUMNS, "") | {
@@ -51,8 +51,7 @@ def row_of(name: str, result: Mapping[str, Any]) -> Row:
     return row
 
 
-def rounded(row: Row) -> dict[str, str]:
-    """Return the columns of a row for people."""
+def _rounded(row: Row) -> dict[str, str]:
     columns = {
         "scorer": row["scorer"], "asked": row["asked"], "removed": f"{row['removed']:.4f}", "samples": row["samples"],
         "perplexity": f"{row['perplexity']:.2f}", "parameters": f"{row['parameters']:,}",
@@ -64,8 +63,7 @@ def rounded(row: Row) -> dict[str, str]:
     return columns
 
 
-def protocol(dense: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """Say how perplexity and latency were measured."""
+def _protocol(dense: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     measured = dense["perplexity"]
     texts = ", ".join(settings["calibration"]["texts"]) or "c4"
     lines = [
@@ -83,20 +81,20 @@ def protocol(dense: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def perplexity_pictures(output: Path, dense: float, cuts: Sequence[Row], settings: Mapping[str, Any]) -> None:
+def _perplexity_pictures(output: Path, dense: float, cuts: Sequence[Row], settings: Mapping[str, Any]) -> None:
     """Draw perplexity over the ratio, and over the number of samples where there are several."""
     most = max(settings["samples"])
-    by_ratio = curves([row for row in cuts if row["samples"] == most], "removed")
+    by_ratio = _curves([row for row in cuts if row["samples"] == most], "removed")
     curve_picture(output / "perplexity.png", by_ratio, dense, "share of attention and MLP removed")
     if len(set(settings["samples"])) == 1:
         return
     for ratio in dict.fromkeys(settings["remove"]):
-        by_samples = curves([row for row in cuts if row["asked"] == ratio], "samples")
+        by_samples = _curves([row for row in cuts if row["asked"] == ratio], "samples")
         path = output / f"perplexity-by-samples-{ratio:g}.png"
         curve_picture(path, by_samples, dense, f"calibration windows, {ratio:g} removed")
 
 
-def error_pictures(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
+def _error_pictures(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
     """Draw the errors at each ratio, with most samples."""
     most = max(settings["samples"])
     for ratio in dict.fromkeys(settings["remove"]):
@@ -107,7 +105,7 @@ def error_pictures(output: Path, cells: Cells, settings: Mapping[str, Any]) -> N
         error_picture(output / f"errors-{ratio:g}.png", reports, f"{ratio:g} of attention and MLP removed")
 
 
-def curves(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, float]]]:
+def _curves(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, float]]]:
     """Return points (value of `axis`, perplexity) in ascending order, by scorer."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in sorted(rows, key=lambda row: float(row[axis])):

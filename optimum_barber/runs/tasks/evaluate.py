@@ -75,7 +75,6 @@ def evaluate_tasks(
 
 
 def _language_model(model: Any, tokenizer: Any, batch_size: int, device: str, dtype: str) -> Any:
-    """Return lm-eval's view of a model in memory, or of one that is loaded by its name."""
     from lm_eval.models.huggingface import HFLM
 
     from .lm import SparseLM
@@ -87,12 +86,7 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, device: str, dt
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse tasks that `evaluate_tasks` would refuse, without loading a model.
-
-    Raises:
-        MissingExtraError: lm-eval is not installed.
-        BarberError: an unknown task, a bad task file.
-    """
+    """Refuse tasks that `evaluate_tasks` would refuse, without loading a model."""
     check_installed()
     with TemporaryDirectory() as folder:
         _manager(offline_tasks(tasks, Path(folder)))
@@ -104,11 +98,7 @@ def _plain_names(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _manager(tasks: Sequence[str | dict[str, Any]]) -> Any:
-    """Return an index of lm-eval's tasks, which takes seconds to build and is left empty for local files alone.
-
-    Raises:
-        BarberError: it lacks one of the tasks.
-    """
+    """Return an index of lm-eval's tasks, which takes seconds to build and is left empty for local files alone."""
     from lm_eval.tasks import TaskManager
 
     names = [task for task in tasks if isinstance(task, str)]

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from ...base.errors import BarberError, unknown_name
 from ...base.fields import DTYPES
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
-from ...checkpoints.record import SparsityConfig, read_record
+from ...checkpoints.record import read_record
 from ...checkpoints.structure import PrunedStructure, read_structure
 from ...models.device import choose_device
 from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
@@ -18,11 +18,7 @@ from ..evaluate import load_adapted
 
 
 class SparseLM(HFLM):
-    """A model, with the record of its masks and of the heads and channels that it lost.
-
-    Args:
-        pretrained: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter.
-        arguments: of lm-eval's HFLM.
+    """A model with the record of its masks and of the heads and channels that it lost, and lm-eval's own arguments.
 
     Raises:
         BarberError: no such model, an unknown dtype, a broken record.
@@ -44,7 +40,7 @@ class SparseLM(HFLM):
                 device, dtype = _taken(arguments)
                 loaded = load_model(reference, dtype, quantized=True).to(device)
                 arguments = {"tokenizer": load_tokenizer(reference), **arguments}
-        self.sparsity, self.structure = summaries(reference.directory)
+        self.sparsity, self.structure = _summaries(reference.directory)
         super().__init__(pretrained=loaded, **arguments)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -67,30 +63,22 @@ def available_device(device: Any) -> torch.device:
 
 
 def _taken(arguments: dict[str, Any]) -> tuple[torch.device, str]:
-    """Remove device and dtype from the arguments and return them."""
     return available_device(arguments.pop("device", None)), arguments.pop("dtype", "auto")
 
 
-def summaries(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _summaries(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return what a table of results must say of a checkpoint's sparsity and structure; None where nothing went."""
     sparsity = structure = None
     if (directory / SPARSITY_NAME).is_file():
-        sparsity = _sparsity_summary(read_record(directory))
+        record = read_record(directory)
+        sparsity = {
+            "base_model": record.base_model["name"], "pattern": record.pattern, "sparsity": record.sparsity,
+            "producer": record.producer, "rebuild": record.rebuild, "mask_fingerprint": record.fingerprint,
+            "steps": record.steps,
+        }  # fmt: skip
     if (directory / STRUCTURE_NAME).is_file():
         structure = _structure_summary(read_structure(directory))
     return sparsity, structure
-
-
-def _sparsity_summary(record: SparsityConfig) -> dict[str, Any]:
-    return {
-        "base_model": record.base_model["name"],
-        "pattern": record.pattern,
-        "sparsity": record.sparsity,
-        "producer": record.producer,
-        "rebuild": record.rebuild,
-        "mask_fingerprint": record.fingerprint,
-        "steps": record.steps,
-    }
 
 
 def _structure_summary(record: PrunedStructure) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ...text.sources import read_texts
 Rows = list[dict[str, Any]]
 
 
-class ChoiceRow(BaseModel):
+class _ChoiceRow(BaseModel):
     """One line of a `choice:` file; other fields are left out."""
 
     model_config = ConfigDict(strict=True)
@@ -26,18 +26,13 @@ class ChoiceRow(BaseModel):
     gold: int = Field(ge=0, description="position of the right choice, from 0")
 
     @model_validator(mode="after")
-    def _check(self) -> "ChoiceRow":
+    def _check(self) -> "_ChoiceRow":
         if self.gold >= len(self.choices):
             raise ValueError(f"gold {self.gold} is none of the {len(self.choices)} choices, which count from 0")
         return self
 
 
-def choice_rows(path: str) -> Rows:
-    """Read the questions of a .jsonl file.
-
-    Raises:
-        BarberError: no UTF-8, no row at all, or a row that lacks something; names the line.
-    """
+def _choice_rows(path: str) -> Rows:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -50,7 +45,7 @@ def choice_rows(path: str) -> Rows:
 
 def _choice_row(path: str, number: int, line: str) -> dict[str, Any]:
     try:
-        return ChoiceRow.model_validate_json(line).model_dump()
+        return _ChoiceRow.model_validate_json(line).model_dump()
     except ValidationError as error:
         fault = error.errors()[0]
         message = fault["msg"].removeprefix("Value error, ")
@@ -59,26 +54,26 @@ def _choice_row(path: str, number: int, line: str) -> dict[str, Any]:
         raise BarberError(f"task file {path}, line {number}: {message}") from None
 
 
-def rolling_rows(path: str) -> Rows:
+def _rolling_rows(path: str) -> Rows:
     """Read the documents of a text file (one) or of a .jsonl file (its field `text`), without blank ones."""
     return [{"text": text} for text in read_texts(path, "evaluation") if text.strip()]
 
 
-KINDS: dict[str, Callable[[str], Rows]] = {"choice": choice_rows, "rolling": rolling_rows}
+KINDS: dict[str, Callable[[str], Rows]] = {"choice": _choice_rows, "rolling": _rolling_rows}
 
 
 def task_files(tasks: Sequence[str]) -> list[str]:
     """Return the files of the local tasks among `tasks`."""
-    parts = [task.partition(":") for task in tasks]
-    return [path for kind, _, path in parts if kind in KINDS]
+    paths = []
+    for task in tasks:
+        kind, _, path = task.partition(":")
+        if kind in KINDS:
+            paths.append(path)
+    return paths
 
 
-def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
-    """Return the lm-eval configuration of `KIND:FILE`, its rows written into `folder`; None for lm-eval's own tasks.
-
-    Raises:
-        BarberError: an unknown kind, a missing file, a bad row.
-    """
+def _offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
+    """Return the lm-eval configuration of `KIND:FILE`, its rows written into `folder`; None for lm-eval's own tasks."""
     kind, colon, path = name.partition(":")
     if not colon:
         return None
@@ -99,16 +94,14 @@ def offline_task(name: str, folder: Path, number: int) -> dict[str, Any] | None:
 def offline_tasks(names: Sequence[str], folder: Path) -> list[str | dict[str, Any]]:
     """Put lm-eval configurations in the place of `KIND:FILE`, and leave other names as they are.
 
-    Args:
-        names: tasks as the user gave them.
-        folder: where the rows go, for as long as the tasks live.
+    The rows go into `folder`, for as long as the tasks live.
 
     Raises:
-        BarberError: see `offline_task`; or two files that give a task of the same name.
+        BarberError: an unknown kind, a missing file, a bad row; or two files that give a task of the same name.
     """
     tasks: list[str | dict[str, Any]] = []
     for number, name in enumerate(names):
-        tasks.append(offline_task(name, folder, number) or name)
+        tasks.append(_offline_task(name, folder, number) or name)
     taken: set[str] = set()
     for task in tasks:
         name = task if isinstance(task, str) else task["task"]

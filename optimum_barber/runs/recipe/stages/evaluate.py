@@ -1,17 +1,62 @@
-"""The stage `evaluate`: perplexity and lm-eval tasks, with the dense model beside them."""
+"""Stages that measure: `compare`, `evaluate` and `report`."""
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
 from ....base.errors import BarberError
-from ...figures import flat
+from ....base.files import write_file, write_json
+from ...cells import Record
+from ...compare.settings import CompareSettings
 from ...tasks.offline import task_files
-from ..shared import SharedSettings
-from ..stage import Stage, StageContext, stage
+from ..stage import SharedSettings, Stage, StageContext, flat, stage
 
 PROTOCOL = ("perplexity", "sequence_length", "windows", "tasks", "limit", "dtype")
+
+
+@stage("compare")
+class CompareStage(Stage, CompareSettings):
+    """Run every cell on the recipe's model and calibration set; what follows works on the dense model again."""
+
+    follows = ("dense",)
+    first = "producers"
+
+    def files(self) -> list[str]:
+        """Return local task files."""
+        return task_files(self.tasks)
+
+    def texts(self) -> list[str]:
+        """Return the text of the evaluation."""
+        return [self.evaluation]
+
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Check every cell."""
+        from ...compare.cells import cells_of
+
+        cells_of(self.part(CompareSettings), shared.barber_config())
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Compare; goes on with the cell it was killed in."""
+        from ...compare.runner import run
+
+        def tell(name: str, record: Record, reused: bool) -> None:
+            if "perplexity" in record:
+                context.log({f"perplexity/{name}": record["perplexity"]["perplexity"]}, None)
+
+        settings, base = self.part(CompareSettings), context.shared.barber_config()
+        result = run(context.input_model, context.scratch, settings, base, context.quiet, tell)
+        if result.failed:
+            name = result.failed[0]
+            raise BarberError(f"compare: {name} failed: {result.cells[name]['error']}")
+        shutil.copytree(result.output, context.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+        perplexities = {name: cell["perplexity"]["perplexity"] for name, cell in result.cells.items()}
+        best = min(perplexities, key=perplexities.__getitem__)
+        return {
+            "cells": len(perplexities), "dense_perplexity": result.dense["perplexity"]["perplexity"],
+            "best": best, "best_perplexity": perplexities[best],
+        }  # fmt: skip
 
 
 @stage("evaluate")
@@ -84,3 +129,24 @@ class EvaluateStage(Stage):
             if figures.get("protocol") == protocol and "dense" in figures:
                 return figures["dense"]
         return None
+
+
+@stage("report")
+class ReportStage(Stage):
+    """Gather the figures of all stages before."""
+
+    follows = ("dense", "pruned", "adapter", "tuned", "quantized")
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write `report.html`, `report.md` and `report.json`."""
+        from ....checkpoints.write import software
+        from ...report.html import html
+        from ...report.markdown import markdown
+        from ...report.recipe_page import recipe_page
+
+        directory = context.directory
+        page = recipe_page(context.shared.name, context.settings, context.earlier, directory.parent, software())
+        write_file(directory / "report.html", html(page))
+        write_file(directory / "report.md", markdown(page))
+        write_json(directory / "report.json", context.earlier)
+        return {}

@@ -1,4 +1,4 @@
-"""Stages that make masks: `prune` and `rebuild`."""
+"""Stages that make masks: `prune`, `rebuild` and `refine`."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ....base.errors import BarberError
 from ....base.fields import parse_arguments
 from ....checkpoints.record import read_record
 from ....prune.pipeline import BlockReport
@@ -14,9 +15,9 @@ from ....prune.plan import check_allocation
 from ....prune.producers import as_producer
 from ....prune.rebuild_settings import RebuildConfig
 from ....prune.rebuilders import chain_of
+from ....prune.refine.settings import RefineConfig, RefineSettings
 from ....prune.settings import BarberConfig, PruneSettings
-from ..shared import SharedSettings
-from ..stage import Stage, StageContext, stage
+from ..stage import SharedSettings, Stage, StageContext, stage
 
 FIGURES = ("sparsity", "error_before", "error_after", "swaps", "seconds", "peak_memory")
 
@@ -67,7 +68,7 @@ class PruneStage(Stage, PruneSettings):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Prune the recipe's model, or what was cut out of it."""
-        return sparsify(self.config(context.shared), context)
+        return _sparsify(self.config(context.shared), context)
 
 
 @stage("rebuild")
@@ -90,10 +91,42 @@ class RebuildStage(Stage, RebuildConfig):
             producer="masks", producer_args={"masks": masks, "weights": context.input_model},
             ignore=record.ignored, rebuild=self.part(RebuildConfig),
         )  # fmt: skip
-        return sparsify(config, context)
+        return _sparsify(config, context)
 
 
-def sparsify(config: BarberConfig, context: StageContext) -> dict[str, Any]:
+@stage("refine")
+class RefineStage(Stage, RefineSettings):
+    """Refine the masks of the stage before by what they do to the next token; no weight changes its value."""
+
+    follows = ("pruned",)
+    gives = "pruned"
+    first = "rounds"
+
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse too few windows, and weights that were changed before."""
+        faults = []
+        if shared.calibration.samples < 2:
+            faults.append("calibration samples 1 is not legal: at least 2, one of them measures")
+        for before in earlier:
+            if isinstance(before, PruneStage) and before.changes_weights():
+                faults.append(f"{before.kind} changes weights: refine works on masks alone, before that")
+        if faults:
+            raise BarberError("\n".join(faults))
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Refine the checkpoint that the stages before left."""
+        from ....prune.refine.refiner import BarberRefiner
+
+        config = RefineConfig(**context.shared.run_settings(), **self.part(RefineSettings).model_dump())
+        refiner = BarberRefiner.for_checkpoint(context.input_model, context.dense_model)
+        result = refiner.refine(context.input_model, config, save_dir=context.output_model, quiet=context.quiet)
+        report = result.as_report()
+        for index, entry in enumerate(report["rounds"], start=1):
+            context.log({"divergence_before": entry["before"], "divergence_after": entry["after"]}, index)
+        return {name: report[name] for name in ("swaps", "divergence_before", "divergence_after")}
+
+
+def _sparsify(config: BarberConfig, context: StageContext) -> dict[str, Any]:
     """Prune once; every block goes to the trackers."""
     from ....prune.sparsifier import BarberSparsifier
 

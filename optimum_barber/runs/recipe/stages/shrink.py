@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from ....shrink.settings import ShrinkConfig, ShrinkSettings
-from ..shared import SharedSettings
-from ..stage import Stage, StageContext, stage
+from ..stage import SharedSettings, Stage, StageContext, stage
 
 
 @stage("shrink")

@@ -1,4 +1,4 @@
-"""Stages that train: `lora` under the masks, and `merge`."""
+"""Stages that change kept weights: `lora` under the masks, `merge` and `quantize`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from optimum_barber.integrations.lora.settings import LoraSettings
+from optimum_barber.integrations.quantization.settings import QuantizeSettings
 
 from ..stage import Stage, StageContext, stage
 
@@ -76,3 +77,29 @@ class MergeStage(Stage):
 
         merge_lora(Path(context.input_model), context.output_model)
         return {}
+
+
+@stage("quantize")
+class QuantizeStage(Stage, QuantizeSettings):
+    """Quantize the Linears of all blocks under the masks, on the recipe's calibration set."""
+
+    follows = ("dense", "pruned", "tuned")
+    gives = "quantized"
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Quantize, block by block."""
+        from optimum_barber.integrations.quantization.quantize import quantize_model
+
+        from ....models.loading import load_config, load_tokenizer, resolve_model
+        from ....text.windows import calibration_windows, sequence_length
+
+        calibration, reference = context.shared.calibration, resolve_model(context.input_model)
+        length = sequence_length(load_config(reference), calibration.sequence_length)
+        windows = calibration_windows(
+            calibration.texts, load_tokenizer(reference), samples=calibration.samples, length=length,
+            seed=calibration.seed, field=calibration.text_field,
+        )  # fmt: skip
+        return quantize_model(
+            context.input_model, context.output_model, self.part(QuantizeSettings), windows, quiet=context.quiet,
+            device=context.shared.device,
+        )  # fmt: skip
