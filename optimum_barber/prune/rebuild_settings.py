@@ -58,7 +58,7 @@ class RebuildConfig(BaseModel):
     method: str = Field(
         AUTO,
         description="rebuilders joined by '+', or 'none' to keep the producer's masks. auto: those of the effort; by "
-        f"default {DEFAULT.unstructured}, or {DEFAULT.grouped} for N:M. Any setting of barber adds barber to them",
+        f"default {DEFAULT.unstructured}, for N:M {DEFAULT.grouped}. If a flag of barber is set: {DEFAULT.with_barber}",
     )
     preset: Annotated[str, one_of("preset", PRESETS)] = Field(
         "default", description="settings to start from: default, or published-code for those of the authors' repository"

@@ -57,8 +57,9 @@ class PruneSettings(BaseModel):
     producer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the producer")
     effort: Annotated[str, one_of("effort", EFFORTS)] = Field(
         "default",
-        description="fast, default or best: names a rebuild, and best also the measured allocation; other flags "
-        "override its settings",
+        description=f"fast ({EFFORTS['fast'].unstructured}), default ({EFFORTS['default'].unstructured}; for N:M "
+        f"{EFFORTS['default'].grouped}) or best ({EFFORTS['best'].unstructured} with the measured allocation; for N:M "
+        "as default). Other flags override its settings",
     )
     sparsity: float | None = Field(None, description="share of weights to prune, in (0, 1)")
     pattern: str | None = Field(
