@@ -81,18 +81,22 @@ def substitute(value: Any, variables: Mapping[str, Any], path: Path_ = ()) -> tu
 
 
 def _substituted(value: Any, variables: Mapping[str, Any], path: Path_, faults: list[tuple[Path_, str]]) -> Any:
+    if isinstance(value, str):
+        return _filled(value, variables, path, faults)
     if isinstance(value, dict):
         return {key: _substituted(item, variables, (*path, key), faults) for key, item in value.items()}
     if isinstance(value, list):
         return [_substituted(item, variables, (*path, index), faults) for index, item in enumerate(value)]
-    return _filled(value, variables, path, faults) if isinstance(value, str) else value
+    return value
 
 
 def _filled(text: str, variables: Mapping[str, Any], path: Path_, faults: list[tuple[Path_, str]]) -> Any:
-    names = VARIABLE.findall(text)
-    unknown = [name for name in names if name not in variables]
+    names, unknown = VARIABLE.findall(text), 0
+    for name in names:
+        if name not in variables:
+            faults.append((path, str(unknown_name("variable", name, variables))))
+            unknown += 1
     if unknown:
-        faults += [(path, str(unknown_name("variable", name, variables))) for name in unknown]
         return text
     if VARIABLE.fullmatch(text):
         return variables[names[0]]
