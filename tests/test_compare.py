@@ -14,6 +14,7 @@ from optimum_barber.runs.compare.benchmark import MaskBenchmark
 from optimum_barber.runs.compare.cells import CompareError, cells_of
 from optimum_barber.runs.compare.settings import CompareSettings
 from optimum_barber.runs.report.html import html
+from optimum_barber.runs.report.page import charts_in
 from optimum_barber.runs.report.write import page_of
 
 from . import browser
@@ -251,7 +252,7 @@ def test_a_numeric_axis_becomes_a_chart(model_dir, tmp_path):
     done = compare(str(model_dir), tmp_path / "out", quiet=True, producers=["wanda"], rebuilds=["none", "barber"],
                    sparsities=[0.4, 0.6], rebuild_args={"rounds": 1}, vary={"rebuild_ratio": [0.01, 0.1]},
                    **SHARED)  # fmt: skip
-    titles = [chart.title for chart in page_of(done.output).charts()]
+    titles = [chart.title for chart in charts_in(page_of(done.output).sections)]
     assert "Perplexity over sparsity" in titles and "Perplexity over ratio α" in titles
 
 
@@ -281,7 +282,7 @@ def test_a_browser_shows_the_page_on_a_phone(done, tmp_path):
 
 
 def test_a_directory_of_version_0_1_is_reported_and_done_again(model_dir, tmp_path):
-    """Version 0.1.0 kept the fields of the calibration beside it, and knew neither `effort` nor `under`."""
+    """Version 0.1.0 kept the fields of the calibration beside it, and had no `effort`."""
     output, name, calibration = tmp_path / "out", "wanda_none_0.5", {"source": "pydoc", "fingerprint": "b922"}
     shared = {"calibration": ["pydoc"], "text_field": "text", "samples": 4, "sequence_length": 16, "seed": 0,
               "allocation": "uniform", "allocation_args": {}, "reconstruct": {"method": "none", "iterations": 15},

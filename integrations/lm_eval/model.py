@@ -28,7 +28,8 @@ class BarberLM(SparseLM):
     """
 
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
-        evaluation, settings = {}, {}
+        evaluation: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for name, value in arguments.items():
             part = evaluation if name in EVALUATION else settings
             part[name] = value

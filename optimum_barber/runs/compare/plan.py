@@ -48,7 +48,8 @@ class ComparePlan(CellTable):
 
 def split(settings: Mapping[str, Any]) -> tuple[CompareSettings, BarberConfig]:
     """Split settings into those of the comparison and those of all its cells."""
-    own, shared = {}, {}
+    own: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for name, value in settings.items():
         part = own if name in CompareSettings.model_fields else shared
         part[name] = value

@@ -30,7 +30,7 @@ class RecipeError(BarberError):
     """All faults of a recipe, one line each."""
 
     def __init__(self, name: str, document: Document, faults: Iterable[Fault]) -> None:
-        lines = {}
+        lines: dict[str, int] = {}
         for fault in faults:
             line = document.line(fault.path) or 0
             lines.setdefault(f"{name}:{line}: {_place(fault.path)}{fault.message}", line)
