@@ -42,7 +42,7 @@ def folder(tmp_path_factory, model_dir):
 def test_the_example_runs(page, language, code, folder, monkeypatch):
     monkeypatch.chdir(folder(page))
     if language == "python":
-        exec(compile(code, page.name, "exec"), {})
+        exec(compile(code, page.name, "exec"), {"__name__": "example"})
         return
     for line in code.strip().splitlines():
         assert main(shlex.split(line)[1:]) == 0, line
