@@ -27,7 +27,7 @@ def linear_input(pattern, rows=3, columns=8, tokens=20, seed=0, name="layer.up")
 
 
 def expected_keep(scores, pattern, scope):
-    """The mask of METHODS' table, from a nested list of scores."""
+    """The producer's mask, from a nested list of scores."""
     keep = [[True] * len(row) for row in scores]
     if pattern.semi_structured:
         for i, row in enumerate(scores):

@@ -49,7 +49,7 @@ def sample_error(trial, weights, x, target):
 
 
 def expected_gradients(trial, expansion, reduction):
-    """Central differences of every sample's error at V, reduced as METHODS has it."""
+    """Central differences of every sample's error at V, reduced as the methods define it."""
     dense = {name: linear.weight.data.clone() for name, linear in trial.linears.items()}
     sparse = {name: weight * trial.masks[name] for name, weight in dense.items()}
     at = sparse if expansion == "sparse" else dense

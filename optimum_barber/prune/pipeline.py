@@ -1,4 +1,4 @@
-"""The one loop over decoder layers and blocks: observe, produce, rebuild, commit, advance."""
+"""The one loop over decoder layers and blocks that prunes: observe, produce, rebuild, commit, advance."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

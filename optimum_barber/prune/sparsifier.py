@@ -144,10 +144,10 @@ class BarberSparsifier:
         device = choose_device(config.device)
         with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
-                run = self._run(config, ModelSource(self.model, device), calibration, together)
+                run = self._checked_run(config, ModelSource(self.model, device), calibration, together)
                 return self._prune_in_memory(run, output, callbacks, quiet)
             source = DiskSource(checkpoint, device)
-            run = self._run(config, source, calibration, together)
+            run = self._checked_run(config, source, calibration, together)
             needs = fitting_needs(checkpoint, run, activations, output)
             settings = result_settings(run, self.inputs(config))
             with open_progress(output, resume, settings, together, source.disk.layout, checkpoint.written) as progress:
@@ -167,7 +167,7 @@ class BarberSparsifier:
         """
         checkpoint, device = self._streamable("--dry-run"), choose_device(config.device)
         with all_ranks(device) as together:
-            run = self._run(config, DiskSource(checkpoint, device), None, together)
+            run = self._checked_run(config, DiskSource(checkpoint, device), None, together)
             return preview(checkpoint, run, activations, Path(save_dir).expanduser().resolve())
 
     def inputs(self, config: BarberConfig) -> list[Path]:
@@ -198,7 +198,7 @@ class BarberSparsifier:
             raise BarberError(f"{flag} needs streaming, which is not to be had for {name}: {self._obstacle}")
         return self._checkpoint
 
-    def _run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
+    def _checked_run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
         """Check everything that can be checked before work; all ranks must have the same, and a sample each."""
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)

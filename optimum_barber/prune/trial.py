@@ -186,7 +186,7 @@ class Trial:
         if not math.isfinite(after):
             logger.warning("the error with new weights is %s; the weights stay as they were", after)
         self.use_values(standing)
-        self.cache.errors.append((MaskVersion(self.masks), [before]))
+        self.cache.errors.append((MaskVersion(self.masks), [before]))  # the mean stands for all samples
         return False
 
     @contextmanager

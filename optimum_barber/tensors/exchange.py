@@ -1,4 +1,4 @@
-"""LLM-Barber's exchange of pruned against kept weights (METHODS: LLM-Barber, steps 4 to 6). Torch only.
+"""LLM-Barber's exchange of pruned against kept weights (arXiv 2408.10631). Torch only.
 
 In every comparison group the pruned weights, most important first, are paired with the kept weights, least important
 first. Pair i is worth S_grow(i) - S_prune(i), which falls with i. N+ pairs are worth more than zero, and an exchange at

@@ -1,4 +1,4 @@
-"""Importance of weights from weights and gradients (METHODS: LLM-Barber, steps 2 and 3). Torch only."""
+"""Importance of weights from weights and gradients (LLM-Barber, arXiv 2408.10631). Torch only."""
 
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """Exchanges of one kept against one pruned weight of a row, by the Gram matrix of the row's input. Torch only.
 
-SparseSwaps (arXiv 2512.10922; METHODS: Swaps). A row of weights v under the keep mask m, with input x and
+SparseSwaps (arXiv 2512.10922). A row of weights v under the keep mask m, with input x and
 target t, has the error e = sum over tokens of (t - (v * m) x)^2. With G = sum of x x^T and the correlation
 c = sum of (t - (v * m) x) x, pruning the kept i and growing the pruned j changes it by exactly
 

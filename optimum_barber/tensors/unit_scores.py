@@ -1,4 +1,4 @@
-"""Importance of heads and FFN channels from weights and input statistics (METHODS: LLM-BIP). Torch only."""
+"""Importance of heads and FFN channels from weights and input statistics (LLM-BIP, arXiv 2412.06419). Torch only."""
 
 from collections.abc import Sequence
 

@@ -116,7 +116,7 @@ class Stage(BaseModel):
         kind: the stage's name in a recipe.
         follows: states of the model that it may begin with.
         gives: state of the model that it leaves; None where it makes no model.
-        first: the setting that faults of several settings are told of.
+        first: the setting under which a fault of several settings is reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
