@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.demo --output $(DEMO_DIR)
 
 test: $(VENV)/.installed  # two tests at once, of one thread each
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -47,6 +47,11 @@ FAMILIES = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the tests on real models, which take longest: at the end they would keep one core idle."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 def tiny_model(family="llama", seed=0, **changes):
     """A tiny causal LM with seeded random weights, large enough to matter."""
     name, own = FAMILIES[family]
