@@ -74,6 +74,10 @@ def check_file(file: str | Path, overwrite: bool) -> Path:
     return path
 
 
+class _FasterRunError(BarberError):
+    """Another run has made the partial directory, which stays."""
+
+
 def partial_of(output: Path) -> Path:
     """Return the sibling directory in which `output` is written before it is put in place."""
     return output.with_name(output.name + ".partial")
@@ -129,17 +133,15 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     if not (resume and unfinished(partial)):
         discard(partial)
     new_parents = [parent for parent in partial.parents if not parent.exists()]
-    with _refusals_of(output):
-        partial.mkdir(parents=True, exist_ok=resume)  # fails, and removes nothing, where another run was faster
     try:
         with _refusals_of(output):
+            partial.mkdir(parents=True, exist_ok=resume)
             (partial / PARTIAL_MARK).touch()
         yield partial
+    except _FasterRunError:
+        raise
     except BaseException:
-        if not unfinished(partial):
-            discard(partial)
-            for path in new_parents:
-                shutil.rmtree(path, ignore_errors=True)
+        _remove_failed(partial, new_parents)
         raise
     try:
         _swap_in(partial, output)
@@ -148,10 +150,20 @@ def staged(output: Path, resume: bool = False) -> Iterator[Path]:
     discard(partial)
 
 
+def _remove_failed(partial: Path, new_parents: list[Path]) -> None:
+    if unfinished(partial):
+        return
+    discard(partial)
+    for path in new_parents:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def _refusals_of(output: Path) -> Iterator[None]:
     try:
         yield
+    except FileExistsError as error:
+        raise _FasterRunError(f"output {output} cannot be written: {error.strerror}") from None
     except OSError as error:
         raise BarberError(f"output {output} cannot be written: {error.strerror}") from None
 
