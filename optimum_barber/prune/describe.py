@@ -61,15 +61,18 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
         "seed": config.seed,
         "fingerprint": windows.fingerprint,
     }
+    rebuild = config.rebuild.model_dump() if config.rebuild.chain else None
+    reconstruct = config.reconstruct.model_dump() if config.reconstruct.chain else None
+    ignored = [name for name in linear_shapes(run.source) if name not in masks]
     return SparsityConfig(
         pattern=str(plan.pattern),
         target_sparsity=plan.pattern.sparsity,
         sparsity=pruned / sum(mask.weights for mask in masks.values()),
         modules=modules,
-        ignored=[name for name in linear_shapes(run.source) if name not in masks],
+        ignored=ignored,
         producer={"name": config.producer_name, "arguments": _as_text(plan.arguments)},
-        rebuild=config.rebuild.model_dump() if config.rebuild.chain else None,
-        reconstruct=config.reconstruct.model_dump() if config.reconstruct.chain else None,
+        rebuild=rebuild,
+        reconstruct=reconstruct,
         allocation=_allocation(run, masks, shares),
         calibration=calibration,
         base_model={"name": run.base_model, "model_type": run.source.model_type, "dtype": dtype},
