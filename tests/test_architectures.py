@@ -1,5 +1,7 @@
 """Every family: found, taken apart exactly, pruned; what cannot be pruned is refused by name."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -8,7 +10,7 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import Plan, prune
-from optimum_barber.prune.producers import PRODUCERS
+from optimum_barber.prune.producers import PRODUCERS, Producer
 from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import FAMILIES, SIZES, tiny_model, tiny_windows
@@ -81,11 +83,79 @@ def test_models_without_linears_are_refused():
         ModelSource(transformers.GPT2LMHeadModel(config))
 
 
-def test_a_second_stream_into_a_block_is_refused():
-    config = transformers.BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=300)
-    source = ModelSource(transformers.BloomForCausalLM(config).eval())
-    with pytest.raises(BarberError, match="second stream"):
-        prune(source, tiny_windows(), Plan(PRODUCERS["wanda"], SparsityPattern(0.5)))
+def bloom():
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=300)
+    return transformers.BloomForCausalLM(config).eval()
+
+
+def gemma_with_arguments_for_each_window(shared=0):
+    torch.manual_seed(0)
+    config = transformers.Gemma4TextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, global_head_dim=8, vocab_size=300, hidden_size_per_layer_input=8, vocab_size_per_layer_input=300,
+        num_kv_shared_layers=shared, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    return transformers.Gemma4ForCausalLM(config).eval()
+
+
+def falcon():
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=300, ffn_hidden_size=64
+    )
+    return transformers.FalconForCausalLM(config).eval()
+
+
+UNUSUAL = {"two streams": bloom, "arguments by window": gemma_with_arguments_for_each_window, "in place": falcon}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_masks_do_not_depend_on_the_order_of_the_windows(kind):
+    windows, plan = tiny_windows(), Plan(PRODUCERS["wanda"], SparsityPattern(0.5))
+    masks = prune(ModelSource(UNUSUAL[kind]()), windows, plan)
+    turned = prune(ModelSource(UNUSUAL[kind]()), windows.flip(0), plan)
+    differing = sum(int((mask.unpack() != turned[name].unpack()).sum()) for name, mask in masks.items())
+    assert differing == 0
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_block_that_loses_nothing_has_no_error(kind):
+    reports = []
+    keep_all = Producer(lambda linear: torch.ones_like(linear.weight, dtype=torch.bool), frozenset())
+    plan = Plan(keep_all, SparsityPattern(0.5), exact=False)
+    prune(ModelSource(UNUSUAL[kind]()), tiny_windows(), plan, reports.append)
+    assert [report.error_before for report in reports] == [0.0] * len(reports)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*FAMILIES, *UNUSUAL])
+def test_replays_give_the_bits_of_the_model(family, dtype):
+    build = UNUSUAL.get(family) or partial(tiny_model, family)
+    ModelSource(build(), dtype=dtype).begin(tiny_windows())
+
+
+def test_a_cache_that_layers_share_is_refused_by_name():
+    source = ModelSource(gemma_with_arguments_for_each_window(shared=2))
+    message = r"model\.layers\.0 cannot be replayed: it writes to its argument shared_kv_states\.\S+"
+    with pytest.raises(BarberError, match=message):
+        source.begin(tiny_windows())
+
+
+def test_a_layer_that_does_more_than_its_blocks_is_refused_by_name():
+    model = tiny_model()
+    layer = model.model.layers[1]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) + torch.rand(())
+    with pytest.raises(BarberError, match=r"model\.layers\.1 cannot be replayed by its blocks \(attention, mlp\)"):
+        ModelSource(model).begin(tiny_windows())
+
+
+def test_layers_that_are_not_called_in_turn_are_refused():
+    model = tiny_model()
+    model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
+    with pytest.raises(BarberError, match=r"model\.layers\.1 cannot be replayed: it calls \S+attention 0 times"):
+        ModelSource(model).begin(tiny_windows())
 
 
 def test_a_model_without_decoder_layers_is_refused():

@@ -6,10 +6,10 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,29 +21,41 @@ from ..tensors.masks import raw_bytes
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Sample = Tensor | tuple[Tensor, ...]
 ALIGNMENT = 64  # bytes, as torch aligns memory: sums may depend on it
 
 
 class Transfer:
     """A sample on its way to a device (None to leave it where it is), beside the work that goes on there."""
 
-    def __init__(self, sample: Tensor, device: torch.device | None) -> None:
+    def __init__(self, sample: Sample, device: torch.device | None) -> None:
         self._ready: torch.cuda.Event | None = None
-        if device is None or device.type != "cuda" or sample.is_cuda:
-            self._sample = sample if device is None else sample.to(device)
+        if device is None or device.type != "cuda" or tensors_of(sample)[0].is_cuda:
+            self._sample = sample if device is None else each(sample, partial(Tensor.to, device=device))
             return
         stream = _copy_stream(device)
         with torch.cuda.stream(stream):
-            self._sample = sample.to(device, non_blocking=True)
+            self._sample = each(sample, partial(Tensor.to, device=device, non_blocking=True))
             self._ready = stream.record_event()
 
-    def arrived(self) -> Tensor:
+    def arrived(self) -> Any:
         """Return the sample on the device: the device's next work waits for it, the host does not."""
         if self._ready is not None:
-            working = torch.cuda.current_stream(self._sample.device)
-            working.wait_event(self._ready)
-            self._sample.record_stream(working)
+            for tensor in tensors_of(self._sample):
+                working = torch.cuda.current_stream(tensor.device)
+                working.wait_event(self._ready)
+                tensor.record_stream(working)
         return self._sample
+
+
+def tensors_of(sample: Sample) -> tuple[Tensor, ...]:
+    """Return the tensors of a sample, one or several."""
+    return sample if isinstance(sample, tuple) else (sample,)
+
+
+def each(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
+    """Return the sample with every tensor changed."""
+    return tuple(map(change, sample)) if isinstance(sample, tuple) else change(sample)
 
 
 @cache
@@ -59,7 +71,7 @@ def _to_host(sample: Tensor) -> Tensor:
 
 
 class Activations:
-    """One tensor a sample, in the order of the samples: all of them, or the share of this rank.
+    """A tensor, or a tuple of tensors, a sample, in the order of the samples: all of them, or the share of this rank.
 
     Every sample is computed on its own, so where samples lie and how many are copied ahead never changes a result.
 
@@ -75,7 +87,7 @@ class Activations:
 
     def __init__(
         self,
-        samples: Iterable[Tensor],
+        samples: Iterable[Sample],
         batch_size: int | None = None,
         folder: str | Path | None = None,
         share: Share | None = None,
@@ -85,12 +97,12 @@ class Activations:
         self.share = share
         self.device: torch.device | None = None
         placed = map(self._placed, samples)
-        self.held = list(_mapped(placed, folder) if folder else placed)
+        self.held: list[Any] = list(_mapped(placed, folder) if folder else placed)
 
     def __len__(self) -> int:
         return len(self.held)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         """Yield the samples on the device, the next ones on their way there while one is worked on."""
         transfers = (Transfer(sample, self.device) for sample in self.held)
         ahead = deque(islice(transfers, self.together))
@@ -108,7 +120,7 @@ class Activations:
     def keep_together(self, batch_size: int) -> None:
         """Have no more than so many samples on the device at once from now on."""
         self.batch_size = batch_size
-        self.held = [_to_host(sample) for sample in self.held]
+        self.held = [each(sample, _to_host) for sample in self.held]
 
     def every(self, stride: int) -> "Activations":
         """Return every stride-th of all samples, those of this rank, sharing memory."""
@@ -117,7 +129,7 @@ class Activations:
         subset.device, subset.held = self.device, self.held[first::stride]
         return subset
 
-    def like(self, samples: Iterable[Tensor]) -> "Activations":
+    def like(self, samples: Iterable[Sample]) -> "Activations":
         """Hold other samples where these are."""
         return Activations(samples, self.batch_size, self.folder, self.share)
 
@@ -126,28 +138,35 @@ class Activations:
         """The number of samples of all ranks."""
         return self.share.total if self.share else len(self)
 
-    def _placed(self, sample: Tensor) -> Tensor:
-        self.device = sample.device
+    def _placed(self, sample: Sample) -> Sample:
+        self.device = tensors_of(sample)[0].device
         if self.batch_size is None and self.folder is None:
             return sample
-        return _to_host(sample)
+        return each(sample, _to_host)
 
 
-def _mapped(samples: Iterable[Tensor], folder: str | Path) -> Iterator[Tensor]:
+def _mapped(samples: Iterable[Sample], folder: str | Path) -> Iterator[Sample]:
     """Write the samples to one file without a name, then map them from it, aligned as in memory."""
-    shapes: list[tuple[torch.dtype, torch.Size]] = []
+    places: list[Sample] = []  # the samples on the meta device: dtypes and shapes
     size = 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for sample in samples:
-            shapes.append((sample.dtype, sample.shape))
-            write_all(file.fileno(), raw_bytes(sample), size)
-            size = _aligned(size + sample.nbytes)
+            places.append(each(sample, partial(Tensor.to, device="meta")))
+            for tensor in tensors_of(sample):
+                write_all(file.fileno(), raw_bytes(tensor), size)
+                size = _aligned(size + tensor.nbytes)
         os.ftruncate(file.fileno(), size)
-        content = mmap.mmap(file.fileno(), 0) if shapes else b""
+        content = mmap.mmap(file.fileno(), 0) if places else b""
     position = 0
-    for dtype, shape in shapes:
-        yield torch.frombuffer(content, dtype=dtype, count=shape.numel(), offset=position).reshape(shape)
-        position = _aligned(position + shape.numel() * dtype.itemsize)
+
+    def read(place: Tensor) -> Tensor:
+        nonlocal position
+        tensor = torch.frombuffer(content, dtype=place.dtype, count=place.numel(), offset=position)
+        position = _aligned(position + place.nbytes)
+        return tensor.reshape(place.shape)
+
+    for place in places:
+        yield each(place, read)
 
 
 def _aligned(size: int) -> int:

@@ -113,6 +113,11 @@ def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn
     raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
 
 
+def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tuple[str, ...]]:
+    """Return the members of each block of a decoder layer by the block's name."""
+    return architecture.blocks
+
+
 def linears_of(layer: nn.Module, members: tuple[str, ...]) -> dict[str, nn.Linear]:
     """Return the Linears of one block by their name within the decoder layer, in the order of definition."""
     linears = {}

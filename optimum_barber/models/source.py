@@ -1,7 +1,7 @@
 """Decoder layers one at a time: the store in memory, whose methods the store on disk overrides."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..tensors.masks import PackedMask
 from .activations import Activations
 from .architectures import architecture_of, check_layer, decoder_stack
-from .blocks import Call, DecoderLayer, call_reaching, forward_of
+from .blocks import DecoderLayer
+from .calls import Call, call_reaching, forward_of
+from .replay import LayerReplay, build_layer, record_replays
 
 
 class ModelSource:
@@ -33,7 +35,10 @@ class ModelSource:
         self.device = torch.device(device) if device is not None else self.home
         self.dtype = dtype
         self.model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
-        self._calls: list[Call] = []
+        self.windows = torch.empty(0, 0, dtype=torch.long)
+        self._ends: Tensor | None = None  # the windows that were recorded, (2, length)
+        self._replays: list[LayerReplay] = []
+        self._rest: tuple[Any, ...] | None = None
         for index, layer in enumerate(self.stack):
             check_layer(layer, f"{self.path}.{index}", self.architecture)
 
@@ -47,17 +52,42 @@ class ModelSource:
 
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64."""
-        if not self._calls:
-            self._record_calls(windows[:1])
+        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64.
+
+        Raises:
+            BarberError: the replay of a layer by its blocks does not give the model's own bits.
+        """
+        self.record(windows)
         return list(self._embedded(windows))
+
+    def record(self, windows: Tensor) -> None:
+        """Record how the model calls its layers and these their blocks, and check that replays are exact."""
+        self.windows = windows
+        others = windows[(windows != windows[0]).any(1)]
+        ends = torch.cat([windows[:1], others[-1:] if len(others) else windows[:1]])
+        if self._ends is None or not torch.equal(ends, self._ends):
+            self._ends = ends
+            with self.outer():
+                self._replays = record_replays(self, ends)
+
+    def outer(self) -> AbstractContextManager[None]:
+        """Context manager: the model's weights outside of its layers are there."""
+        return nullcontext()
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[nn.Module]:
+        """Context manager: the module of a layer on the working device in the working dtype."""
+        module = self.stack[index]
+        with working_copy(module, self.device, self.dtype):
+            yield module
 
     @contextmanager
     def layer(self, index: int) -> Iterator[DecoderLayer]:
-        """Context manager: a layer on the working device in the working dtype."""
-        module = self.stack[index]
-        with working_copy(module, self.device, self.dtype):
-            yield DecoderLayer.build(f"{self.path}.{index}", module, self._calls[index], self.architecture)
+        """Context manager: a layer with its blocks, on the working device in the working dtype."""
+        with self.opened(index) as module:
+            layer = build_layer(f"{self.path}.{index}", module, self.architecture, self._replays[index])
+            layer.arguments = self._arguments(index)
+            yield layer
 
     def layers(self) -> Iterator[DecoderLayer]:
         """All layers in order, to be read."""
@@ -73,50 +103,62 @@ class ModelSource:
         """Every parameter by name, tied ones once."""
         yield from self.model.named_parameters()
 
-    def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
-        for window in windows.split(1):
-            yield self._working(call_reaching(self.stack[0], partial(self._run, window)).hidden)
-
-    def _run(self, window: Tensor) -> Any:
+    def run(self, window: Tensor) -> Any:
+        """Run the model without its head on a window, (1, length) int64."""
         base = getattr(self.model, str(self.model.base_model_prefix), self.model)
         return base(input_ids=window.to(self.home), use_cache=False)
 
-    def _record_calls(self, window: Tensor) -> None:
-        """Record each layer's call in one pass; only the first layer computes, the others return its output."""
-        calls: dict[int, Call] = {}
-        outputs: list[Any] = []
+    def calls(self, window: Tensor, rest: tuple[Any, ...] | None) -> list[Call]:
+        """The calls that the model makes of its layers for a window if these returned what they are given.
 
-        def record(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        `rest` is what they return beside the hidden states; None if they return these alone.
+        """
+        self._rest = rest
+        calls: dict[int, Call] = {}
+
+        def passed_on(index: int, *args: Any, **kwargs: Any) -> Any:
             calls[index] = Call(args, kwargs)
+            return calls[index].hidden if rest is None else (calls[index].hidden, *rest)
 
         with ExitStack() as stack:
             for index, layer in enumerate(self.stack):
-                stack.callback(layer.register_forward_pre_hook(partial(record, index), with_kwargs=True).remove)
-                if index:
-                    stack.enter_context(forward_of(layer, lambda *_, **__: outputs[0]))
-            handle = self.stack[0].register_forward_hook(lambda _, __, output: outputs.append(output))
-            stack.callback(handle.remove)
-            self._run(window)
-        shared: dict[int, Any] = {}  # what all layers are called with, such as the rotary tables, is held once
+                stack.enter_context(forward_of(layer, partial(passed_on, index)))
+            self.run(window)
+        return self.working([calls[index] for index in range(len(self))])
 
-        def working(value: Any) -> Any:
-            if id(value) not in shared:
-                shared[id(value)] = self._working(value)
-            return shared[id(value)]
+    def working(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls on the working device, their floating-point tensors in the working dtype.
 
-        self._calls = []
-        for index in range(len(self.stack)):
-            call = calls[index].template()
-            kwargs = {name: working(value) for name, value in call.kwargs.items()}
-            self._calls.append(Call(tuple(map(working, call.args)), kwargs))
+        What all of them have, such as the rotary tables, is held once.
+        """
+        shared: dict[int, Tensor] = {}
 
-    def _working(self, value: Any) -> Any:
-        """`value` on the working device, floating-point tensors in the working dtype."""
-        if isinstance(value, tuple):
-            return tuple(map(self._working, value))
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+        def moved(_: str, tensor: Tensor) -> Tensor:
+            if id(tensor) not in shared:
+                shared[id(tensor)] = self._working(tensor)
+            return shared[id(tensor)]
+
+        return [call.mapped(moved) for call in calls]
+
+    def _arguments(self, index: int) -> list[tuple[Tensor, ...]] | None:
+        """What the windows' calls of a layer have beside the hidden states where they differ."""
+        replay = self._replays[index].replay
+        if len(replay.places) == 1:
+            return None
+        arguments = []
+        with self.outer():
+            for window in self.windows.split(1):
+                inputs = replay.inputs(self.calls(window, self._rest)[index])
+                arguments.append(tuple(inputs[1:]))
+        return arguments
+
+    def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
+        with self.outer():
+            for window in windows.split(1):
+                yield self._working(call_reaching(self.stack[0], partial(self.run, window)).hidden)
+
+    def _working(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
 
 @contextmanager

@@ -205,9 +205,8 @@ def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[A
     """
 
     def weights() -> Iterator[Tensor]:
-        for h, *before in zip(hidden, *outputs, strict=True):
-            later = [torch.zeros_like(h)] * (len(layer.blocks) - len(outputs))
-            stream = layer.output(h, [*before, *later])
+        for inputs, *before in zip(layer.inputs(hidden), *outputs, strict=True):
+            stream = layer.output(inputs, before)
             yield 1 / stream.square().mean(-1, keepdim=True).clamp(min=1e-12)
 
     return hidden.like(weights())
@@ -227,8 +226,8 @@ def watch(
 
     `hidden` is what enters the layer, `outputs` those of its blocks before; `linears` are on trial.
     """
-    streams = zip(hidden, *outputs, strict=True)
-    inputs = hidden.like(layer.input_of(block, h, before) for h, *before in streams)
+    streams = zip(layer.inputs(hidden), *outputs, strict=True)
+    inputs = hidden.like(layer.input_of(block, x, before) for x, *before in streams)
     with InputRecorder(linears, needs) as recorder:
         targets = hidden.like(block(x) for x in inputs)
     return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result(ranks), ranks=ranks)
@@ -250,5 +249,5 @@ def produce(trial: Trial, plan: Plan) -> Masks:
 
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
     """The layer's output for every sample, from the outputs of its blocks."""
-    streams = zip(hidden, *outputs, strict=True)
-    return hidden.like(layer.output(h, blocks) for h, *blocks in streams)
+    streams = zip(layer.inputs(hidden), *outputs, strict=True)
+    return hidden.like(layer.output(x, blocks) for x, *blocks in streams)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...base.errors import BarberError
 from ...models.activations import Activations
-from ...models.blocks import call_reaching
+from ...models.calls import call_reaching
 from ...tensors.patterns import SparsityPattern
 from ..trial import Trial
 

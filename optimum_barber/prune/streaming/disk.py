@@ -1,7 +1,7 @@
 """The store on disk: a decoder layer is read, worked on, committed to the output, and let go."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ from ...checkpoints.names import GENERATION_CONFIG_NAME
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
 from ...models.activations import Activations
-from ...models.blocks import DecoderLayer
 from ...models.loading import ModelReference, brief, empty_model, load_config
 from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
@@ -111,21 +110,24 @@ class DiskSource(ModelSource):
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Tensor]:
         """The hidden states that enter the first layer that is still to be done."""
-        with self._loaded(self.model, self._outer_names), self._loaded(self.stack[0], self._layer_names(0)):
-            self._record_calls(windows[:1])
+        self.record(windows)
         if self.progress and self.done:
             return map(self._working, self.progress.hidden())
         return self._embedded(windows)
 
+    def outer(self) -> AbstractContextManager[None]:
+        """As in `ModelSource`: embedding and final norm, read from the disk."""
+        return self._loaded(self.model, self._outer_names)
+
     @contextmanager
-    def layer(self, index: int) -> Iterator[DecoderLayer]:
-        """Context manager: a layer read from the disk; its tensors are dropped at the end."""
+    def opened(self, index: int) -> Iterator[nn.Module]:
+        """Context manager: a layer's module, read from the disk; its tensors are dropped at the end."""
         trim()
         with self._loaded(self.stack[index], self._layer_names(index)):
             if index + 1 < len(self):
                 self.disk.read_ahead(self._layer_names(index + 1).values())
-            with super().layer(index) as layer:
-                yield layer
+            with super().opened(index) as module:
+                yield module
 
     def commit(self, index: int, masks: dict[str, PackedMask], hidden: Activations) -> dict[str, PackedMask]:
         """Write the layer's weights, its masks and what enters the next one; all is on the disk on return.
@@ -151,10 +153,6 @@ class DiskSource(ModelSource):
         for index in range(len(self)):
             inside.update(self._layer_names(index).values())
         return [name for name in self.disk.entries if name not in inside]
-
-    def _embedded(self, windows: Tensor) -> Iterator[Tensor]:
-        with self._loaded(self.model, self._outer_names):
-            yield from super()._embedded(windows)
 
     def _layer_names(self, index: int) -> dict[str, str]:
         """The full name of each tensor of a layer, by its name within the layer."""

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...base.errors import BarberError
 from ...base.memory import free_memory
-from ...models.blocks import forward_of
+from ...models.calls import forward_of
 from ...models.source import working_copy
 from ..units import linear_of, linears_of_units
 from .base import ModelInput, scorer
