@@ -27,7 +27,7 @@ NEEDS = Needs(layer=2 * GIB, gram=0, window=GIB, window_outputs=0, windows=4, ch
 def test_the_sizes_of_a_run_are_those_of_its_tensors():
     source = ModelSource(tiny_model())
     windows = tiny_windows(samples=8, length=16)
-    needs = needs_of(source.stack, source.architecture, 32, 8, 16, 1000, grams=1)
+    needs = needs_of(source, 32, 8, 16, 1000, grams=1)
     hidden = list(source.begin(windows))
     outputs, grams, closing, bits = [], [], [], 0
     for layer in source.layers():
@@ -50,7 +50,7 @@ def test_the_sizes_of_a_run_are_those_of_its_tensors():
     assert needs.window_closing_inputs == max(closing)
     assert needs.gram == max(grams)
     assert needs.checkpoint == 1000 + 2 * bits
-    assert needs_of(source.stack, source.architecture, 32, 8, 16, 1000, grams=2).gram == 2 * needs.gram
+    assert needs_of(source, 32, 8, 16, 1000, grams=2).gram == 2 * needs.gram
 
 
 def test_on_a_device_the_activations_of_a_batch_lie_there():

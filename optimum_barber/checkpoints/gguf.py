@@ -78,6 +78,14 @@ class GgufWeights:
         stored = self.tensors[self.sources[key]]
         return torch.from_numpy(np.ascontiguousarray(self.processor.process(_dequantized(stored), stored.name).weights))
 
+    def parameter(self, name: str, empty: Tensor) -> Tensor:
+        """A parameter of the model by its own name."""
+        return self.tensor(name)
+
+    def tensors_of(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        """The tensors that a parameter of the model will be in a file, by name."""
+        return {name: parameter}
+
     def reopen(self) -> "GgufWeights":
         """Return the same object: every tensor is made anew."""
         return self

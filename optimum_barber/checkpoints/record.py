@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from ..base.errors import BarberError
 from ..tensors.masks import PackedMask
@@ -26,6 +33,14 @@ class ModuleSparsity(BaseModel):
     pruned: int = Field(ge=0, description="weights that are exactly zero by the mask")
     sparsity: float = Field(ge=0, le=1, description="pruned share of the weights")
     sha256: str = Field(description="hash of the packed keep mask and its shape")
+    transposed: bool = Field(False, description="whether the checkpoint's files hold the weight as (in, out)")
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not self.transposed:
+            del content["transposed"]
+        return content
 
 
 def fingerprint_of(hashes: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..models.file_names import FileNames
 from ..models.loading import ModelReference, brief, resolve_model
 from ..tensors.quantize import Quantized, unpack_codes
 from .names import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -32,6 +33,7 @@ class SafetensorsWeights:
         self.entries: dict[str, Entry] = {}
         for name, file in self.layout.files.items():
             self.entries[name] = self.headers[file].entries[name]
+        self.names = FileNames()
         self._mapped: dict[str, Any] = {}
 
     @classmethod
@@ -69,7 +71,16 @@ class SafetensorsWeights:
         return torch.float32
 
     def match_names(self, model: nn.Module) -> None:
-        """Do nothing: the files have the model's names."""
+        """Learn how the model's parameters are named and cut in files such as these."""
+        self.names = FileNames.of(model)
+
+    def parameter(self, name: str, empty: Tensor) -> Tensor:
+        """A parameter of the model by its own name; `empty` has its shape."""
+        return self.names.parameter_of(name, empty, self.tensor)
+
+    def tensors_of(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        """The tensors of the files that a parameter of the model is, by their names."""
+        return self.names.tensors_of(name, parameter)
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of that name, mapped from its file; raises BarberError if there is none, or it cannot be read."""
@@ -86,14 +97,17 @@ class SafetensorsWeights:
             raise BarberError(f"model {self.name!r}: {file} cannot be read: {error}") from None
         return tensor
 
-    def linear(self, module: str) -> Tensor:
+    def linear(self, module: str, transposed: bool = False) -> Tensor:
         """The weight of a Linear, (out, in), in the checkpoint's dtype; a packed one (compressed-tensors) dequantized.
 
-        It raises BarberError if the checkpoint has no such module, or packs it in an unknown way.
+        One expert of a tensor of all has the name of that tensor and its number. `transposed` if the files have
+        (in, out). It raises BarberError if the checkpoint has no such module, or packs it in an unknown way.
         """
         key = f"{module}.weight"
         if f"{key}_packed" not in self.entries:
-            return self.tensor(key)
+            weight = self._expert(module) if key not in self.entries else None
+            weight = self.tensor(key) if weight is None else weight
+            return weight.t() if transposed else weight
         packed, scale = self.tensor(f"{key}_packed"), self.tensor(f"{key}_scale")
         shape = self.tensor(f"{key}_shape").tolist()
         width = shape[-1]
@@ -102,9 +116,18 @@ class SafetensorsWeights:
             raise BarberError(f"model {self.name!r}: {module} is not packed as symmetric groups of 4 or 8 bits")
         return Quantized(unpack_codes(packed, fitting[0], width), scale).dequantize()
 
+    def _expert(self, module: str) -> Tensor | None:
+        parent, _, index = module.rpartition(".")
+        for key in (parent, f"{parent}.weight"):
+            if key in self.entries and index.isdecimal() and int(index) < len(self.tensor(key)):
+                return self.tensor(key)[int(index)]
+        return None
+
     def reopen(self) -> "SafetensorsWeights":
         """Map the same files anew."""
-        return SafetensorsWeights(self.name, self.directory, self.headers, self.layout)
+        weights = SafetensorsWeights(self.name, self.directory, self.headers, self.layout)
+        weights.names = self.names
+        return weights
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Have the system read these tensors while others are worked on."""

@@ -61,7 +61,7 @@ def _check(
         return f"{name}: the mask's hash differs from the recorded one"
     if mask.pruned != recorded.pruned:
         return f"{name}: the mask prunes {mask.pruned} weights, recorded are {recorded.pruned}"
-    keep, weight = mask.unpack(), weights.linear(name)
+    keep, weight = mask.unpack(), weights.linear(name, recorded.transposed)
     if weight.shape != keep.shape:
         return f"{name}: weight of shape {tuple(weight.shape)} under a mask of shape {tuple(keep.shape)}"
     zeros = int((weight[~keep] == 0).count_nonzero())

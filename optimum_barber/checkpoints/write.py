@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..base.errors import BarberError
 from ..base.files import write_json
 from ..tensors.masks import PackedMask, holds_pattern
@@ -17,11 +19,13 @@ from .shards import Layout
 ONE_FILE = 2**50  # bytes; no shard is ever as large
 
 
-def module_sparsity(mask: PackedMask) -> ModuleSparsity:
-    """The record of one pruned Linear."""
+def module_sparsity(mask: PackedMask, transposed: bool = False) -> ModuleSparsity:
+    """The record of one pruned Linear; `transposed` if the files hold its weight as (in, out)."""
     out, width = mask.shape
-    pruned = mask.pruned
-    return ModuleSparsity(shape=(out, width), pruned=pruned, sparsity=pruned / mask.weights, sha256=mask.sha256)
+    pruned, sparsity = mask.pruned, mask.pruned / mask.weights
+    return ModuleSparsity(
+        shape=(out, width), pruned=pruned, sparsity=sparsity, sha256=mask.sha256, transposed=transposed
+    )
 
 
 def software() -> dict[str, str]:
@@ -30,10 +34,10 @@ def software() -> dict[str, str]:
     return {**versions, "python": platform.python_version()}
 
 
-def check_masks(model: Any, masks: Mapping[str, PackedMask], pattern: SparsityPattern) -> None:
-    """Refuse to write a model whose pruned weights are not exactly zero, or whose masks break the pattern."""
+def check_masks(weights: Mapping[str, Tensor], masks: Mapping[str, PackedMask], pattern: SparsityPattern) -> None:
+    """Refuse to write weights, (out, in), that are pruned but not exactly zero, or masks that break the pattern."""
     for name, mask in masks.items():
-        keep, weight = mask.unpack(), model.get_parameter(f"{name}.weight")
+        keep, weight = mask.unpack(), weights[name]
         if weight.detach().cpu()[~keep].any() or not holds_pattern(keep, pattern):
             raise BarberError(f"the masks do not hold in {name}: nothing was written")
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(parser.add_argument_group("axes"), CompareSettings, AXIS_FLAGS)
     add_fields(parser.add_argument_group("evaluation"), CompareSettings, EVALUATION)
     masks = parser.add_argument_group("masks, the same for all cells")
-    add_fields(masks, BarberConfig, ("ignore", "effort", "allocation", "allocation_args"))
+    add_fields(masks, BarberConfig, ("ignore", "allow_dense_rest", "effort", "allocation", "allocation_args"))
     add_shared(parser)
 
 

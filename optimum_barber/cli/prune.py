@@ -24,7 +24,16 @@ DAILY = (
     "model", "output", "overwrite", "dry_run", "resume", "producer", "sparsity", "pattern", "effort", "method", "texts",
     "samples", "sequence_length", "device",
 )  # fmt: skip
-MASKS = ("producer", "producer_args", "sparsity", "pattern", "ignore", "allocation", "allocation_args")
+MASKS = (
+    "producer",
+    "producer_args",
+    "sparsity",
+    "pattern",
+    "ignore",
+    "allow_dense_rest",
+    "allocation",
+    "allocation_args",
+)
 REBUILD = ("method", "preset", "error", "accept")
 BARBER = ("granularity", "rebuild_ratio", "rounds", "metric", "expansion", "reduction", "pairing")
 EXCHANGES = ("swaps", "newton_rounds", "shrinkage")

@@ -1,7 +1,7 @@
-"""The two blocks of a decoder layer by architecture: a table, and a fallback for what is not in it."""
+"""The blocks of a decoder layer by architecture: a table, and a look at the layers of what is not in it."""
 
-import logging
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,7 @@ from torch import nn
 
 from ..base.errors import BarberError
 from ..base.registry import Registry
-
-logger = logging.getLogger(__name__)
+from .matrices import has_matrices, is_matrix
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,20 @@ class Architecture:
         attention: members of the attention block.
         mlp: members of the MLP block.
         stack: path of the ModuleList of decoder layers; empty to find it by `_no_split_modules`.
+        generic: True to look in each layer what its blocks are.
         structure: the Linears of heads and FFN channels; None where these cannot be removed.
     """
 
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     stack: str = ""
+    generic: bool = False
     structure: Structure | None = None
 
-    @property
-    def blocks(self) -> dict[str, tuple[str, ...]]:
-        """Members by block name, in the order of computation."""
-        return {"attention": self.attention, "mlp": self.mlp}
 
+OWN_MLP = (("fc1", "fc2"), ("linear1", "linear2"))  # names of Linears with the layer's activation between them
+CROSS_ATTENTION = "encoder_attn|cross_?att"
+BLOCK_NAMES = {"attention": "attn|attention", "mlp": "mlp|ffn|feed_?forward|moe"}  # patterns of children's names
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "optimum_barber.architectures")
 
@@ -91,83 +91,99 @@ def positions(config: Any) -> int | None:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Return the table's row for the model's `model_type`, or one guessed from its first decoder layer."""
+    """Return the table's row for the model's `model_type`, or one that has the layers looked at."""
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    _, layers = decoder_stack(model, Architecture())
-    attention, mlp = _guess(layers[0], model_type)
-    message = "%s is not in the table of architectures; found attention = %s, mlp = %s"
-    logger.warning(message, model_type, attention, mlp)
-    return Architecture(attention=(attention,), mlp=(mlp,))
+    return Architecture(generic=True)
 
 
 def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn.ModuleList]:
-    """Return path and ModuleList of the decoder layers; a `BarberError` for a model that has none."""
-    classes = set(getattr(model, "_no_split_modules", None) or ())
+    """Return path and ModuleList of the decoder layers; a `BarberError` for a model that has none.
+
+    It is the table's, else the largest that `_no_split_modules` names within the decoder, else the only one there.
+    """
+    candidates: dict[str, nn.ModuleList] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) == 0:
-            continue
-        if path == architecture.stack or (not architecture.stack and type(module[0]).__name__ in classes):
-            return path, module
-    raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
+        inside = any(path.startswith(f"{outer}.") for outer in candidates)
+        if isinstance(module, nn.ModuleList) and not inside and has_matrices(module):
+            candidates[path] = module
+    if architecture.stack in candidates:
+        return architecture.stack, candidates[architecture.stack]
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    named = [path for path, stack in candidates.items() if type(stack[0]).__name__ in classes]
+    decoder = decoder_path(model)
+    within = [path for path in named or candidates if path.startswith(decoder)] or named
+    if not within:
+        raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
+    if not named and len(within) > 1:
+        raise BarberError(f"model {type(model).__name__} has no one list of decoder layers, but {', '.join(within)}")
+    path = max(within, key=lambda candidate: _size(candidates[candidate]))
+    return path, candidates[path]
+
+
+def decoder_path(model: nn.Module) -> str:
+    """Return how names begin in a model's text decoder, beside which it may have encoders of other things."""
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder is not None else None
+    for path, module in model.named_modules():
+        if path and module is decoder:
+            return f"{path}."
+    return f"{base_name(model)}."
+
+
+def base_name(model: nn.Module) -> str:
+    """Return the attribute of a causal LM that is the model without its head; empty where there is none."""
+    for name in (str(getattr(model, "base_model_prefix", "")), "model"):
+        if name and hasattr(model, name):
+            return name
+    return ""
+
+
+def _size(stack: nn.ModuleList) -> int:
+    return sum(parameter.numel() for parameter in stack.parameters())
 
 
 def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tuple[str, ...]]:
-    """Return the members of each block of a decoder layer by the block's name."""
-    return architecture.blocks
+    """Return the members of each block of a decoder layer by the block's name.
+
+    Without a row of the table every child with prunable matrices is a block, but for attention to an encoder, which a
+    causal LM has not. Two Linears that are the layer's own are its MLP if they are named so; else each is a block.
+    """
+    if not architecture.generic:
+        return {"attention": architecture.attention, "mlp": architecture.mlp}
+    blocks: dict[str, tuple[str, ...]] = {}
+    own, activations = [], []
+    for name, child in layer.named_children():
+        if is_matrix(child):
+            own.append(name)
+        elif has_matrices(child) and not is_cross_attention(name):
+            blocks[_block_name(name, blocks)] = (name,)
+        elif re.search("act", name, re.I):
+            activations.append(name)
+    if tuple(own) in OWN_MLP and len(activations) == 1:
+        blocks[_block_name("mlp", blocks)] = (own[0], activations[0], own[1])
+    else:
+        blocks |= {name: (name,) for name in own}
+    return blocks
 
 
-def linears_of(layer: nn.Module, members: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """Return the Linears of one block by their name within the decoder layer, in the order of definition."""
-    linears = {}
-    for member in members:
-        for name, module in layer.get_submodule(member).named_modules(prefix=member):
-            if isinstance(module, nn.Linear):
-                linears[name] = module
-    return linears
+def is_cross_attention(name: str) -> bool:
+    """True for the name of a part that attends to an encoder."""
+    return re.search(CROSS_ATTENTION, name, re.I) is not None
 
 
-def check_layer(layer: nn.Module, path: str, architecture: Architecture) -> None:
-    """Refuse a decoder layer with matrices that are not Linears, with quantized ones, or a block without Linears."""
-    _check_matrices(layer, path)
-    for block, members in architecture.blocks.items():
-        if not linears_of(layer, members):
-            raise BarberError(f"model has no Linear in the {block} block of {path} ({', '.join(members)})")
+def _block_name(child: str, others: Container[str]) -> str:
+    for name, pattern in BLOCK_NAMES.items():
+        if re.search(pattern, child, re.I) and name not in others:
+            return name
+    return child
 
 
-def _check_matrices(layer: nn.Module, path: str) -> None:
-    of_linears: set[int] = set()
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            of_linears.update(map(id, module.parameters(False)))
-    others, quantized = [], []
+def check_layer(layer: nn.Module, path: str) -> None:
+    """Refuse a decoder layer with quantized weights."""
     for name, parameter in layer.named_parameters():
-        if id(parameter) in of_linears:
-            if not parameter.is_floating_point():
-                quantized.append(f"{path}.{name}")
-        elif parameter.ndim > 1:
-            others.append(f"{path}.{name} {tuple(parameter.shape)}")
-    if others:
-        raise BarberError(f"model has weights that are no Linears and cannot be pruned: {', '.join(others)}")
-    if quantized:
-        raise BarberError(f"model has quantized weights, which cannot be pruned: {quantized[0]}; load it dequantized")
-
-
-def _guess(layer: nn.Module, model_type: str) -> tuple[str, str]:
-    """Return the names of the attention and the MLP module among the children of an unknown decoder layer."""
-    children, attention, mlp = [], [], []
-    for name, module in layer.named_children():
-        if all(parameter.ndim < 2 for parameter in module.parameters()):
-            continue
-        children.append(name)
-        if re.search("attn|attention", name, re.I):
-            attention.append(name)
-        if re.search("mlp|ffn|feed_?forward", name, re.I):
-            mlp.append(name)
-    if len(attention) != 1 or len(mlp) != 1:
-        raise BarberError(
-            f"model type {model_type!r} is not in the table of architectures and its decoder layer has no single "
-            f"attention and MLP module; with weights are: {', '.join(children) or 'none'}"
-        )
-    return attention[0], mlp[0]
+        if parameter.ndim > 1 and not parameter.is_floating_point():
+            raise BarberError(
+                f"model has quantized weights, which cannot be pruned: {path}.{name}; load it dequantized"
+            )

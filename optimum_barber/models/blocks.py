@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .activations import Activations
 from .calls import Call, Inputs, Replay, call_reaching, forward_of
+from .matrices import Forward
 
 
 @dataclass
 class Block:
-    """One block of a decoder layer: its members, called in a chain, and their Linears by full name.
+    """One block of a decoder layer: its members, called in a chain, and their matrices as Linears.
 
     Attributes:
+        linears: by name in the files.
         places: of the arguments of the first member that differ from window to window, the hidden states first.
+        width: of the block's output; 0 before it has run.
         extra: what the first member returns beside its output; None before it has run, or if that is all it returns.
         replay: how the layer calls the first member; None before that is recorded.
     """
@@ -31,18 +33,20 @@ class Block:
     members: list[nn.Module]
     linears: dict[str, nn.Linear]
     places: tuple[str, ...] = ()
-    extra: tuple[Any, ...] | None = None
+    width: int = 0
+    extra: tuple[Any, ...] | list[Any] | None = None
     replay: Replay | None = None
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        """Compute the block's output for one window's inputs; a tuple's first item is the output."""
+        """Compute the block's output for one window's inputs; of several things the first is the output."""
         assert self.replay is not None
         output = self.replay(self.members[0], inputs)
-        if isinstance(output, tuple):
-            output, self.extra = output[0], (None,) * (len(output) - 1)
+        if not isinstance(output, Tensor):
+            output, self.extra = output[0], type(output)([None] * (len(output) - 1))
         for member in self.members[1:]:
             output = member(output)
         assert isinstance(output, Tensor)
+        self.width = output.shape[-1]
         return output
 
     def inputs_of(self, call: Call) -> Inputs:
@@ -53,7 +57,7 @@ class Block:
 
     def answer(self, output: Tensor) -> Any:
         """Return what the block's members answer the layer where `output` is the block's output."""
-        return output if self.extra is None else (output, *self.extra)
+        return output if self.extra is None else type(self.extra)([output, *self.extra])
 
     def skipped(self, *args: Any, **kwargs: Any) -> Any:
         """Answer the layer as if the block added nothing: zeros, or the residual stream where the block adds that."""
@@ -62,7 +66,7 @@ class Block:
         for place in self.places[1:]:
             if place in tensors and tensors[place].shape == hidden.shape:
                 return self.answer(tensors[place])
-        return self.answer(torch.zeros_like(hidden))
+        return self.answer(hidden.new_zeros(*hidden.shape[:-1], self.width))
 
 
 @contextmanager
@@ -84,6 +88,7 @@ class DecoderLayer:
     """A decoder layer with its weights, its blocks in the order of computation, and the call that the model makes.
 
     Attributes:
+        forwards: for modules whose matrices are views, a forward that calls these.
         arguments: what the call has at `replay.places` beside the hidden states, for every window of this rank; None
             where all windows have the same.
     """
@@ -92,7 +97,16 @@ class DecoderLayer:
     module: nn.Module
     blocks: list[Block]
     replay: Replay
+    forwards: Sequence[tuple[nn.Module, Forward]] = ()
     arguments: Sequence[tuple[Tensor, ...]] | None = None
+
+    @contextmanager
+    def computing_by_linears(self) -> Iterator[None]:
+        """Inside, the layer computes by the Linears of its blocks and by nothing else."""
+        with ExitStack() as stack:
+            for module, forward in self.forwards:
+                stack.enter_context(forward_of(module, forward))
+            yield
 
     def inputs(self, hidden: Activations) -> Iterator[Inputs]:
         """Yield what enters the layer, for every window of this rank."""
@@ -122,7 +136,7 @@ class DecoderLayer:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """Return the hidden states out of what a layer returns: all of it, or a tuple's first item."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    """Return the hidden states out of what a layer returns: all of it, or the first item."""
+    hidden = output if isinstance(output, Tensor) else output[0]
     assert isinstance(hidden, Tensor)
     return hidden

@@ -1,28 +1,41 @@
 """The Linears of a model that pruning may touch: names, shapes, and whether their weights are sound."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
 import torch
+from torch import nn
 
 from ..base.errors import BarberError
 from ..base.ranks import ALONE, Ranks
 from ..tensors.budget import Sizes
-from .architectures import linears_of
+from .architectures import is_cross_attention
 from .source import ModelSource
+
+logger = logging.getLogger(__name__)
+MOST_DENSE = 0.1  # of the weights of all layers
 
 
 def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:
     """Return the shape (out, in) of every Linear by full name, for every block by name."""
     blocks: dict[str, dict[str, tuple[int, int]]] = {}
-    for index, layer in enumerate(source.stack):
-        path = f"{source.path}.{index}"
-        for block, members in source.architecture.blocks.items():
-            shapes = blocks[f"{path}.{block}"] = {}
-            for name, linear in linears_of(layer, members).items():
-                shapes[f"{path}.{name}"] = (linear.out_features, linear.in_features)
+    for index in range(len(source)):
+        for block, matrices in source.structure(index).matrices.items():
+            shapes = blocks[block] = {}
+            for name, linear in matrices.linears.items():
+                shapes[name] = (linear.out_features, linear.in_features)
     return blocks
+
+
+def matrices_of_model(source: ModelSource) -> dict[str, nn.Linear]:
+    """Return every prunable matrix of the model as a Linear, by name in the files."""
+    linears: dict[str, nn.Linear] = {}
+    for index in range(len(source)):
+        for matrices in source.structure(index).matrices.values():
+            linears |= matrices.linears
+    return linears
 
 
 def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
@@ -31,6 +44,41 @@ def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
     for linears in block_shapes(source).values():
         shapes.update(linears)
     return shapes
+
+
+def dense_rest(source: ModelSource) -> dict[str, float]:
+    """Return what stays dense in the decoder layers, as a share of their weights, by name within a layer.
+
+    Vectors are left out, and attention to an encoder, which a causal LM does not compute.
+    """
+    sizes: dict[str, int] = {}
+    total = 0
+    for index, layer in enumerate(source.stack):
+        held: set[int] = set()
+        for matrices in source.structure(index).matrices.values():
+            held |= matrices.parameters()
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim < 2 or is_cross_attention(name):
+                continue
+            total += parameter.numel()
+            if id(parameter) not in held:
+                sizes[name] = sizes.get(name, 0) + parameter.numel()
+    return {name: size / total for name, size in sizes.items()}
+
+
+def check_dense_rest(source: ModelSource, allowed: bool) -> None:
+    """Say what stays dense; refuse a model of which that is more than a tenth, unless it is `allowed`."""
+    rest = dense_rest(source)
+    if not rest:
+        return
+    share = sum(rest.values())
+    listed = ", ".join(f"{name} {rest[name]:.2%}" for name in sorted(rest, key=rest.__getitem__, reverse=True))
+    if share > MOST_DENSE and not allowed:
+        raise BarberError(
+            f"model has {share:.1%} of its layers' weights in parts that cannot be pruned ({listed}); "
+            "--allow-dense-rest prunes the others"
+        )
+    logger.warning("%.2f %% of the layers' weights stay dense: %s", 100 * share, listed)
 
 
 def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:

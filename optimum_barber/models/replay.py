@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
-from .architectures import Architecture, layer_blocks, linears_of
+from .architectures import Architecture, layer_blocks
 from .blocks import Block, DecoderLayer, hidden_of
 from .calls import Call, Inputs, ReachedError, Replay, forward_of, same
+from .file_names import FileNames
 from .loading import brief
+from .matrices import Matrices, MatrixView, matrices_of
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,54 @@ class LayerReplay:
     blocks: list[Block]
 
 
+@dataclass(frozen=True)
+class LayerStructure:
+    """The blocks of a decoder layer by name, not yet in the order of computation, and their matrices."""
+
+    name: str
+    module: nn.Module
+    blocks: dict[str, Block]
+    matrices: dict[str, Matrices]
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, architecture: Architecture, names: FileNames) -> "LayerStructure":
+        """Look at a layer, which may be without weights."""
+        structure = cls(name, module, {}, {})
+        for short, members in layer_blocks(module, architecture).items():
+            block = f"{name}.{short}"
+            matrices = structure.matrices[block] = matrices_of(name, module, members, names)
+            modules = [module.get_submodule(member) for member in members]
+            structure.blocks[block] = Block(block, modules, matrices.linears)
+        return structure
+
+    def layer(self, blocks: Sequence[Block], replay: Replay) -> DecoderLayer:
+        """Return the layer to be worked on, with its blocks in order."""
+        forwards = []
+        for matrices in self.matrices.values():
+            forwards += matrices.forwards
+        return DecoderLayer(self.name, self.module, list(blocks), replay, forwards)
+
+    def recorded(self, recorded: LayerReplay) -> DecoderLayer:
+        """Return the layer as it was recorded."""
+        for block in recorded.blocks:
+            own = self.blocks[block.name]
+            own.places, own.width, own.extra = block.places, block.width, block.extra
+        return self.layer([self.blocks[block.name] for block in recorded.blocks], recorded.replay)
+
+
 class Recordable(Protocol):
     """What a recording needs of a `ModelSource`."""
 
     path: str
     stack: nn.ModuleList
-    architecture: Architecture
+
+    def structure(self, index: int) -> LayerStructure:
+        """The blocks and matrices of a layer, which may be without weights."""
 
     def run(self, window: Tensor) -> Any:
         """Run the model without its head."""
 
-    def calls(self, window: Tensor, rest: tuple[Any, ...] | None) -> list[Call]:
+    def calls(self, window: Tensor, rest: tuple[Any, ...] | list[Any] | None) -> list[Call]:
         """The calls of all layers if these computed nothing and returned `rest` beside the hidden states."""
 
     def opened(self, index: int) -> AbstractContextManager[nn.Module]:
@@ -46,24 +85,6 @@ class Recordable(Protocol):
 
     def working(self, calls: Sequence[Call]) -> list[Call]:
         """The calls with their tensors on the working device in the working dtype."""
-
-
-def build_layer(name: str, module: nn.Module, architecture: Architecture, recorded: LayerReplay) -> DecoderLayer:
-    """Put a layer and its blocks together as they were recorded."""
-    blocks = blocks_of(name, module, architecture)
-    for block in recorded.blocks:
-        blocks[block.name].places, blocks[block.name].extra = block.places, block.extra
-    return DecoderLayer(name, module, [blocks[block.name] for block in recorded.blocks], recorded.replay)
-
-
-def blocks_of(layer: str, module: nn.Module, architecture: Architecture) -> dict[str, Block]:
-    """Return the blocks of a layer by name, in the order of the table."""
-    blocks = {}
-    for short, members in layer_blocks(module, architecture).items():
-        name = f"{layer}.{short}"
-        linears = {f"{layer}.{path}": linear for path, linear in linears_of(module, members).items()}
-        blocks[name] = Block(name, [module.get_submodule(member) for member in members], linears)
-    return blocks
 
 
 def record_replays(source: Recordable, ends: Tensor) -> list[LayerReplay]:
@@ -104,20 +125,22 @@ class _Recording:
             raise BarberError(f"model calls {name} out of turn: its layers cannot be replayed one after the other")
         call = source.working([Call(args, kwargs)])[0]
         with source.opened(index) as module, forward_of(module, forward):
-            order = _CallOrder(name, blocks_of(name, module, source.architecture))
+            structure = source.structure(index)
+            order = _CallOrder(name, structure.blocks)
             with order, _untouched(name, call):
                 output = module(*call.args, **call.kwargs)
             if index == 0:
-                rest = output[1:] if isinstance(output, tuple) else None
+                rest = None if isinstance(output, Tensor) else output[1:]
                 self.calls = source.calls(self.ends[:1], rest), source.calls(self.ends[1:], rest)
                 self.other_hidden = self.calls[1][0].hidden
             replay = self._replay(name, call, index)
             other = _filled(replay, self.calls[1][index], self.other_hidden)
             other_output = hidden_of(replay(module, other))
             inputs = replay.inputs(call)
-            layer = DecoderLayer(name, module, order.blocks(), replay)
+            order.check_linears()
+            layer = structure.layer(order.blocks(), replay)
             _compare(layer, [inputs, other], [hidden_of(output), other_output])
-        known = [Block(block.name, [], {}, block.places, block.extra) for block in layer.blocks]
+        known = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
         self.layers.append(LayerReplay(replay, known))
         self.other_hidden = other_output
         if index + 1 == len(source.stack):
@@ -135,31 +158,44 @@ class _Recording:
 
 
 class _CallOrder:
-    """Context manager: notes the order in which the blocks of a layer are called."""
+    """Context manager: notes the order in which a layer calls its blocks, and which of its Linears it calls."""
 
     def __init__(self, name: str, blocks: Mapping[str, Block]) -> None:
         self.name, self._blocks = name, blocks
-        self._called: list[Block] = []
+        self._called: list[nn.Module] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
+        modules: set[nn.Module] = set()
         for block in self._blocks.values():
-            self._handles.append(block.members[0].register_forward_pre_hook(partial(self._note, block)))
+            modules.update([block.members[0], *block.linears.values()])
+        for module in modules:
+            self._handles.append(module.register_forward_pre_hook(self._note))
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, block: Block, *_: Any) -> None:
-        self._called.append(block)
+    def _note(self, module: nn.Module, _: Any) -> None:
+        self._called.append(module)
 
     def blocks(self) -> list[Block]:
         """Return the blocks in order; raises BarberError for one that is not called just once."""
+        order: dict[int, Block] = {}
         for block in self._blocks.values():
-            count = sum(called is block for called in self._called)
-            if count != 1:
+            times = [time for time, module in enumerate(self._called) if module is block.members[0]]
+            if len(times) != 1:
+                count = len(times)
                 raise BarberError(f"{self.name} cannot be replayed: it calls {block.name} {count} times, not once")
-        return self._called
+            order[times[0]] = block
+        return [order[time] for time in sorted(order)]
+
+    def check_linears(self) -> None:
+        """Refuse a Linear whose weight is used without a call: its input is not to be seen."""
+        for block in self._blocks.values():
+            for name, linear in block.linears.items():
+                if not any(module is linear for module in self._called) and not isinstance(linear, MatrixView):
+                    raise BarberError(f"{self.name} cannot be pruned: it never calls its Linear {name}")
 
 
 @contextmanager
@@ -189,12 +225,13 @@ def _compare(layer: DecoderLayer, inputs: Sequence[Inputs], expected: Sequence[T
 def _replayed(layer: DecoderLayer, inputs: Sequence[Inputs]) -> list[Tensor]:
     """The layer's output for each window, put together from its blocks."""
     outputs: list[list[Tensor]] = [[] for _ in inputs]
-    for block in layer.blocks:
-        calls = [layer.call_of(block, *stream) for stream in zip(inputs, outputs, strict=True)]
-        block.places = _differing(*calls)
-        for call, before in zip(calls, outputs, strict=True):
-            before.append(block(block.inputs_of(call)))
-    return [layer.output(*stream) for stream in zip(inputs, outputs, strict=True)]
+    with layer.computing_by_linears():
+        for block in layer.blocks:
+            calls = [layer.call_of(block, *stream) for stream in zip(inputs, outputs, strict=True)]
+            block.places = _differing(*calls)
+            for call, before in zip(calls, outputs, strict=True):
+                before.append(block(block.inputs_of(call)))
+        return [layer.output(*stream) for stream in zip(inputs, outputs, strict=True)]
 
 
 def _differing(one: Call, other: Call) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Decoder layers one at a time: the store in memory, whose methods the store on disk overrides."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from ..tensors.masks import PackedMask
 from .activations import Activations
-from .architectures import architecture_of, check_layer, decoder_stack
+from .architectures import architecture_of, base_name, check_layer, decoder_stack, layer_blocks
 from .blocks import DecoderLayer
 from .calls import Call, call_reaching, forward_of
-from .replay import LayerReplay, build_layer, record_replays
+from .file_names import FileNames
+from .replay import LayerReplay, LayerStructure, record_replays
+
+logger = logging.getLogger(__name__)
 
 
 class ModelSource:
@@ -38,9 +42,15 @@ class ModelSource:
         self.windows = torch.empty(0, 0, dtype=torch.long)
         self._ends: Tensor | None = None  # the windows that were recorded, (2, length)
         self._replays: list[LayerReplay] = []
-        self._rest: tuple[Any, ...] | None = None
+        self._rest: tuple[Any, ...] | list[Any] | None = None
         for index, layer in enumerate(self.stack):
-            check_layer(layer, f"{self.path}.{index}", self.architecture)
+            check_layer(layer, f"{self.path}.{index}")
+        self.names = FileNames.of(model)
+        if self.architecture.generic:
+            blocks = layer_blocks(self.stack[0], self.architecture)
+            looked_at = ", ".join(f"{name} ({' + '.join(members)})" for name, members in blocks.items())
+            message = "%s is not in the table of architectures; the blocks of its first layer are %s"
+            logger.warning(message, self.model_type, looked_at)
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -84,10 +94,11 @@ class ModelSource:
     @contextmanager
     def layer(self, index: int) -> Iterator[DecoderLayer]:
         """Context manager: a layer with its blocks, on the working device in the working dtype."""
-        with self.opened(index) as module:
-            layer = build_layer(f"{self.path}.{index}", module, self.architecture, self._replays[index])
+        with self.opened(index):
+            layer = self.structure(index).recorded(self._replays[index])
             layer.arguments = self._arguments(index)
-            yield layer
+            with layer.computing_by_linears():
+                yield layer
 
     def layers(self) -> Iterator[DecoderLayer]:
         """All layers in order, to be read."""
@@ -103,12 +114,17 @@ class ModelSource:
         """Every parameter by name, tied ones once."""
         yield from self.model.named_parameters()
 
+    def structure(self, index: int) -> LayerStructure:
+        """The blocks and matrices of a layer, which may be without weights."""
+        return LayerStructure.of(f"{self.path}.{index}", self.stack[index], self.architecture, self.names)
+
     def run(self, window: Tensor) -> Any:
         """Run the model without its head on a window, (1, length) int64."""
-        base = getattr(self.model, str(self.model.base_model_prefix), self.model)
+        name = base_name(self.model)
+        base: Any = self.model.get_submodule(name) if name else self.model
         return base(input_ids=window.to(self.home), use_cache=False)
 
-    def calls(self, window: Tensor, rest: tuple[Any, ...] | None) -> list[Call]:
+    def calls(self, window: Tensor, rest: tuple[Any, ...] | list[Any] | None) -> list[Call]:
         """The calls that the model makes of its layers for a window if these returned what they are given.
 
         `rest` is what they return beside the hidden states; None if they return these alone.
@@ -118,7 +134,8 @@ class ModelSource:
 
         def passed_on(index: int, *args: Any, **kwargs: Any) -> Any:
             calls[index] = Call(args, kwargs)
-            return calls[index].hidden if rest is None else (calls[index].hidden, *rest)
+            hidden = calls[index].hidden
+            return hidden if rest is None else type(rest)([hidden, *rest])
 
         with ExitStack() as stack:
             for index, layer in enumerate(self.stack):

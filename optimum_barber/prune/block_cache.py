@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..models.activations import Activations
+from ..models.activations import Activations, tensors_of
 from .rebuild_settings import RebuildConfig
 
 Masks = dict[str, Tensor]
@@ -85,6 +85,7 @@ def closing_inputs_fit(linears: Mapping[str, nn.Linear], name: str, inputs: Acti
     """
     weight = linears[name].weight
     tied = sum(linear.weight is weight for linear in linears.values()) > 1
-    tokens = sum(sample.numel() // sample.shape[-1] for sample in inputs.held)
+    hidden = [tensors_of(sample)[0] for sample in inputs.held]
+    tokens = sum(sample.numel() // sample.shape[-1] for sample in hidden)
     fits = tokens * weight.shape[1] * weight.element_size() <= CLOSING_BYTES
     return fits and not tied and inputs.batch_size is None and inputs.folder is None

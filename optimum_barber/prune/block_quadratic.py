@@ -72,7 +72,7 @@ def expand(
         missing = trial.weight(name) - trial.weight(name, masks[name])
         row_worth = worth[name] / gram.diagonal().sum()
         row_worth.clamp_(min=LEAST_WORTH * float(row_worth.mean())).clamp_(min=torch.finfo(row_worth.dtype).tiny)
-        correlation = slopes.correlation[name].over(trial.ranks).div_(row_worth[:, None])
+        correlation = slopes.correlation[name].or_zeros(missing).over(trial.ranks).div_(row_worth[:, None])
         models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
     return Expansion(models, worth)
 

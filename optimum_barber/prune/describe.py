@@ -6,7 +6,8 @@ from typing import Any
 
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
-from ..models.linears import linear_shapes
+from ..models.linears import matrices_of_model
+from ..models.matrices import MatrixView
 from ..tensors.budget import Shares
 from ..tensors.masks import PackedMask
 from .effort import UNIFORM
@@ -49,7 +50,9 @@ class SparsifyResult:
 def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> SparsityConfig:
     """The record of a run, for `sparsity_config.json`."""
     config, plan, windows = run.config, run.plan, run.windows
-    modules = {name: module_sparsity(mask) for name, mask in masks.items()}
+    linears = matrices_of_model(run.source)
+    transposed = {name for name, linear in linears.items() if isinstance(linear, MatrixView) and linear.transposed}
+    modules = {name: module_sparsity(mask, name in transposed) for name, mask in masks.items()}
     pruned = sum(module.pruned for module in modules.values())
     dtype = str(next(run.source.model.parameters()).dtype).removeprefix("torch.")
     samples, length = windows.tokens.shape
@@ -63,7 +66,7 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
     }
     rebuild = config.rebuild.model_dump() if config.rebuild.chain else None
     reconstruct = config.reconstruct.model_dump() if config.reconstruct.chain else None
-    ignored = [name for name in linear_shapes(run.source) if name not in masks]
+    ignored = [name for name in linears if name not in masks]
     return SparsityConfig(
         pattern=str(plan.pattern),
         target_sparsity=plan.pattern.sparsity,

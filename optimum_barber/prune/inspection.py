@@ -8,7 +8,7 @@ from torch import nn
 
 from ..base.errors import BarberError
 from ..checkpoints.runtimes import report
-from ..models.architectures import ARCHITECTURES, linears_of
+from ..models.architectures import ARCHITECTURES
 from ..models.device import choose_device
 from ..models.linears import linear_shapes
 from ..models.loading import ModelReference, empty_model, load_config
@@ -24,16 +24,19 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
     config = load_config(reference)
     config.__dict__.pop("quantization_config", None)
     source = ModelSource(empty_model(config), choose_device("auto"))
-    origin = "table" if config.model_type in ARCHITECTURES else "generic fallback"
+    origin = "table" if config.model_type in ARCHITECTURES else "by a look at its layers"
     lines = [
         f"model         {reference.name}: {type(source.model).__name__}, {_parameters(source.model):,} parameters",
         f"architecture  {config.model_type} ({origin})",
         f"layers        {len(source)} x {type(source.stack[0]).__name__} in {source.path}",
     ]
-    for block, members in source.architecture.blocks.items():
-        linears = linears_of(source.stack[0], members)
-        shapes = [f"{name} {linear.out_features}x{linear.in_features}" for name, linear in linears.items()]
-        lines.append(f"{block:<13} {', '.join(shapes)}")
+    first = source.structure(0)
+    for block, matrices in first.matrices.items():
+        shapes = []
+        for name, linear in matrices.linears.items():
+            short = name.removeprefix(f"{first.name}.")
+            shapes.append(f"{short} {linear.out_features}x{linear.in_features}")
+        lines.append(f"{block.removeprefix(f'{first.name}.'):<13} {', '.join(shapes)}")
     lines += _estimate(source, samples, sequence_length(config, length))
     return "\n".join(lines) + "\n"
 
@@ -53,7 +56,7 @@ def _estimate(source: ModelSource, samples: int, length: int) -> list[str]:
     dtype = getattr(config, "dtype", None) or torch.float32
     hidden = getattr(config.get_text_config(), "hidden_size", 0)
     written = _parameters(source.model) * dtype.itemsize
-    needs = needs_of(source.stack, source.architecture, hidden, samples, length, written, grams=1)
+    needs = needs_of(source, hidden, samples, length, written, grams=1)
     settings = BarberConfig(sparsity=0.5)
     flops = 2 * prunable * samples * length
     return [

@@ -1,5 +1,6 @@
 """The one loop over decoder layers and blocks that prunes: observe, produce, rebuild, commit, advance."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from .rebuilders import Rebuilder
 from .rebuilders.base import swap_count
 from .reconstructions import Reconstruction
 from .trial import Trial
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -207,7 +210,12 @@ def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[A
     def weights() -> Iterator[Tensor]:
         for inputs, *before in zip(layer.inputs(hidden), *outputs, strict=True):
             stream = layer.output(inputs, before)
-            yield 1 / stream.square().mean(-1, keepdim=True).clamp(min=1e-12)
+            energy = stream.square().mean(-1, keepdim=True)
+            if stream.ndim > 3:  # several streams side by side
+                token_axis = stream.shape.index(before[-1].shape[-2])
+                others = [axis for axis in range(stream.ndim - 1) if axis != token_axis]
+                energy = energy.mean(others).reshape(1, -1, 1)
+            yield 1 / energy.clamp(min=1e-12)
 
     return hidden.like(weights())
 
@@ -234,9 +242,17 @@ def watch(
 
 
 def produce(trial: Trial, plan: Plan) -> Masks:
-    """The producer's masks, checked; weights that it changes become those of the trial."""
+    """The producer's masks, checked; weights that it changes become those of the trial.
+
+    The statistics of a Linear that no token reaches leave magnitudes to compare: a warning counts them.
+    """
     masks: Masks = {}
     updated = {}
+    if plan.producer.needs:
+        unreached = [name for name in trial.linears if not trial.statistics[name].tokens]
+        if unreached:
+            message = "no token reaches %d of %d Linears of a block, such as %s: they are pruned by magnitude"
+            logger.warning(message, len(unreached), len(trial.linears), unreached[0])
     for name in trial.linears:
         linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed)
         made = ask(plan.producer, linear, plan.arguments, plan.exact)

@@ -110,6 +110,7 @@ class InputSums:
         self, trial: Trial, names: Sequence[str], shrinkage: float, grams: Mapping[str, Tensor] | None = None
     ) -> None:
         self.names, self.ranks, self.shrinkage, self.given = names, trial.ranks, shrinkage, dict(grams or {})
+        self.linears = trial.linears
         self.known = trial.cache.grams.setdefault(shrinkage, {})
         self.same_input: dict[str, str] = {}  # by Linear, the first one with its input
         self.first_inputs: dict[str, Tensor] = {}  # by Linear but the closing one, of inputs that are not known
@@ -123,7 +124,8 @@ class InputSums:
         for name in self.names:
             if name not in self.grams and name not in self.residuals:
                 continue
-            x = _weighted(calls[name][0], result.token_weights)
+            tokens = getattr(self.linears[name], "tokens", None)  # of an expert, those that are routed to it
+            x = _weighted(calls[name][0], result.token_weights, tokens)
             if name in self.grams:
                 self.grams[name].add(x, x)
             if name in self.residuals:
@@ -146,7 +148,7 @@ class InputSums:
         """Forget a known Gram matrix if on any rank its first input is another one; remember new inputs."""
         known = self.known.get(name)
         if known is not None:
-            unchanged = x is not None and torch.equal(x, known[0])
+            unchanged = x is not None and x.numel() > 0 and torch.equal(x, known[0])
             if not all(self.ranks.gather([float(unchanged)])):
                 del self.known[name]
         if x is not None and name not in self.known:
@@ -169,10 +171,17 @@ class InputSums:
         return {name: grams[self.same_input[name]] for name in self.names}, residuals
 
 
-def _weighted(stream: Tensor, weights: Tensor | None) -> Tensor:
-    """(tokens, width), each token by the root of its weight, so that products of two carry the weight."""
+def _weighted(stream: Tensor, weights: Tensor | None, tokens: Tensor | None = None) -> Tensor:
+    """(tokens, width), each token by the root of its weight, so that products of two carry the weight.
+
+    `tokens` are the rows of the block's input that the stream was made of; None for all. A stream of another number of
+    rows, such as one that the block has pooled, has weights of 1.
+    """
     rows = stream.reshape(-1, stream.shape[-1])
-    return rows if weights is None else rows * weights.reshape(-1, 1).sqrt()
+    if weights is None:
+        return rows
+    own = weights.reshape(-1, 1) if tokens is None else weights.reshape(-1, 1)[tokens]
+    return rows * own.sqrt() if len(own) == len(rows) else rows
 
 
 def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:

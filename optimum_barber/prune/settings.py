@@ -78,6 +78,9 @@ class PruneSettings(BaseModel):
         description="number of windows on the device at once (default: all that fit); never changes the result",
     )  # fmt: skip
     ignore: list[str] = Field(default_factory=list, description="glob of full names of Linears to leave dense")
+    allow_dense_rest: bool = Field(
+        False, description="prune a model of which more than a tenth of the layers' weights cannot be pruned"
+    )
 
     @field_serializer("producer")
     def _producer_name(self, producer: Any) -> str:

@@ -19,7 +19,7 @@ from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
 from ..checkpoints.write import check_masks, save_configs, save_record, save_weights
 from ..models.device import choose_device, matrix_products
-from ..models.linears import prunable
+from ..models.linears import matrices_of_model, prunable
 from ..models.loading import ModelReference, cast_parameters, load_model, load_tokenizer, resolve_model
 from ..models.source import ModelSource
 from ..tensors.budget import Shares, patterns_of
@@ -218,7 +218,8 @@ class BarberSparsifier:
         with staged(output) if output is not None and run.plan.ranks.first else nullcontext() as partial:
             shares = _share_sparsity(run, quiet)
             masks = _prune_layers(run, reports, callbacks, quiet)
-            check_masks(self.model, masks, run.plan.pattern)
+            weights = {name: linear.weight for name, linear in matrices_of_model(run.source).items()}
+            check_masks(weights, masks, run.plan.pattern)
             result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
             if partial is not None:
                 shard = self.reference.shard_bytes if self.reference else None

@@ -142,7 +142,7 @@ class Trial:
                 for result in self.results(self.samples(targets)):
                     reduce(result)
             self.gradient_passes += 1
-        return {name: reduced.result(self.ranks) for name, reduced in reductions.items()}
+        return {name: reduced.result(leaves[name], self.ranks) for name, reduced in reductions.items()}
 
     def watch(self, masks: Masks, observe: Observer | None = None) -> Measured:
         """Run the block under the masks on every sample, show `observe` each result, and measure E(M)."""

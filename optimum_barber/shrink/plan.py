@@ -8,7 +8,7 @@ from torch import nn
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..checkpoints.structure import PrunedStructure, read_structure
-from ..models.architectures import Structure, linears_of
+from ..models.architectures import Structure
 from ..models.device import choose_device
 from ..models.linears import check_weights
 from ..models.source import ModelSource
@@ -67,8 +67,8 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     structure = structure_of(source)
     units = units_of(source, config.head_unit if replayed is None else replayed.unit)
     linears: list[nn.Linear] = []
-    for members in source.architecture.blocks.values():
-        linears += linears_of(source.stack[0], members).values()
+    for matrices in source.structure(0).matrices.values():
+        linears += matrices.linears.values()
     if replayed is None:
         budget = budget_of(config, source.stack[0], units, linears)
     else:

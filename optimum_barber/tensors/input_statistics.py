@@ -22,6 +22,9 @@ STATISTICS = ("input_norm", "gram", "input_abs", "input_sum")
 class InputStatistics:
     """Statistics of one Linear's input X, (tokens, in), over the whole calibration set; None unless needed.
 
+    Without a token, as for an expert to which none is routed, they are those of inputs of norm 1 that do not correlate:
+    scores that they weigh become magnitudes.
+
     Attributes:
         input_norm: ||X_j||_2 of each channel j, (in,) float32.
         gram: H = sum over tokens of x x^T, (in, in) float32.
@@ -49,11 +52,11 @@ class _InputSums:
         if self.gram is not None:
             self.gram.add(x, x)
 
-    def over(self, ranks: Ranks) -> InputStatistics:
-        """The sums over all ranks, the norm out of its squares; each has seen a sample, or none has."""
+    def over(self, ranks: Ranks, weight: Tensor) -> InputStatistics:
+        """The sums over all ranks for Linears of this width, the norm out of its squares."""
         tokens = int(sum(ranks.gather([self.tokens])))
         if not tokens:
-            return InputStatistics()
+            return self._without_tokens(weight.shape[1], weight.device)
         statistics = InputStatistics(tokens=tokens)
         for name, total in self.channels.items():
             setattr(statistics, name, total.over(ranks))
@@ -61,6 +64,13 @@ class _InputSums:
             statistics.input_norm.sqrt_()
         if self.gram is not None:
             statistics.gram = self.gram.over(ranks)
+        return statistics
+
+    def _without_tokens(self, width: int, device: torch.device) -> InputStatistics:
+        statistics = InputStatistics(gram=torch.eye(width, device=device) if self.gram is not None else None)
+        for name in self.channels:
+            value = 0.0 if name == "input_sum" else 1.0
+            setattr(statistics, name, torch.full((width,), value, device=device))
         return statistics
 
 
@@ -98,7 +108,7 @@ class InputRecorder:
     def result(self, ranks: Ranks = ALONE) -> dict[str, InputStatistics]:
         """The statistics by Linear over all ranks, to be asked for once; one input, the same tensors."""
         totals: dict[_InputSums, InputStatistics] = {}
-        for sums in self._sums.values():
+        for name, sums in self._sums.items():
             if sums not in totals:
-                totals[sums] = sums.over(ranks)
+                totals[sums] = sums.over(ranks, self.linears[name].weight)
         return {name: replace(totals[sums]) for name, sums in self._sums.items()}

@@ -22,10 +22,10 @@ class GradientReduction:
         self.samples += 1
         self.total.add(gradient.square_() if self.squared else gradient)
 
-    def result(self, ranks: Ranks = ALONE) -> Tensor:
-        """G over the samples of all ranks; to be asked for once."""
+    def result(self, weight: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """G of a weight over the samples of all ranks; to be asked for once."""
         samples = int(sum(ranks.gather([self.samples])))
-        mean = self.total.over(ranks).div_(samples)
+        mean = self.total.or_zeros(weight).over(ranks).div_(max(samples, 1))
         return mean.sqrt_() if self.squared else mean.abs_()
 
 

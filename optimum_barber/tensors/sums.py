@@ -34,6 +34,12 @@ class Sum:
         for total, piece in zip(self._total.split(rows), part.split(rows), strict=True):
             total.add_(piece)
 
+    def or_zeros(self, like: Tensor) -> "Sum":
+        """Return the sum, of zeros where nothing was added: a weight on which nothing depends has no gradient."""
+        if self._total is None:
+            self.add(torch.zeros_like(like))
+        return self
+
     def over(self, ranks: Ranks = ALONE) -> Tensor:
         """The sum over all ranks, of the dtype of its parts. To be asked for once: its memory is let go."""
         if self._total is None:

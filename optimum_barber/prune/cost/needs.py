@@ -3,10 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from ...base.errors import BarberError
-from ...models.architectures import Architecture, linears_of
+from ...models.source import ModelSource
 from ..block_cache import CLOSING_BYTES
 
 GIB = 2**30
@@ -113,7 +111,7 @@ def spelled(size: int) -> str:
 
 
 def needs_of(
-    stack: nn.ModuleList, architecture: Architecture, hidden_size: int, windows: int, length: int,
+    source: ModelSource, hidden_size: int, windows: int, length: int,
     checkpoint: int, grams: int = 0,
 ) -> Needs:  # fmt: skip
     """Measure what it takes to prune decoder layers, which may be without weights, over `windows` of `length` tokens.
@@ -121,11 +119,11 @@ def needs_of(
     The weights as they are written have `checkpoint` bytes; `grams` copies of a block's Gram matrices are held at once.
     """
     layer_size = gram_size = output_width = closing_width = prunable = 0
-    for layer in stack:
+    for index, layer in enumerate(source.stack):
         layer_size = max(layer_size, sum(parameter.numel() for parameter in layer.parameters()))
-        for members in architecture.blocks.values():
+        for matrices in source.structure(index).matrices.values():
             input_widths, outputs = set(), 0
-            for linear in linears_of(layer, members).values():
+            for linear in matrices.linears.values():
                 input_widths.add(linear.in_features)
                 outputs += linear.out_features
                 prunable += linear.weight.numel()

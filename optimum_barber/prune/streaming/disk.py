@@ -1,5 +1,6 @@
 """The store on disk: a decoder layer is read, worked on, committed to the output, and let go."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ...checkpoints.names import GENERATION_CONFIG_NAME
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
 from ...models.activations import Activations
+from ...models.architectures import decoder_path
 from ...models.loading import ModelReference, brief, empty_model, load_config
 from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
@@ -45,8 +47,10 @@ class DiskCheckpoint:
         """Dtype and shape of every tensor of the output; tensors that the model does not know stay as they are."""
         state = self.model.state_dict()
         entries = dict(self.weights.entries)
-        for name in entries.keys() & state.keys():
-            entries[name] = Entry(state[name].dtype, tuple(state[name].shape))
+        for name, empty in state.items():
+            for stored, part in self.weights.tensors_of(name, empty).items():
+                if stored in entries:
+                    entries[stored] = Entry(part.dtype, tuple(part.shape))
         return entries
 
 
@@ -61,6 +65,7 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
         else:
             chosen = getattr(torch, dtype)
         model = empty_model(config, dtype=chosen)
+        _keep_dtypes(model, chosen)
         if reference.gguf_file is None and (reference.directory / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(reference.directory)
         weights.match_names(model)
@@ -69,21 +74,29 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
     return model
 
 
+def _keep_dtypes(model: Any, dtype: torch.dtype) -> None:
+    """Give weights that the model keeps in another dtype that one, as loading would."""
+    for pattern, other in model._get_dtype_plan(dtype).items():
+        part = re.compile(rf"(^|\.){re.escape(pattern)}(\.|$)")
+        for name, parameter in model.named_parameters():
+            if part.search(name):
+                parameter.data = parameter.data.to(other)
+
+
 def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
     """The reason why layers cannot be read one by one; raises BarberError if a shape is not the configuration's."""
-    if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
-        return f"{type(model).__name__} keeps some weights in float32"
     if weights.obstacle:
         return weights.obstacle
     state, entries = model.state_dict(), weights.entries
     once = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()  # of tied weights the first
-    for name, tensor in sorted(state.items()):
-        shape = tuple(tensor.shape)
-        if name not in entries and name in once:
-            return f"its files have no {name}"
-        if name in entries and entries[name].shape != shape:
-            stored = entries[name].shape
-            raise BarberError(f"model {weights.name!r}: {name} has shape {stored}, its config says {shape}")
+    for parameter, empty in sorted(state.items()):
+        for name, part in weights.tensors_of(parameter, empty).items():
+            shape = tuple(part.shape)
+            if name not in entries and parameter in once:
+                return f"its files have no {name}"
+            if name in entries and entries[name].shape != shape:
+                stored = entries[name].shape
+                raise BarberError(f"model {weights.name!r}: {name} has shape {stored}, its config says {shape}")
     return None
 
 
@@ -125,7 +138,7 @@ class DiskSource(ModelSource):
         trim()
         with self._loaded(self.stack[index], self._layer_names(index)):
             if index + 1 < len(self):
-                self.disk.read_ahead(self._layer_names(index + 1).values())
+                self.disk.read_ahead(self._stored_names(index + 1))
             with super().opened(index) as module:
                 yield module
 
@@ -138,30 +151,41 @@ class DiskSource(ModelSource):
         if self.progress is None:
             return masks
         state = self.stack[index].state_dict()
-        weights = {full: state[name] for name, full in self._layer_names(index).items()}
+        weights: dict[str, Tensor] = {}
+        for name, full in self._layer_names(index).items():
+            weights |= self.disk.tensors_of(full, state[name])
         return self.progress.commit(masks, hidden, weights)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight from its file, in the file's dtype, tied ones once."""
-        for name in self.model.state_dict():
-            if name in self.disk.entries:
-                yield name, self.disk.tensor(name)
+        for parameter, empty in self.model.state_dict().items():
+            for name in self.disk.tensors_of(parameter, empty):
+                if name in self.disk.entries:
+                    yield name, self.disk.tensor(name)
 
     def names_outside_layers(self) -> list[str]:
         """The tensors on the disk that no decoder layer holds, among them those that the model does not know."""
         inside: set[str] = set()
         for index in range(len(self)):
-            inside.update(self._layer_names(index).values())
+            inside.update(self._stored_names(index))
         return [name for name in self.disk.entries if name not in inside]
 
     def _layer_names(self, index: int) -> dict[str, str]:
         """The full name of each tensor of a layer, by its name within the layer."""
         return {name: f"{self.path}.{index}.{name}" for name in self.stack[index].state_dict()}
 
+    def _stored_names(self, index: int) -> list[str]:
+        """The tensors of the files that a layer holds."""
+        state = self.stack[index].state_dict()
+        names: list[str] = []
+        for name, full in self._layer_names(index).items():
+            names += self.disk.tensors_of(full, state[name])
+        return names
+
     @cached_property
     def _outer_names(self) -> dict[str, str]:
-        """The tensors of the base model outside its layers: embedding and final norm."""
-        prefix, inside = f"{self.model.base_model_prefix}.", f"{self.path}."
+        """The tensors of the text decoder outside its layers: embedding and final norm."""
+        prefix, inside = decoder_path(self.model), f"{self.path}."
         names = [name for name in self.model.state_dict() if name.startswith(prefix)]
         return {name: name for name in names if not name.startswith(inside)}
 
@@ -170,7 +194,7 @@ class DiskSource(ModelSource):
         """Context manager: these tensors of the module are mapped from the disk, in the dtype of the model."""
         empty = {name: tensor for name, tensor in module.state_dict().items() if name in names}
         files = self.disk.reopen()  # a mapping of its own, which takes all changes with it
-        stored = {name: files.tensor(full).to(empty[name].dtype) for name, full in names.items()}
+        stored = {name: files.parameter(full, empty[name]).to(empty[name].dtype) for name, full in names.items()}
         module.load_state_dict(stored, strict=False, assign=True)
         del stored, files
         try:

@@ -49,7 +49,7 @@ def estimate(checkpoint: DiskCheckpoint, samples: int, length: int, grams: int =
         if written[name].dtype != stored[name].dtype:
             copied += written[name].bytes
         largest_outer = max(largest_outer, copied)
-    needs = cost.needs_of(source.stack, source.architecture, hidden, samples, length, size, grams)
+    needs = cost.needs_of(source, hidden, samples, length, size, grams)
     return replace(needs, largest_outer_tensor=largest_outer)
 
 
