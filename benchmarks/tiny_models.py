@@ -1,0 +1,194 @@
+"""A tiny model of every causal LM that transformers knows: hand-written sizes, and general ones for the others."""
+
+from typing import Any
+
+import torch
+
+BASE: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+HEADS: dict[str, Any] = {**BASE, "head_dim": 16}
+LATENT: dict[str, Any] = {  # multi-head latent attention
+    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}  # fmt: skip
+ROUTED: dict[str, Any] = {
+    "moe_intermediate_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16
+}  # fmt: skip
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+TWICE = {
+    "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16
+}  # fmt: skip
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+GEMMA4_TEXT: dict[str, Any] = {
+    **HEADS, **TWICE, "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+    "num_kv_shared_layers": 0,
+}  # fmt: skip
+
+SIZES: dict[str, dict[str, Any]] = {
+    "bamba": {**BASE, **MAMBA, "attn_layer_indices": [1]},
+    "cohere_compass_text": {
+        **HEADS, **ALTERNATING,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "dbrx": {
+        "vocab_size": 512, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "pad_token_id": 0,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+    },
+    "deepseek_v2": {**BASE, **LATENT, **ROUTED, "topk_method": "greedy", "head_dim": 8},
+    "dots3_note_text": {
+        **BASE, **LATENT, **ROUTED, "head_dim": 16, "layer_types": ["full_attention"] * 2, "index_topk": 16,
+        "index_head_dim": 16, "index_n_heads": 2, "mlp_layer_types": ["dense", "sparse"],
+        "shared_experts_intermediate_size": 64,
+    },
+    "dots1": {**HEADS, **ROUTED, "layer_types": ["full_attention"] * 2},
+    "falcon": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512, "ffn_hidden_size": 256,
+        "bos_token_id": 1, "eos_token_id": 1,
+    },
+    "falcon_h1": {**HEADS, **MAMBA, "mamba_d_ssm": 128},
+    "gemma3": {"text_config": {**HEADS, **ALTERNATING}, "vision_config": VISION, "mm_tokens_per_image": 4,
+               "image_token_index": 511, "boi_token_index": 510, "eoi_token_index": 509},
+    "gemma3n_text": {
+        **HEADS, **TWICE, "intermediate_size": [96] * 4, "num_kv_shared_layers": 0, "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+        "altup_num_inputs": 2,
+    },
+    "gemma4_text": GEMMA4_TEXT,
+    "gpt_neo": {
+        "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
+        "num_heads": 4, "intermediate_size": 128, "max_position_embeddings": 256, "window_size": 16,
+    },
+    "hunyuan_v1_dense": HEADS,
+    "hunyuan_v1_moe": {**HEADS, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 64},
+    "lfm2_moe": {**BASE, **EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {
+        **HEADS, **LATENT, "num_layers": 2, "ffn_hidden_size": 128, "expert_ffn_hidden_size": 64,
+        "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "qk_rope_head_dim": 16,
+    },
+    "mamba2": {
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "expand": 2,
+        "state_size": 16, "n_groups": 1, "chunk_size": 16,
+    },
+    "ministral": {**HEADS, **ALTERNATING},
+    "nemotron_h": {
+        **HEADS, "num_hidden_layers": 4, "hybrid_override_pattern": "M*-E", "mamba_num_heads": 8, "mamba_head_dim": 16,
+        "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 64, "n_group": 1, "topk_group": 1,
+    },
+    "qwen4_exp_text": {
+        **HEADS, **EXPERTS, "shared_expert_intermediate_size": 64, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"], "hc_count": 2, "hc_lowrank": 8, "ple_embed_dim": 8,
+        "heads_per_ngram": 2, "ngram_vocab_size_base": 64, "split_ngram_parts": 2,
+        "make_ngram_vocab_size_divisible_by": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+        "indexer_budget": 16, "indexer_compress_ratio": 2,
+    },
+    "recurrent_gemma": {
+        **HEADS, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 16,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
+    "xlnet": {"vocab_size": 512, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128},
+    "zamba": {
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 128, "mamba_d_state": 8, "mamba_dt_rank": 8,
+        "attention_hidden_size": 128, "attention_head_dim": 32, "use_mamba_kernels": False,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    },
+    "zamba2": {
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 128, "mamba_d_state": 16, "mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1,
+        "chunk_size": 16, "num_mem_blocks": 1, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "use_mem_eff_path": False,
+    },
+    "zaya": {**BASE, "num_experts": 4, "num_experts_per_tok": 1},
+}  # fmt: skip
+
+GENERAL: dict[str, Any] = {  # tried on every configuration that has such a setting
+    **HEADS, **LATENT, **ROUTED, **EXPERTS,
+    "n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 256, "n_ctx": 256, "d_model": 64, "n_heads": 4,
+    "n_layers": 2, "ffn_dim": 128, "word_embed_proj_dim": 64, "num_local_experts": 4,
+    "shared_expert_intermediate_size": 64, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4, "decoder_ffn_dim": 128, "encoder_ffn_dim": 128, "embedding_size": 64,
+    "sliding_window": 32, "num_layers": 2, "d_ff": 128, "num_heads": 4, "d_kv": 16, "rotary_dim": 8,
+    "multi_query": False, "state_size": 8, "num_groups": 1, "moe_num_experts": 4, "moe_topk": 2,
+    "ffn_hidden_size": 128, "ffn_hidden_dim": 128, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def tiny_config(model_type: str) -> Any:
+    """Return a configuration of a model of a few hundred thousand parameters; whatever refuses the sizes is raised."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[model_type]
+    if SIZES.get(model_type):
+        return kind(**SIZES[model_type])
+    default = kind()
+    text = default.get_text_config()
+    if text is default:
+        return _accepted(kind, _sizes_for(text))
+    name = next((name for name, value in vars(default).items() if value is text), None)
+    inner = _accepted(type(text), _sizes_for(text))
+    return kind(**{name: inner.to_dict()}) if name else default
+
+
+def tiny_model(model_type: str, seed: int = 0) -> Any:
+    """Build the causal LM of `tiny_config` with seeded random weights."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(tiny_config(model_type)).eval()
+
+
+def _sizes_for(config: Any) -> dict[str, Any]:
+    """The general sizes that a default configuration has settings for."""
+    sizes = {}
+    for name, size in GENERAL.items():
+        optional = name in ("num_key_value_heads", "pad_token_id") and hasattr(config, name)
+        if optional or _setting(config, name) is not None:
+            sizes[name] = size
+    if "num_experts" in sizes and not _setting(config, "num_experts"):
+        del sizes["num_experts"]
+    if _setting(config, "qk_rope_head_dim"):
+        sizes.pop("head_dim", None)
+        sizes["num_key_value_heads"] = 4
+    kinds = _setting(config, "layer_types") or _setting(config, "layers_block_type")
+    if kinds:
+        kinds = list(dict.fromkeys(kinds))
+        kinds = kinds * 2 if len(kinds) == 1 else kinds
+        sizes["num_hidden_layers"] = len(kinds)
+        if _setting(config, "layer_types"):
+            sizes["layer_types"] = kinds
+    return sizes
+
+
+def _setting(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # some properties refuse a default configuration
+        return None
+
+
+def _accepted(kind: Any, sizes: dict[str, Any]) -> Any:
+    """The configuration without the settings that it refuses by name."""
+    while True:
+        try:
+            return kind(**sizes)
+        except Exception as error:  # whatever a configuration raises
+            refused = [name for name in sizes if f"'{name}'" in str(error) or f"`{name}`" in str(error)]
+            if not refused:
+                raise
+            del sizes[refused[0]]
