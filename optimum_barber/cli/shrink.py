@@ -9,7 +9,7 @@ from ..shrink.settings import ShrinkConfig
 from .flags import add_fields, add_run, flag_values
 from .terminal import hush_loading_bars, write_summary
 
-HELP = "Remove whole attention heads and FFN channels; writes a smaller, faster checkpoint that loads everywhere."
+HELP = "Remove whole attention heads, FFN channels or experts; writes a smaller checkpoint that loads everywhere."
 EPILOG = """\
 `optimum-barber plugins` lists all scorers with their arguments. OPT loses FFN channels only (--remove-heads 0).
 DIR holds the smaller checkpoint, pruned_structure.json (the kept heads and channels) and report.json.
@@ -17,6 +17,7 @@ DIR holds the smaller checkpoint, pruned_structure.json (the kept heads and chan
 examples:
   optimum-barber shrink MODEL --remove 0.2 --calibration pydoc --samples 16 --sequence-length 512 -o OUT
   optimum-barber shrink MODEL --scorer barber --remove-heads 0 --remove-channels 0.3 --calibration text.txt -o OUT
+  optimum-barber shrink MODEL --scorer reap --remove-experts 0.25 --calibration text.txt -o OUT
   optimum-barber shrink MODEL --structure OTHER_OUT/pruned_structure.json -o OUT
 """
 PICTURE_NAME = "errors.png"
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Shrink; the summary goes to standard output."""
     config = config_from(args)
     from ..base.output import check_output
+    from ..checkpoints.experts import PrunedExperts
     from ..models.loading import load_model, load_tokenizer, resolve_model
     from ..runs.report.block_charts import error_picture
     from ..shrink.shrinker import BarberShrinker
@@ -58,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
     result = shrinker.shrink(
         config, save_dir=args.output, overwrite=args.overwrite, latency=not args.no_latency, quiet=args.quiet
     )
+    if isinstance(result.structure, PrunedExperts):
+        if not args.quiet:
+            write_summary({**_expert_summary(result.report), "written to": args.output}, width=20)
+        return 0
     if args.picture:
         name = result.structure.scorer["name"]
         error_picture(output / PICTURE_NAME, {name: result.report}, f"scorer {name}")
@@ -73,10 +79,24 @@ def _check_picture(config: ShrinkConfig) -> None:
     from ..shrink.plan import reads_text
 
     check_drawing("a picture")
+    if config.remove_experts is not None:
+        raise BarberError("picture shows errors of heads and channels: experts have none")
     if not reads_text(config):
         raise BarberError(
             f"picture shows errors on calibration text: scorer {config.scorer!r}, or the structure, reads none"
         )
+
+
+def _expert_summary(report: dict[str, Any]) -> dict[str, str]:
+    before, after, experts = report["before"], report["after"], report["experts"]
+    texts = {}
+    for label, old, new in (
+        ("experts a layer", experts["before"], experts["after"]),
+        ("parameters", before["parameters"], after["parameters"]),
+        ("bytes", before["weight_bytes"], after["weight_bytes"]),
+    ):
+        texts[label] = f"{old:,} -> {new:,} ({new / old:.3f})"
+    return texts
 
 
 def _summary(report: dict[str, Any], base_type: str, model_type: str) -> dict[str, str]:

@@ -41,7 +41,9 @@ class Piece:
         """The piece's tensor as a view of its parameter."""
         if self.index is None and self.expert is not None:
             return parameter[self.expert, slice(*self.rows)]
-        return parameter if self.span[1] - self.span[0] == len(parameter) else parameter[slice(*self.span)]
+        if parameter.ndim == 0 or self.span[1] - self.span[0] == len(parameter):
+            return parameter
+        return parameter[slice(*self.span)]
 
 
 @dataclass

@@ -21,7 +21,9 @@ class MatrixView(nn.Linear):
 
     Attributes:
         transposed: whether the files hold it as (in, out).
+        expert: which expert's it is, and `closing` whether it is that one's last; None for no expert's.
         tokens: which rows of the block's input, (tokens,) int64, the latest call was made for; None for all.
+        routing: what the output of the latest call is multiplied with, (tokens,); None where that is done before.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
@@ -30,7 +32,10 @@ class MatrixView(nn.Linear):
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
         self.transposed = transposed
+        self.expert: int | None = None
+        self.closing = False
         self.tokens: Tensor | None = None
+        self.routing: Tensor | None = None
 
 
 Forward = Callable[..., Any]
@@ -133,9 +138,9 @@ class _Projection:
     whole: Tensor  # (out, in)
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, tokens: Tensor | None = None, routing: Tensor | None = None) -> Tensor:
         for linear in self.linears:
-            linear.tokens = tokens
+            linear.tokens, linear.routing = tokens, routing
         if len(self.linears) == 1:
             output = self.linears[0](x)
         elif self._untouched():
@@ -173,6 +178,7 @@ def _experts(name: str, module: nn.Module, names: FileNames, matrices: Matrices)
             own_bias = bias.data[expert] if bias is not None else None
             views = _views(parameter.data[expert], pieces, transposed)
             for piece, view in zip(pieces, views.linears, strict=True):
+                view.expert, view.closing = expert, side == "down_proj"
                 matrices.add(piece, view, parameter)
             projections.append(replace(views, bias=own_bias))
         sides.append(projections)
@@ -197,10 +203,11 @@ def _routed(
         place, tokens = torch.where((top_k_index == index).t())
         states = first(hidden_states[tokens], tokens)
         states = module._apply_gate(states) if module.has_gate else module.act_fn(states)
-        states = down(states, tokens)
+        routing = top_k_weights[tokens, place, None]
+        states = down(states, tokens, routing[:, 0])
         if module.has_post_expert_norm:
             states = module.post_expert_norm(states)
-        weighted = states * top_k_weights[tokens, place, None]
+        weighted = states * routing
         output.index_add_(0, tokens, weighted.to(output.dtype))
     return output
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import BarberError
-from ..checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ..checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ..checkpoints.verify import Verification, verify_checkpoint
 from ..shrink.audit import CutAudit, audit_cut
+from ..shrink.experts import audit_experts
 
 
 @dataclass
@@ -17,7 +18,7 @@ class ProductVerification(Verification):
         cut: the audit of the removed heads and channels, whose faults are among `faults`.
     """
 
-    cut: CutAudit | None = None
+    cut: CutAudit | str | None = None
 
     def __str__(self) -> str:
         if self.cut is None:
@@ -41,6 +42,8 @@ def verify_product(directory: str | Path, base: str | None = None, weights: bool
         from optimum_barber.integrations.lora.checkpoint import verify_adapter
 
         return verify_adapter(directory)
+    if (directory / EXPERTS_NAME).is_file():
+        return _verified_experts(directory, base, weights)
     if not (directory / STRUCTURE_NAME).is_file():
         if base is not None:
             raise BarberError(f"base goes with a shrunk checkpoint: {directory} has no {STRUCTURE_NAME}")
@@ -49,3 +52,13 @@ def verify_product(directory: str | Path, base: str | None = None, weights: bool
     masks = verify_checkpoint(directory) if (directory / SPARSITY_NAME).is_file() else Verification("dense")
     faults = [*cut.faults, *masks.faults]
     return ProductVerification(masks.pattern, masks.modules, masks.pruned, masks.zeros, faults, cut)
+
+
+def _verified_experts(directory: Path, base: str | None, weights: bool) -> ProductVerification:
+    """Check a checkpoint that lost experts; under masks, if it has any, its weights are not the dense ones."""
+    masked = (directory / SPARSITY_NAME).is_file()
+    checked, faults = audit_experts(directory, base, weights and not masked)
+    masks = verify_checkpoint(directory) if masked else Verification("dense")
+    return ProductVerification(
+        masks.pattern, masks.modules, masks.pruned, masks.zeros, [*faults, *masks.faults], checked
+    )

@@ -37,7 +37,8 @@ def describe_cut(
     else:
         scorer = {"name": config.scorer, "arguments": cut.arguments}
         last = ("compensate", "structure")
-        settings = {name: getattr(config, name) for name in ShrinkSettings.model_fields if name not in last}
+        names = [name for name in ShrinkSettings.model_fields if name not in (*last, "remove_experts")]
+        settings = {name: getattr(config, name) for name in names}
         # version 0.1.0 had one setting more, and always refused it
         settings |= {"skip_layers": 0, **{name: getattr(config, name) for name in last}}
         calibration = None

@@ -36,7 +36,7 @@ class ShrinkSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scorer: str = Field("bip", description="method that ranks heads and channels")
+    scorer: str = Field("bip", description="method that ranks heads and channels, or experts: bip, reap, ...")
     scorer_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
     remove: Share | None = Field(
         None,
@@ -48,6 +48,9 @@ class ShrinkSettings(BaseModel):
     )
     remove_channels: Annotated[float | None, _share("remove channels", False)] = Field(
         None, description="share of the FFN channels to remove, in [0, 1), instead of --remove"
+    )
+    remove_experts: Annotated[float | None, _share("remove experts", True)] = Field(
+        None, description="share of the experts of every sparse MLP to remove, in (0, 1), instead of heads and channels"
     )
     head_unit: Annotated[str, one_of("head unit", HEAD_UNITS)] = Field(
         "group",
@@ -67,12 +70,18 @@ class ShrinkSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "ShrinkSettings":
         shares = (self.remove, self.remove_heads, self.remove_channels)
+        if self.remove_experts is not None:
+            if self.structure is not None or self.compensate or any(share is not None for share in shares):
+                raise BarberError("remove experts stands alone: heads, channels and biases are another run")
+            return self
         if self.structure is not None:
             if any(share is not None for share in shares):
                 raise BarberError("structure and shares to remove exclude each other: the record says what stays")
             return self
         if all(share is None for share in shares):
-            raise BarberError("remove is missing: a share in (0, 1), or --remove-heads and --remove-channels")
+            raise BarberError(
+                "remove is missing: a share in (0, 1), or --remove-heads and --remove-channels, or --remove-experts"
+            )
         if self.remove is not None and self.remove_channels is not None:
             raise BarberError(
                 "remove and remove channels exclude each other: under --remove, channels make up the total"

@@ -14,32 +14,38 @@ from tqdm.auto import tqdm
 from ..base.errors import BarberError
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
-from ..checkpoints.names import REPORT_NAME, STRUCTURE_NAME
+from ..checkpoints.experts import PrunedExperts
+from ..checkpoints.names import EXPERTS_NAME, REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import ONE_FILE
+from ..models.device import choose_device
 from ..models.loading import PretrainedTool
+from ..models.measure import size_of
 from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
 from .cut import cut_model
 from .cut_errors import mean_contributions
+from .experts import describe_removal, plan_removal, remove_experts
 from .figures import describe_cut, report_of
 from .plan import Cut, plan_cut, reads_text
 from .scan import choose_units
 from .settings import ShrinkConfig
 from .units import Kept
 
+Calibration = Sequence[str] | Tensor | TokenWindows | None
+
 
 @dataclass
 class ShrinkResult:
-    """The smaller model, the content of its `pruned_structure.json`, and that of its `report.json`."""
+    """The smaller model, its record (`pruned_structure.json` or `pruned_experts.json`), its `report.json`."""
 
     model: Any
-    structure: PrunedStructure
+    structure: PrunedStructure | PrunedExperts
     report: dict[str, Any]
 
 
 class BarberShrinker(PretrainedTool):
-    """Cuts attention heads and FFN channels out of a causal LM.
+    """Cuts attention heads and FFN channels, or experts, out of a causal LM.
 
     Args:
         model: a transformers causal LM; its weights stay as they are.
@@ -50,7 +56,7 @@ class BarberShrinker(PretrainedTool):
     def shrink(
         self,
         config: ShrinkConfig,
-        calibration: Sequence[str] | Tensor | TokenWindows | None = None,
+        calibration: Calibration = None,
         save_dir: str | Path | None = None,
         overwrite: bool = False,
         latency: bool = True,
@@ -76,6 +82,8 @@ class BarberShrinker(PretrainedTool):
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
         if config.dtype != "auto":
             self.model.to(getattr(torch, config.dtype))
+        if config.remove_experts is not None:
+            return self._without_experts(config, config.remove_experts, calibration, output, quiet)
         cut = plan_cut(self.model, config)
         windows = None
         if reads_text(config):
@@ -83,12 +91,35 @@ class BarberShrinker(PretrainedTool):
         with staged(output) if output is not None else nullcontext() as partial:
             result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
-                shard = self.reference.shard_bytes if self.reference else None
-                result.model.save_pretrained(partial, max_shard_size=shard or ONE_FILE)
-                if self.tokenizer is not None:
-                    self.tokenizer.save_pretrained(partial)
-                write_json(partial / STRUCTURE_NAME, result.structure.model_dump())
-                write_json(partial / REPORT_NAME, result.report)
+                self._save(partial, result, STRUCTURE_NAME)
+        return result
+
+    def _save(self, partial: Path, result: ShrinkResult, record: str) -> None:
+        shard = self.reference.shard_bytes if self.reference else None
+        result.model.save_pretrained(partial, max_shard_size=shard or ONE_FILE)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(partial)
+        write_json(partial / record, result.structure.model_dump())
+        write_json(partial / REPORT_NAME, result.report)
+
+    def _without_experts(
+        self, config: ShrinkConfig, share: float, calibration: Calibration, output: Path | None, quiet: bool
+    ) -> ShrinkResult:
+        removal = plan_removal(self.model, share, config.scorer, choose_device(config.device))
+        windows = None
+        tokens = torch.zeros((1, 1), dtype=torch.long)
+        if removal.scorer.needs_text:
+            windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
+            tokens = windows.tokens
+        bar = tqdm(total=len(removal.experts), unit="layer", desc=config.scorer, disable=quiet or None)
+        with staged(output) if output is not None else nullcontext() as partial, bar:
+            small, kept, scores = remove_experts(removal, tokens, config.seed, bar.update)
+            small.config.__dict__.pop("sparsity_config", None)  # masks of a larger model
+            record = describe_removal(config, removal, kept, scores, windows, self.name)
+            report = {"asked": share, "before": size_of(self.model), "after": size_of(small)}
+            result = ShrinkResult(small, record, {**report, "experts": record.counts})
+            if partial is not None:
+                self._save(partial, result, EXPERTS_NAME)
         return result
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:

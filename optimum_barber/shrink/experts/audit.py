@@ -1,0 +1,73 @@
+"""A record of removed experts, and the check of a checkpoint against it and against the dense model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ...base.errors import BarberError
+from ...checkpoints.experts import PrunedExperts, read_experts
+from ...checkpoints.safetensors import SafetensorsWeights
+from ...checkpoints.write import software
+from ...models.file_names import FileNames
+from ...models.loading import empty_model, load_model, local_model, resolve_model
+from ...text.windows import TokenWindows
+from ..settings import ShrinkConfig
+from .remove import ExpertRemoval, plan_removal
+from .scores import cut_experts
+
+
+def describe_removal(
+    config: ShrinkConfig,
+    removal: ExpertRemoval,
+    kept: Mapping[str, list[int]],
+    scores: Mapping[str, list[float]],
+    windows: TokenWindows | None,
+    base_model: str | None,
+) -> PrunedExperts:
+    """The record of a removal, for `pruned_experts.json`."""
+    layers = {}
+    for name, count in removal.experts.items():
+        layers[name] = {"of": count, "kept": kept[name], "scores": scores[name]}
+    dtype = str(next(removal.source.model.parameters()).dtype).removeprefix("torch.")
+    return PrunedExperts(
+        layers=layers,  # type: ignore[arg-type]
+        scorer=config.scorer,
+        calibration=None if windows is None else {**windows.as_dict(), "seed": config.seed},
+        base_model={"name": base_model, "model_type": removal.source.model_type, "dtype": dtype},
+        software=software(),
+    )
+
+
+def audit_experts(directory: str | Path, base: str | None = None, weights: bool = True) -> tuple[str, list[str]]:
+    """Check a checkpoint that lost experts: every tensor is the recorded cut of the dense model's.
+
+    Args:
+        directory: of the checkpoint.
+        base: the dense model; None for the recorded one, where it is on this machine.
+        weights: whether to look at the dense model at all.
+
+    Returns:
+        What was checked, in words, and one line for every tensor that differs.
+    """
+    record, stored = read_experts(directory), SafetensorsWeights.open(directory)
+    counts = record.counts
+    kept = f"{len(record.layers)} sparse MLPs cut to {counts['after']} of {counts['before']} experts"
+    name = base or record.base_model["name"]
+    reference = None
+    if weights and name is not None:
+        reference = resolve_model(name) if base is not None else local_model(name)
+    if reference is None:
+        return f"{kept}: the dense model is not at hand, nothing was compared", []
+    model = load_model(reference, record.base_model["dtype"])
+    removal = plan_removal(model, 1 - counts["after"] / counts["before"], record.scorer, torch.device("cpu"))
+    if removal.experts.keys() != record.layers.keys():
+        raise BarberError(f"{reference.name} has other sparse MLPs than {directory} records")
+    expected = cut_experts(model.state_dict(), record.kept, removal.rows)
+    names = FileNames.of(empty_model(removal.config))
+    faults = []
+    for parameter, tensor in expected.items():
+        for key, part in names.tensors_of(parameter, tensor).items():
+            if key in stored.entries and not torch.equal(stored.tensor(key), part):
+                faults.append(f"{key}: not what the recorded cut makes of the dense model's")
+    return f"{kept}: every kept weight is that of {reference.name}" if not faults else f"{kept}: FAILED", faults
