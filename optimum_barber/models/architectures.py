@@ -103,23 +103,33 @@ def decoder_stack(model: nn.Module, architecture: Architecture) -> tuple[str, nn
 
     It is the table's, else the largest that `_no_split_modules` names within the decoder, else the only one there.
     """
-    candidates: dict[str, nn.ModuleList] = {}
-    for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in candidates)
-        if isinstance(module, nn.ModuleList) and not inside and has_matrices(module):
-            candidates[path] = module
+    candidates = _outer_lists(model)
     if architecture.stack in candidates:
         return architecture.stack, candidates[architecture.stack]
-    classes = set(getattr(model, "_no_split_modules", None) or ())
-    named = [path for path, stack in candidates.items() if type(stack[0]).__name__ in classes]
-    decoder = decoder_path(model)
-    within = [path for path in named or candidates if path.startswith(decoder)] or named
-    if not within:
-        raise BarberError(f"model {type(model).__name__} has no list of decoder layers: a causal LM is needed")
-    if not named and len(within) > 1:
-        raise BarberError(f"model {type(model).__name__} has no one list of decoder layers, but {', '.join(within)}")
-    path = max(within, key=lambda candidate: _size(candidates[candidate]))
-    return path, candidates[path]
+    named = _named_lists(model, candidates)
+    if named:
+        return max(named, key=_size)
+    if len(candidates) == 1:
+        return next(iter(candidates.items()))
+    listed = f"one list of decoder layers, but {', '.join(candidates)}" if candidates else "list of decoder layers"
+    raise BarberError(f"model {type(model).__name__} has no {listed}: a causal LM is needed")
+
+
+def _named_lists(model: nn.Module, lists: dict[str, nn.ModuleList]) -> list[tuple[str, nn.ModuleList]]:
+    """Those of modules that `_no_split_modules` names, within the decoder if there are any."""
+    classes, decoder = set(getattr(model, "_no_split_modules", None) or ()), decoder_path(model)
+    named = [(path, stack) for path, stack in lists.items() if type(stack[0]).__name__ in classes]
+    return [(path, stack) for path, stack in named if path.startswith(decoder)] or named
+
+
+def _outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The ModuleLists with prunable matrices that lie in no other one, by path."""
+    lists: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and not inside and has_matrices(module):
+            lists[path] = module
+    return lists
 
 
 def decoder_path(model: nn.Module) -> str:
@@ -140,8 +150,8 @@ def base_name(model: nn.Module) -> str:
     return ""
 
 
-def _size(stack: nn.ModuleList) -> int:
-    return sum(parameter.numel() for parameter in stack.parameters())
+def _size(stack: tuple[str, nn.ModuleList]) -> int:
+    return sum(parameter.numel() for parameter in stack[1].parameters())
 
 
 def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tuple[str, ...]]:

@@ -92,6 +92,11 @@ def is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def is_transposed(linear: nn.Linear) -> bool:
+    """True if the files hold the weight of a matrix as (in, out)."""
+    return isinstance(linear, MatrixView) and linear.transposed
+
+
 def is_experts(module: nn.Module) -> bool:
     """True for experts in parameters of three dimensions: those of transformers' interface, and those of Llama 4."""
     down = module._parameters.get("down_proj")
@@ -116,9 +121,10 @@ def _collect(name: str, module: nn.Module, names: FileNames, matrices: Matrices,
         weight = module.get_parameter("weight")
         matrices.add(_only_piece(f"{name}.weight", weight, names), module, weight)
     else:
-        routed = routed or any(is_experts(child) for child in module.children())
+        routed = routed or any(map(is_experts, module.children()))
+        dense = (*WITHOUT_CALL, *ROUTERS) if routed else WITHOUT_CALL
         for child_name, child in module.named_children():
-            if not (routed and child_name in ROUTERS) and child_name not in WITHOUT_CALL:
+            if child_name not in dense:
                 _collect(f"{name}.{child_name}", child, names, matrices, routed)
 
 

@@ -137,8 +137,9 @@ class _Recording:
             other = _filled(replay, self.calls[1][index], self.other_hidden)
             other_output = hidden_of(replay(module, other))
             inputs = replay.inputs(call)
+            blocks = order.blocks()
             order.check_linears()
-            layer = structure.layer(order.blocks(), replay)
+            layer = structure.layer(blocks, replay)
             _compare(layer, [inputs, other], [hidden_of(output), other_output])
         known = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
         self.layers.append(LayerReplay(replay, known))

@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
 from ..models.linears import matrices_of_model
-from ..models.matrices import MatrixView
+from ..models.matrices import is_transposed
 from ..tensors.budget import Shares
 from ..tensors.masks import PackedMask
 from .effort import UNIFORM
@@ -51,8 +51,7 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
     """The record of a run, for `sparsity_config.json`."""
     config, plan, windows = run.config, run.plan, run.windows
     linears = matrices_of_model(run.source)
-    transposed = {name for name, linear in linears.items() if isinstance(linear, MatrixView) and linear.transposed}
-    modules = {name: module_sparsity(mask, name in transposed) for name, mask in masks.items()}
+    modules = {name: module_sparsity(mask, is_transposed(linears[name])) for name, mask in masks.items()}
     pruned = sum(module.pruned for module in modules.values())
     dtype = str(next(run.source.model.parameters()).dtype).removeprefix("torch.")
     samples, length = windows.tokens.shape

@@ -9,6 +9,7 @@ from ..base.errors import BarberError
 from ..base.fields import DTYPES, one_of
 
 HEAD_UNITS = ("group", "query")
+SHARES = ("remove", "remove_heads", "remove_channels")
 
 
 def _share(name: str, least_open: bool) -> BeforeValidator:
@@ -68,21 +69,22 @@ class ShrinkSettings(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _check_experts(self) -> "ShrinkSettings":
+        others = [name for name in (*SHARES, "structure") if getattr(self, name) is not None]
+        if self.remove_experts is not None and (others or self.compensate):
+            raise BarberError("remove experts stands alone: heads, channels and biases are another run")
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> "ShrinkSettings":
-        shares = (self.remove, self.remove_heads, self.remove_channels)
-        if self.remove_experts is not None:
-            if self.structure is not None or self.compensate or any(share is not None for share in shares):
-                raise BarberError("remove experts stands alone: heads, channels and biases are another run")
-            return self
-        if self.structure is not None:
-            if any(share is not None for share in shares):
-                raise BarberError("structure and shares to remove exclude each other: the record says what stays")
-            return self
-        if all(share is None for share in shares):
+        shares = [name for name in SHARES if getattr(self, name) is not None]
+        if self.structure is not None and shares:
+            raise BarberError("structure and shares to remove exclude each other: the record says what stays")
+        if not shares and self.structure is None and self.remove_experts is None:
             raise BarberError(
                 "remove is missing: a share in (0, 1), or --remove-heads and --remove-channels, or --remove-experts"
             )
-        if self.remove is not None and self.remove_channels is not None:
+        if "remove" in shares and "remove_channels" in shares:
             raise BarberError(
                 "remove and remove channels exclude each other: under --remove, channels make up the total"
             )

@@ -10,7 +10,7 @@ from ...checkpoints.experts import PrunedExperts, read_experts
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.write import software
 from ...models.file_names import FileNames
-from ...models.loading import empty_model, load_model, local_model, resolve_model
+from ...models.loading import ModelReference, empty_model, load_model, local_model, resolve_model
 from ...text.windows import TokenWindows
 from ..settings import ShrinkConfig
 from .remove import ExpertRemoval, plan_removal
@@ -53,16 +53,26 @@ def audit_experts(directory: str | Path, base: str | None = None, weights: bool 
     record, stored = read_experts(directory), SafetensorsWeights.open(directory)
     counts = record.counts
     kept = f"{len(record.layers)} sparse MLPs cut to {counts['after']} of {counts['before']} experts"
-    name = base or record.base_model["name"]
-    reference = None
-    if weights and name is not None:
-        reference = resolve_model(name) if base is not None else local_model(name)
+    reference = _dense_model(record, base) if weights else None
     if reference is None:
         return f"{kept}: the dense model is not at hand, nothing was compared", []
+    faults = _faults(record, stored, reference)
+    return f"{kept}: every kept weight is that of {reference.name}" if not faults else f"{kept}: FAILED", faults
+
+
+def _dense_model(record: PrunedExperts, base: str | None) -> ModelReference | None:
+    if base is not None:
+        return resolve_model(base)
+    name = record.base_model["name"]
+    return local_model(name) if name is not None else None
+
+
+def _faults(record: PrunedExperts, stored: SafetensorsWeights, reference: ModelReference) -> list[str]:
+    counts = record.counts
     model = load_model(reference, record.base_model["dtype"])
     removal = plan_removal(model, 1 - counts["after"] / counts["before"], record.scorer, torch.device("cpu"))
     if removal.experts.keys() != record.layers.keys():
-        raise BarberError(f"{reference.name} has other sparse MLPs than {directory} records")
+        raise BarberError(f"{reference.name} has other sparse MLPs than are recorded")
     expected = cut_experts(model.state_dict(), record.kept, removal.rows)
     names = FileNames.of(empty_model(removal.config))
     faults = []
@@ -70,4 +80,4 @@ def audit_experts(directory: str | Path, base: str | None = None, weights: bool 
         for key, part in names.tensors_of(parameter, tensor).items():
             if key in stored.entries and not torch.equal(stored.tensor(key), part):
                 faults.append(f"{key}: not what the recorded cut makes of the dense model's")
-    return f"{kept}: every kept weight is that of {reference.name}" if not faults else f"{kept}: FAILED", faults
+    return faults

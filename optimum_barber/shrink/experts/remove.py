@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
+from ...models.activations import Activations
+from ...models.blocks import Block
 from ...models.loading import empty_model
 from ...models.matrices import MatrixView, is_experts
 from ...models.source import ModelSource
@@ -155,24 +157,37 @@ def _scored(removal: ExpertRemoval, windows: Tensor, seed: int) -> Iterator[Expe
     """The input of the scorer for each sparse MLP, in the order of computation."""
     names = iter(removal.experts)
     for _, block, trial in dense_pass(removal.source, windows):
-        views = [linear for linear in block.linears.values() if isinstance(linear, MatrixView)]
-        views = [view for view in views if view.expert is not None]
-        if not views:
-            continue
-        name = next(names)
-        sums = [RoutedSums() for _ in range(removal.experts[name])]
-        experts: list[Expert] = [[] for _ in sums]
-        with ExitStack() as stack:
-            for view in sorted(views, key=lambda view: view.closing):
-                assert view.expert is not None
-                experts[view.expert].append(view.weight.detach())
-                if view.closing:
-                    stack.callback(view.register_forward_hook(partial(_add, sums[view.expert])).remove)
-            for x in trial.inputs:
-                block(x)
-        norms = torch.tensor([total.gated_norm for total in sums], dtype=torch.float64)
-        tokens = torch.tensor([total.tokens for total in sums])
-        yield ExpertInput(name, experts, seed, norms, [total.gated_input for total in sums], tokens)
+        experts = _expert_views(block)
+        if experts:
+            sums = _routed_sums(block, trial.inputs, [views[-1] for views in experts])
+            weights: list[Expert] = []
+            for views in experts:
+                weights.append([view.weight.detach() for view in views])
+            norms = torch.tensor([total.gated_norm for total in sums], dtype=torch.float64)
+            tokens = torch.tensor([total.tokens for total in sums])
+            yield ExpertInput(next(names), weights, seed, norms, [total.gated_input for total in sums], tokens)
+
+
+def _expert_views(block: Block) -> list[list[MatrixView]]:
+    """The matrices of each expert of a block, its last projection last."""
+    experts: dict[int, list[MatrixView]] = {}
+    for linear in block.linears.values():
+        if isinstance(linear, MatrixView) and linear.expert is not None:
+            experts.setdefault(linear.expert, []).append(linear)
+    for views in experts.values():
+        views.sort(key=lambda view: view.closing)
+    return [experts[index] for index in sorted(experts)]
+
+
+def _routed_sums(block: Block, inputs: Activations, closing: Sequence[MatrixView]) -> list[RoutedSums]:
+    """What the last projection of each expert is given and gives, summed over all windows."""
+    sums = [RoutedSums() for _ in closing]
+    with ExitStack() as stack:
+        for view, total in zip(closing, sums, strict=True):
+            stack.callback(view.register_forward_hook(partial(_add, total)).remove)
+        for x in inputs:
+            block(x)
+    return sums
 
 
 def _add(sums: RoutedSums, view: MatrixView, args: tuple[Tensor, ...], output: Tensor) -> None:
