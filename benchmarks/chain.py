@@ -12,13 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
+from optimum_barber.base.bars import hidden_bars
+from optimum_barber.cli.terminal import hush_transformers
 from optimum_barber.runs.recipe import RunResult, run_recipe
 
 RECIPE = Path(__file__).with_name("chain.yaml")
 METHODS = ("round-to-nearest", "gptq")
 
 
+@hidden_bars()
 def main() -> int:
     """Run both methods and print what they gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +30,6 @@ def main() -> int:
     parser.add_argument("--output", default="runs/chain-benchmark")
     args = parser.parse_args()
     hush_transformers(quiet=False)
-    hush_loading_bars(quiet=False)
     settings = [
         f"variables.calibration={args.calibration}",
         f"variables.evaluation={args.evaluation}",

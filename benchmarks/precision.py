@@ -18,7 +18,8 @@ from optimum_barber.models.loading import load_tokenizer, resolve_model
 from optimum_barber.prune.settings import PRECISIONS
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import consecutive_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import consecutive_windows
 
 from .one_pass import arguments, opened
 from .table import emit
@@ -43,7 +44,8 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     load, calibration = opened(args)
-    text = tokenize(read_texts(args.evaluation, "evaluation"), load_tokenizer(resolve_model(args.model)))
+    encoder = Encoder(load_tokenizer(resolve_model(args.model)), bos="once")
+    text = encoder.tokens(read_texts(args.evaluation, "evaluation"))
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit("| precision | seconds | agree, first layer | agree, all layers | perplexity |\n" + "| --- " * 5 + "|")
     exact: dict[str, Tensor] = {}

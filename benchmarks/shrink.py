@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.one_pass import plain_seconds
 from optimum_barber import ShrinkConfig, perplexity
-from optimum_barber.cli.terminal import hush_loading_bars, hush_transformers
+from optimum_barber.base.bars import hidden_bars
+from optimum_barber.cli.terminal import hush_transformers
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.models.measure import latency, macs_per_token, size_of
 from optimum_barber.shrink.cut import cut_model
@@ -25,11 +26,13 @@ from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import calibration_windows, consecutive_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import calibration_windows, consecutive_windows
 
 HEADER = "| removed | scorer | perplexity | parameters | MACs a token | prefill | decode | seconds to score |"
 
 
+@hidden_bars(quiet=True)
 def main() -> int:
     """Print the table and the cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,13 +48,12 @@ def main() -> int:
     parser.add_argument("--compensate", action="store_true")
     args = parser.parse_args()
     hush_transformers(quiet=True)
-    hush_loading_bars(quiet=True)
     reference = resolve_model(args.model)
     model, tokenizer = load_model(reference, "float32"), load_tokenizer(reference)
     windows = calibration_windows(
-        [args.calibration], tokenizer, samples=args.samples, length=args.sequence_length, seed=0
+        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
     ).tokens
-    text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
+    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit(
         f"{args.model}, {args.samples} x {args.sequence_length} calibration tokens, perplexity on {args.windows} of "

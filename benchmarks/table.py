@@ -25,7 +25,8 @@ from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.whole import trial_of
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import calibration_windows, consecutive_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import calibration_windows, consecutive_windows
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS = {
@@ -67,10 +68,10 @@ def main() -> int:
 
     reference = resolve_model(args.model)
     tokenizer = load_tokenizer(reference)
-    text = tokenize(read_texts(args.evaluation, "evaluation"), tokenizer)
+    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     calibration = calibration_windows(
-        [args.calibration], tokenizer, samples=args.samples, length=args.sequence_length, seed=0
+        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
     )
     model = load_model(reference, "float32")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -12,6 +12,7 @@ from optimum_barber import BarberConfig, BarberRefiner, BarberShrinker, BarberSp
 from optimum_barber.base.errors import BarberError
 from optimum_barber.prune.refine.settings import RefineConfig
 from optimum_barber.text.sources import TEXTS, pydoc_texts, read_texts
+from optimum_barber.text.tokens import Encoder
 from optimum_barber.text.windows import (
     calibration_windows,
     consecutive_windows,
@@ -122,7 +123,7 @@ def test_several_texts_are_joined_by_blank_lines(tmp_path, tokenizer):
         path.write_text(f"text of {path.name}, some words long. " * 9)
     joined = "\n\n".join(path.read_text() for path in paths)
     length = len(tokenizer(joined)["input_ids"])
-    windows = calibration_windows([str(p) for p in paths], tokenizer, samples=1, length=length, seed=0)
+    windows = calibration_windows([str(p) for p in paths], Encoder(tokenizer), samples=1, length=length, seed=0)
     assert tokenizer.decode(windows.tokens[0]) == joined
 
 
@@ -142,12 +143,12 @@ def test_a_folder_named_like_a_text_changes_nothing_and_a_file_goes_first(tmp_pa
     monkeypatch.chdir(tmp_path)
     documents = [f"document {i} " + "and so on " * 40 for i in range(5)]
     with TEXTS.temporarily({"c4": lambda split: documents}):
-        sampled = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+        sampled = calibration_windows(["c4"], Encoder(tokenizer), samples=4, length=16, seed=1)
         (tmp_path / "c4").mkdir()
-        beside_folder = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+        beside_folder = calibration_windows(["c4"], Encoder(tokenizer), samples=4, length=16, seed=1)
         (tmp_path / "c4").rmdir()
         (tmp_path / "c4").write_text("the words of a file " * 40)
-        of_file = calibration_windows(["c4"], tokenizer, samples=4, length=16, seed=1)
+        of_file = calibration_windows(["c4"], Encoder(tokenizer), samples=4, length=16, seed=1)
     assert beside_folder.fingerprint == sampled.fingerprint
     assert all("document" not in tokenizer.decode(window) for window in of_file.tokens)
 
@@ -173,8 +174,8 @@ def test_only_a_file_named_like_a_text_is_an_input_of_a_run(tmp_path, monkeypatc
 def test_c4_is_sampled_by_document(tokenizer):
     documents = ["short"] * 5 + [f"document {i} " + "and so on " * 40 for i in range(5)]
     with TEXTS.temporarily({"c4": lambda split: documents}):
-        one, again = (calibration_windows([], tokenizer, samples=12, length=16, seed=1) for _ in range(2))
-        mixed = calibration_windows(["c4", "pydoc"], tokenizer, samples=5, length=16, seed=1)
+        one, again = (calibration_windows([], Encoder(tokenizer), samples=12, length=16, seed=1) for _ in range(2))
+        mixed = calibration_windows(["c4", "pydoc"], Encoder(tokenizer), samples=5, length=16, seed=1)
     assert one.tokens.shape == (12, 16)
     assert one.fingerprint == again.fingerprint
     assert all(any(tokenizer.decode(window) in document for document in documents) for window in one.tokens)
@@ -182,7 +183,7 @@ def test_c4_is_sampled_by_document(tokenizer):
     assert torch.equal(mixed.tokens[:2], one.tokens[:2])
     short = TEXTS.temporarily({"c4": lambda split: ["short"]})
     with short, pytest.raises(BarberError, match="c4 has too few documents of more than 16 tokens"):
-        calibration_windows([], tokenizer, samples=1, length=16, seed=1)
+        calibration_windows([], Encoder(tokenizer), samples=1, length=16, seed=1)
 
 
 def test_the_hub_is_asked_as_the_papers_do(monkeypatch):
@@ -209,5 +210,5 @@ def test_a_hub_that_does_not_answer_points_to_pydoc(monkeypatch, tokenizer):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(BarberError, match=r"'allenai/c4' cannot be had from the hub \(no route\).*'pydoc'"):
-        calibration_windows([], tokenizer, samples=1, length=4, seed=0)
+        calibration_windows([], Encoder(tokenizer), samples=1, length=4, seed=0)
     assert TEXTS["pydoc"] is pydoc_texts

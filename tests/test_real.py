@@ -14,7 +14,8 @@ from optimum_barber.prune.settings import BarberConfig
 from optimum_barber.prune.sparsifier import BarberSparsifier
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import consecutive_windows, random_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import consecutive_windows, random_windows
 
 from .conftest import SHARED
 
@@ -81,9 +82,9 @@ def test_a_trained_opt_is_rebuilt():
     """
     reference = resolve_model(str(SHARED / "models" / "opt-6m"))
     tokenizer = load_tokenizer(reference)
-    calibration = tokenize(read_texts("pydoc", "calibration"), tokenizer)
+    calibration = Encoder(tokenizer).tokens(read_texts("pydoc", "calibration"))
     windows = random_windows(calibration, 16, 256, 0, "pydoc")
-    evaluation = consecutive_windows(tokenize(read_texts("pydoc", "evaluation"), tokenizer), 256, 20, "pydoc")
+    evaluation = consecutive_windows(Encoder(tokenizer).tokens(read_texts("pydoc", "evaluation")), 256, 20, "pydoc")
     sparsifier = BarberSparsifier(load_model(reference, "float32"), tokenizer, reference)
     dense = perplexity(sparsifier.model, evaluation, quiet=True).perplexity
     result = sparsifier.sparsify(BarberConfig(producer="wanda", sparsity=0.8), calibration=windows, quiet=True)

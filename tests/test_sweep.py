@@ -19,7 +19,8 @@ from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS
 from optimum_barber.text.sources import read_texts
-from optimum_barber.text.windows import consecutive_windows, tokenize
+from optimum_barber.text.tokens import Encoder
+from optimum_barber.text.windows import consecutive_windows
 
 from .conftest import tiny_model, tiny_windows
 
@@ -38,7 +39,7 @@ def swept(model_dir, tmp_path_factory):
 
 def test_every_cell_is_what_a_run_of_its_own_gives(swept, model_dir, tokenizer):
     assert list(swept.cells) == NAMES
-    text = consecutive_windows(tokenize(read_texts("pydoc", "evaluation"), tokenizer), 16, 2, "pydoc")
+    text = consecutive_windows(Encoder(tokenizer).tokens(read_texts("pydoc", "evaluation")), 16, 2, "pydoc")
     for name in ("bip-0.5-4", "magnitude-0.3-2"):
         scorer, remove, samples = name.split("-")
         calibration = {"texts": ["pydoc"], "samples": int(samples), "sequence_length": 16}

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BarberError
+from .fields import one_of
+
+BOS = ("auto", "always", "never", "once")
+BOS_HELP = "auto (all, if the tokenizer adds it to a text), always, never, or once (the text does, if anything)"
 
 
 class CalibrationConfig(BaseModel):
@@ -16,23 +20,24 @@ class CalibrationConfig(BaseModel):
 
     texts: list[str] = Field(
         default_factory=list,
-        description="text or .jsonl files, c4, wikitext2, ptb, or pydoc, which needs no download (default: c4)",
+        description="text or JSON files, c4, wikitext2, ptb, or pydoc, which needs no download (default: c4)",
     )
-    text_field: str = Field("text", description="field of a .jsonl file that holds the text")
+    text_field: str = Field("text", description="field of a JSON file that holds the text or chat messages")
     samples: int = Field(128, ge=1, description="number of calibration windows")
     sequence_length: int | None = Field(
         None, ge=1, description="tokens per window (default: 2048, or the model's maximum if that is less)"
     )
+    bos: Annotated[str, one_of("bos", BOS)] = Field("auto", description=f"windows that begin with BOS: {BOS_HELP}")
 
     @model_validator(mode="before")
     @classmethod
     def _from_texts(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise BarberError(f"calibration {value!r} is one string: give a list of texts")
-        return {"texts": value} if isinstance(value, list) else value
+        return {"texts": list(value)} if isinstance(value, list | tuple) else value
 
 
-FLAT = ("text_field", "samples", "sequence_length")  # beside `calibration` in flags, recipes and version 0.1.0
+FLAT = ("text_field", "samples", "sequence_length", "bos")  # beside `calibration` in flags, recipes and version 0.1.0
 
 
 def at_least(name: str, least: int) -> AfterValidator:
@@ -48,7 +53,7 @@ def at_least(name: str, least: int) -> AfterValidator:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Move `samples`, `sequence_length`, `text_field` and the list `calibration` of texts into nested settings."""
+    """Move the flat calibration settings, and the list `calibration` of texts, into nested settings."""
     settings = dict(flat)
     calibration = {name: settings.pop(name) for name in FLAT if name in settings}
     if "calibration" in settings:

@@ -58,14 +58,17 @@ def digest(content: Any) -> str:
 
 
 def path_digest(name: str) -> str:
-    """Return the SHA-256 of a file, or of a directory's names, sizes and times; a name that is no path as it is."""
+    """Return the SHA-256 of a file, or of a directory's names, sizes and times; any other name as it is."""
     path = Path(name)
-    if not is_there(path):
-        return name
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.is_file()]
         return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not is_file(path):
+        return name
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BarberError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def write_file(path: Path, content: str | bytes, durable: bool = False) -> None:

@@ -10,7 +10,7 @@ from ..prune.settings import BarberConfig
 from ..runs.compare.settings import AXES, CompareSettings
 from .flags import add_fields, add_run, flag_values
 from .prune import add_shared
-from .terminal import hush_loading_bars, write_done
+from .terminal import write_done
 
 HELP = "Compare mask methods on the same calibration and evaluation text; writes a table, a CSV file and an HTML page."
 EPILOG = f"""\
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     """Run all cells; one line per cell, the table at the end; 1 if one failed."""
     settings = {**flag_values(args, BarberConfig), **flag_values(args, CompareSettings)}
     settings["vary"] = {name: values.split(",") for name, values in settings.get("vary", {}).items()}
-    hush_loading_bars(args.quiet)
     if args.dry_run:
         return _list_cells(args, settings)
     from ..runs.compare import compare

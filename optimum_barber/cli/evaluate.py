@@ -6,19 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..base.calibration import BOS, BOS_HELP
 from ..base.errors import BarberError, unknown_name
 from ..base.fields import DTYPES
 from .flags import LENGTH, MODEL, check_whole, whole
-from .terminal import hush_loading_bars
 
 HELP = "Measure the perplexity of pruned models and of the dense models they come from."
 
-TEXT = "text or .jsonl file, or the evaluation part of c4, wikitext2, ptb or pydoc"
+TEXT = "text or JSON file, or the evaluation part of c4, wikitext2, ptb or pydoc"
 DTYPE = "dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16"
 FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
     ("--sequence-length", whole, None, "N", LENGTH),
     ("--windows", whole, None, "N", "number of windows spread over the text (default: all)"),
-    ("--text-field", str, "text", "NAME", "field of a .jsonl file (default: text)"),
+    ("--text-field", str, "text", "NAME", "field of a JSON file (default: text)"),
+    ("--bos", str, "auto", "NAME", f"windows that begin with BOS: {BOS_HELP} (default: auto)"),
     ("--dtype", str, "auto", "NAME", DTYPE),
     ("--device", str, "auto", "NAME", "device to use: auto, cpu, cuda, ..."),
 )
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate every model, one in memory at a time, and print a table."""
     if args.dtype not in DTYPES:
         raise unknown_name("dtype", args.dtype, DTYPES)
+    if args.bos not in BOS:
+        raise unknown_name("bos", args.bos, BOS)
     check_whole(args, "sequence_length", 2)
     check_whole(args, "windows", 1)
     if args.json and not Path(args.json).absolute().parent.is_dir():
@@ -46,14 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from ..models.loading import resolve_model
     from ..runs.evaluate import evaluate_model
 
-    hush_loading_bars(args.quiet)
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
     rows = []
     for reference in [*dense, *references]:
         figures = evaluate_model(
             reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
-            dtype=args.dtype, device=args.device, quiet=args.quiet,
+            dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
         )  # fmt: skip
         rows.append({"dense_baseline": reference in dense, **figures})
     if args.json:
@@ -97,9 +99,10 @@ def _base_name(directory: Path) -> str | None:
 def _write_table(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["model"]) for row in rows) + 8
     first = rows[0]
+    begin = ", each begins with BOS" if first.get("bos") else ""
     sys.stdout.write(
         f"perplexity on {first['text']} ({first['split']} part), windows of {first['sequence_length']} tokens, "
-        f"{first['windows']} of {first['available']}, {first['dtype']}\n"
+        f"{first['windows']} of {first['available']}, {first['dtype']}{begin}\n"
     )
     for row in rows:
         name = row["model"] + (" (dense)" if row["dense_baseline"] else "")

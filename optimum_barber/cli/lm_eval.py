@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-from .terminal import hush_loading_bars
-
 HELP = "Run lm-eval with its own subcommands and flags; a model can be pruned or shrunk on the fly."
 EPILOG = """\
 additions to run (its own help: optimum-barber lm-eval run --help):
@@ -37,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     from optimum_barber.runs.tasks.evaluate import check_installed
 
     check_installed()
-    hush_loading_bars(quiet=False)
     try:
         run_harness([args.subcommand, *args.arguments])
     except SystemExit as ended:

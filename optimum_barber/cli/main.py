@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 from pydantic import ValidationError
 
+from ..base.bars import hidden_bars
 from ..base.errors import BarberError
 from ..base.fields import one_line
 from ..base.memory import return_freed_buffers
@@ -100,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     hush_transformers(args.quiet)
     if several() and args.command not in (*SHARED, *OWN):
         raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
-    with warnings.catch_warnings():
+    with hidden_bars(args.quiet), warnings.catch_warnings():
         if args.quiet:
             warnings.simplefilter("ignore")
         return int(args.run(args) or 0)

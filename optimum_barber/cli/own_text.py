@@ -4,7 +4,7 @@ import argparse
 
 from ..text.own_text.settings import OwnTextConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars, write_summary
+from .terminal import write_summary
 
 HELP = "Let a model generate its own calibration text, for use where there is no better text."
 EPILOG = """\
@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
     config = OwnTextConfig(**flag_values(args, OwnTextConfig))
     from ..text.own_text.writer import write_own_text
 
-    hush_loading_bars(args.quiet)
     documents = write_own_text(args.model, args.output, config, args.overwrite, args.quiet)
     if not args.quiet:
         size = sum(map(len, documents))

@@ -9,7 +9,7 @@ from ..base.errors import BarberError
 from ..prune.rebuild_settings import RebuildConfig
 from ..prune.settings import BarberConfig, ReconstructConfig
 from .flags import PREFIXES, add_fields, add_run, flag_values, shorten_help
-from .terminal import hush_loading_bars, write_summary
+from .terminal import write_summary
 
 HELP = "Prune a model, rebuild its masks and write a checkpoint that loads everywhere."
 EPILOG = """\
@@ -115,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
     from ..models.loading import resolve_model
     from ..prune.sparsifier import BarberSparsifier
 
-    hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
     check_output(args.output, args.overwrite, [reference.path], args.resume)
     sparsifier = BarberSparsifier.from_pretrained(reference, config.dtype, args.stream)

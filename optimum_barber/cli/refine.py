@@ -5,7 +5,7 @@ import argparse
 from ..base.calibration import CalibrationConfig
 from ..prune.refine.settings import RefineConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars, write_summary
+from .terminal import write_summary
 
 HELP = "Refine the masks of a pruned checkpoint by the KL divergence of the whole model from the dense one."
 EPILOG = """\
@@ -33,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     from ..base.output import check_output
     from ..prune.refine.refiner import BarberRefiner
 
-    hush_loading_bars(args.quiet)
     check_output(args.output, args.overwrite, [])
     refiner = BarberRefiner.for_checkpoint(args.sparse, args.base)
     result = refiner.refine(args.sparse, config, save_dir=args.output, overwrite=args.overwrite, quiet=args.quiet)

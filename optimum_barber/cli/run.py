@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ..base.errors import BarberError
-from .terminal import hush_loading_bars, write_done
+from .terminal import write_done
 
 HELP = "Run a recipe, one YAML file of stages: prune, rebuild, tune, merge, quantize, evaluate, report."
 EPILOG = """\
@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run; one line per stage, and at the end the directory of the model."""
-    hush_loading_bars(args.quiet)
     if args.list:
         _list_recipes()
     elif args.schema:

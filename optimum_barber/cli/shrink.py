@@ -7,7 +7,7 @@ from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 from ..shrink.settings import ShrinkConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars, write_summary
+from .terminal import write_summary
 
 HELP = "Remove whole attention heads, FFN channels or experts; writes a smaller checkpoint that loads everywhere."
 EPILOG = """\
@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     from ..runs.report.block_charts import error_picture
     from ..shrink.shrinker import BarberShrinker
 
-    hush_loading_bars(args.quiet)
     reference = resolve_model(args.model)
     output = check_output(args.output, args.overwrite, [reference.path])
     if args.picture:

@@ -7,7 +7,7 @@ from typing import Any
 from ..base.calibration import CalibrationConfig
 from ..runs.sweep.settings import SweepConfig
 from .flags import add_fields, add_run, flag_values
-from .terminal import hush_loading_bars, write_done
+from .terminal import write_done
 
 HELP = "Shrink with several scorers, ratios and calibration sizes; writes one table and pictures."
 EPILOG = """\
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     add_run(parser, "directory of the tables, pictures and cells", overwrite=False)
     parser.add_argument("--no-latency", action="store_true", help="do not measure prefill and decode latency")
-    add_fields(parser, CalibrationConfig, ("texts", "text_field", "sequence_length"))
+    add_fields(parser, CalibrationConfig, ("texts", "text_field", "sequence_length", "bos"))
     add_fields(parser, SweepConfig, [name for name in SweepConfig.model_fields if name != "latency"])
 
 
@@ -35,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     config = SweepConfig(latency=not args.no_latency, **flag_values(args, SweepConfig))
     from ..runs.sweep.runner import run_sweep
 
-    hush_loading_bars(args.quiet)
     if args.quiet:
         run_sweep(args.model, config, args.output, quiet=True)
         return 0

@@ -6,19 +6,9 @@ from collections.abc import Mapping
 
 
 def hush_transformers(quiet: bool) -> None:
-    """Keep the loading bars of transformers off pipes and out of --quiet runs, before it is imported."""
+    """Keep the notes of transformers off pipes and out of --quiet runs, before it is imported."""
     if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the default of bars that no call can switch off
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def hush_loading_bars(quiet: bool) -> None:
-    """Keep out the bars that only a call can switch off; imports transformers."""
-    if quiet or not sys.stderr.isatty():
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
 
 
 def write_done(name: str, text: str, reused: bool) -> None:

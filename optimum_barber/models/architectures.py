@@ -3,7 +3,6 @@
 import re
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -83,11 +82,6 @@ OPT = Structure(
     output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim", free_heads=False
 )
 ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2"), structure=OPT))
-
-
-def positions(config: Any) -> int | None:
-    """Return how many positions a model has by its configuration; None where that sets no limit."""
-    return getattr(config, "max_position_embeddings", None) or None
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..base.errors import BarberError
-from .architectures import positions
+from .limits import positions
 from .loading import empty_model
 
 

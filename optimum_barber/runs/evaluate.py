@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from ..base.calibration import CalibrationConfig
 from ..checkpoints.names import ADAPTER_CONFIG_NAME
 from ..models.device import choose_device, working_dtype
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from ..text.perplexity import perplexity
 from ..text.sources import read_texts
-from ..text.windows import TokenWindows, consecutive_windows, sequence_length, tokenize
+from ..text.tokens import Encoder
+from ..text.windows import TokenWindows, consecutive_windows, sequence_length
 
 
 def evaluate_model(
@@ -23,40 +25,43 @@ def evaluate_model(
     dtype: str = "auto",
     device: str = "auto",
     quiet: bool = False,
+    bos: str = "auto",
 ) -> dict[str, Any]:
     """Load a model or an adapter and measure its perplexity on the evaluation part of a text.
 
     Args:
         name: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter.
         text: a file or a registered name.
-        field: of a .jsonl file, the one that holds the text.
+        field: of a JSON file, the one that holds the text.
         length: tokens a window; None for 2048, or what the model takes.
         windows: how many, spread over the text; None for all.
         dtype: of the computation; `auto` is float32 on a CPU, else the model's own.
         device: auto, cpu, cuda, ...
         quiet: no progress bar.
+        bos: one of `BOS`: windows that begin with the BOS token.
     """
+    settings = CalibrationConfig(text_field=field, sequence_length=length, bos=bos)
     chosen = choose_device(device)
     dtype = working_dtype(dtype, chosen)
     model: Any
     if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
         model, reference = load_adapted(Path(name), dtype, chosen)
-        config = model.get_base_model().config
+        whole = model.get_base_model()
     else:
         reference = resolve_model(name)
-        model = load_model(reference, dtype, quantized=True).to(chosen)
-        config = model.config
-    tokens = evaluation_windows(text, load_tokenizer(reference), config, length, windows, field)
+        whole = model = load_model(reference, dtype, quantized=True).to(chosen)
+    tokens = evaluation_windows(text, load_tokenizer(reference), whole, settings, windows)
     return {"model": name, **perplexity(model, tokens, quiet).as_dict()}
 
 
 def evaluation_windows(
-    text: str, tokenizer: Any, config: Any, length: int | None, windows: int | None, field: str
+    text: str, tokenizer: Any, model: Any, settings: CalibrationConfig, windows: int | None
 ) -> TokenWindows:
-    """Return consecutive windows of the evaluation part of a text; see `evaluate_model` for the arguments."""
-    size = sequence_length(config, length)
-    tokens = tokenize(read_texts(text, "evaluation", field), tokenizer)
-    return consecutive_windows(tokens, size, windows, text)
+    """Return consecutive windows of the evaluation part of a text, cut as the settings say; `windows` None for all."""
+    encoder = Encoder.of(model, tokenizer, settings)
+    room = encoder.room(sequence_length(model.config, settings.sequence_length))
+    documents = read_texts(text, "evaluation", settings.text_field, tokenizer)
+    return consecutive_windows(encoder.tokens(documents, f"text {text}"), room, windows, text).under(encoder)
 
 
 def load_adapted(adapter: Path, dtype: str, device: torch.device) -> tuple[Any, ModelReference]:

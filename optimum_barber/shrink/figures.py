@@ -10,7 +10,7 @@ from torch import Tensor
 from ..base.memory import peak_memory
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import software
-from ..models.architectures import positions
+from ..models.limits import positions
 from ..models.measure import latency, macs_per_token, size_of
 from ..models.source import working_copy
 from ..text.windows import TokenWindows
@@ -43,11 +43,7 @@ def describe_cut(
         settings |= {"skip_layers": 0, **{name: getattr(config, name) for name in last}}
         calibration = None
         if windows is not None:
-            samples, length = windows.tokens.shape
-            calibration = {
-                "source": windows.source, "split": windows.split, "samples": samples, "sequence_length": length,
-                "seed": config.seed, "fingerprint": windows.fingerprint,
-            }  # fmt: skip
+            calibration = {"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)}
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
         removed=cut.budget.share,

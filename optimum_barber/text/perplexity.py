@@ -18,6 +18,7 @@ class Perplexity:
     Attributes:
         perplexity: exp of the mean negative log-likelihood over windows of (length - 1) predicted tokens.
         windows: how many windows were evaluated, out of all `available` consecutive ones.
+        bos: whether each window begins with the BOS token.
     """
 
     perplexity: float
@@ -27,10 +28,12 @@ class Perplexity:
     windows: int
     available: int
     dtype: str
+    bos: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
+        """The fields, for JSON; `bos` only where it is true."""
+        fields = asdict(self)
+        return fields if self.bos else {name: value for name, value in fields.items() if name != "bos"}
 
 
 @torch.no_grad()
@@ -47,5 +50,5 @@ def perplexity(model: nn.Module, windows: TokenWindows, quiet: bool = False) -> 
     count, length = windows.tokens.shape
     return Perplexity(
         math.exp(min(mean, 700.0)), windows.source, windows.split, length, count, windows.available,
-        str(parameter.dtype).removeprefix("torch."),
+        str(parameter.dtype).removeprefix("torch."), windows.bos,
     )  # fmt: skip

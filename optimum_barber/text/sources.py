@@ -1,7 +1,6 @@
 """Calibration and evaluation text: files, and names in a registry."""
 
 import importlib.util
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -11,6 +10,7 @@ from typing import Any
 from ..base.errors import BarberError, MissingExtraError
 from ..base.files import is_file
 from ..base.registry import Registry
+from .documents import file_documents
 
 TextSource = Callable[[str], Sequence[str]]
 TEXTS: Registry[TextSource] = Registry("text", "optimum_barber.calibration")
@@ -90,44 +90,21 @@ def split_by_document(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     return sampled, joined
 
 
-def text_faults(sources: Sequence[str]) -> list[str]:
+def text_faults(sources: Iterable[str]) -> list[str]:
     """Return one line for each text that is neither a file nor registered."""
     known = ", ".join(TEXTS)
     missing = [source for source in sources if source not in TEXTS and not is_file(source)]
     return [f"text {source!r} is neither a file nor one of {known}" for source in missing]
 
 
-def read_texts(source: str, split: str, field: str = "text") -> Sequence[str]:
-    """Return the documents of a text file (one), a .jsonl file (one object a line) or a registered text.
+def read_texts(source: str, split: str, field: str = "text", tokenizer: Any = None) -> Sequence[Any]:
+    """Return the documents of a file, as `file_documents` does, or of a registered text, as it has them.
 
     Raises:
         BarberError: missing, empty, not UTF-8, or a line without the field.
     """
     if is_registered(source):
         return TEXTS[source](split)
-    if not is_file(source):
-        raise BarberError(text_faults([source])[0])
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BarberError(f"text {source} is not UTF-8 (byte {error.start})") from None
-    documents = _json_lines(source, text, field) if path.suffix == ".jsonl" else [text]
-    if not any(document.strip() for document in documents):
-        raise BarberError(f"text {source} is empty")
-    return documents
-
-
-def _json_lines(source: str, text: str, field: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BarberError(f"text {source}, line {number} is no JSON: {error.msg}") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            raise BarberError(f"text {source}, line {number} has no text field {field!r}")
-        documents.append(record[field])
-    return documents
+    for fault in text_faults([source]):
+        raise BarberError(fault)
+    return file_documents(source, field, tokenizer)

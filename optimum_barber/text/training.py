@@ -1,19 +1,19 @@
 """Text to token windows for training: most of it to train on, its end only for measuring."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .sources import read_texts, split_by_document
+from .tokens import Encoder
 from .windows import TokenWindows, consecutive_windows, document_windows, joined_tokens, random_windows
 
 HELD_OUT_WINDOWS = 16
 
 
 def training_windows(
-    sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, held_out: float, field: str
+    sources: Sequence[str], encoder: Encoder, *, samples: int, length: int, seed: int, held_out: float
 ) -> tuple[TokenWindows, TokenWindows]:
     """Cut random windows to train on, and at most 16 windows of the last `held_out` of the text.
 
@@ -22,40 +22,39 @@ def training_windows(
 
     Args:
         sources: files or registered names.
-        tokenizer: of the model.
+        encoder: of the model.
         samples: windows to train on, of `length` tokens each.
         length: of a window.
         seed: of the windows.
         held_out: share of the text's end, in (0, 1), that is not trained on.
-        field: of a .jsonl file, that holds the text.
     """
     sampled, joined = split_by_document(sources)
-    shares = len(sources)
+    shares, room = len(sources), encoder.room(length)
     counts = [max((samples + rest) // shares, 1) for rest in reversed(range(shares))]
     parts = []
     for name, count in zip(sampled, counts, strict=False):
-        parts.append(_document_parts(name, tokenizer, count, length, seed, held_out))
+        parts.append(_document_parts(name, encoder, count, room, seed, held_out))
     if joined:
-        tokens = joined_tokens(joined, tokenizer, field)
+        tokens = joined_tokens(joined, encoder)
         cut = int(len(tokens) * (1 - held_out))
-        available = max((len(tokens) - cut) // length, 1)
-        last = consecutive_windows(tokens[cut:], length, min(HELD_OUT_WINDOWS, available), "held out")
-        first = random_windows(tokens[:cut], sum(counts[len(sampled) :]), length, seed, "+".join(joined))
+        available = max((len(tokens) - cut) // room, 1)
+        last = consecutive_windows(tokens[cut:], room, min(HELD_OUT_WINDOWS, available), "held out")
+        first = random_windows(tokens[:cut], sum(counts[len(sampled) :]), room, seed, "+".join(joined))
         parts.append((first.tokens, last.tokens))
     train = torch.cat([windows for windows, _ in parts])
     measured = torch.cat([windows[: HELD_OUT_WINDOWS // len(parts)] for _, windows in parts])
     return (
-        TokenWindows(train, "+".join(sources), "calibration", len(train)),
-        TokenWindows(measured, "held out", "evaluation", len(measured)),
+        TokenWindows(train, "+".join(sources), "calibration", len(train)).under(encoder),
+        TokenWindows(measured, "held out", "evaluation", len(measured)).under(encoder),
     )
 
 
 def _document_parts(
-    name: str, tokenizer: Any, samples: int, length: int, seed: int, held_out: float
+    name: str, encoder: Encoder, samples: int, length: int, seed: int, held_out: float
 ) -> tuple[Tensor, Tensor]:
     """Cut windows of random documents, and of random ones among the last `held_out`, (windows, length) each."""
     documents, generator = read_texts(name, "calibration"), torch.Generator().manual_seed(seed)
     indices = range(len(documents))
     cut = int(len(documents) * (1 - held_out))
-    train = document_windows(documents, indices[:cut], tokenizer, samples, length, generator, name)
-    return train, document_windows(documents, indices[cut:], tokenizer, HELD_OUT_WINDOWS, length, generator, name)
+    train = document_windows(documents, indices[:cut], encoder, samples, length, generator, name)
+    return train, document_windows(documents, indices[cut:], encoder, HELD_OUT_WINDOWS, length, generator, name)

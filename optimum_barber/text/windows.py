@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
-from ..models.architectures import positions
+from ..models.limits import positions, vocabulary
+from .given import given
 from .sources import read_texts, split_by_document
+from .tokens import Encoder, check_tokens
 
 DEFAULT_LENGTH = 2048
-SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -26,30 +27,34 @@ class TokenWindows:
         source: names or paths of the text.
         split: "calibration" or "evaluation".
         available: how many consecutive windows the text holds.
+        bos: whether each begins with the BOS token.
     """
 
     tokens: Tensor
     source: str
     split: str
     available: int
+    bos: bool = False
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokens."""
         return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a record says of the windows."""
+    def as_dict(self, seed: int | None = None) -> dict[str, Any]:
+        """Return what a record says of the windows, and of the seed that decided them."""
         samples, length = self.tokens.shape
-        return {
-            "source": self.source, "samples": samples, "sequence_length": length, "fingerprint": self.fingerprint
-        }  # fmt: skip
+        record: dict[str, Any] = {"source": self.source, "samples": samples, "sequence_length": length}
+        if seed is not None:
+            record["seed"] = seed
+        record["fingerprint"] = self.fingerprint
+        if self.bos:
+            record["bos"] = True
+        return record
 
-
-def tokenize(texts: Sequence[str], tokenizer: Any) -> Tensor:
-    """Join documents by blank lines into one run of tokens, (tokens,) int64."""
-    ids = tokenizer(SEPARATOR.join(texts), verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+    def under(self, encoder: Encoder) -> "TokenWindows":
+        """Return the windows with the BOS token in front, where the encoder wants it there."""
+        return replace(self, tokens=encoder.begun(self.tokens), bos=encoder.first is not None)
 
 
 def sequence_length(config: Any, length: int | None) -> int:
@@ -112,9 +117,9 @@ def _check_length(tokens: Tensor, length: int, source: str) -> None:
 
 
 def document_windows(
-    documents: Sequence[str],
+    documents: Sequence[Any],
     indices: range,
-    tokenizer: Any,
+    encoder: Encoder,
     samples: int,
     length: int,
     generator: torch.Generator,
@@ -127,7 +132,7 @@ def document_windows(
     windows: list[Tensor] = []
     for _ in range(1000 + 1000 * samples):
         document = documents[indices[int(torch.randint(0, len(indices), (1,), generator=generator))]]
-        tokens = tokenize([document], tokenizer)
+        tokens = encoder.tokens([document], f"text {source}")
         if len(tokens) > length:
             offset = int(torch.randint(0, len(tokens) - length, (1,), generator=generator))
             windows.append(tokens[offset : offset + length])
@@ -136,21 +141,23 @@ def document_windows(
     raise BarberError(f"text {source} has too few documents of more than {length} tokens: give a shorter length")
 
 
-def joined_tokens(sources: Sequence[str], tokenizer: Any, field: str = "text") -> Tensor:
+def joined_tokens(sources: Sequence[str], encoder: Encoder) -> Tensor:
     """Join the calibration parts of all `sources` by blank lines into one run of tokens, (tokens,) int64."""
-    texts = [text for name in sources for text in read_texts(name, "calibration", field)]
-    return tokenize(texts, tokenizer)
+    texts: list[Any] = []
+    for name in sources:
+        texts += read_texts(name, "calibration", encoder.field, encoder.tokenizer)
+    return encoder.tokens(texts, f"text {'+'.join(sources)}")
 
 
 def calibration_windows(
-    sources: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int, field: str = "text"
+    sources: Sequence[str], encoder: Encoder, *, samples: int, length: int, seed: int
 ) -> TokenWindows:
     """Cut calibration windows out of all `sources`; C4 where there are none.
 
     C4 is sampled by document, and beside other sources gives its share of the samples. All others are joined by blank
     lines and sampled as one text.
     """
-    names = list(sources) or ["c4"]
+    names, room = list(sources) or ["c4"], encoder.room(length)
     sampled, joined = split_by_document(names)
     counts = [samples // len(names)] * len(sampled)
     if not joined:
@@ -161,21 +168,15 @@ def calibration_windows(
         if count:
             documents = read_texts(name, "calibration")
             every = range(len(documents))
-            parts.append(document_windows(documents, every, tokenizer, count, length, generator, name))
+            parts.append(document_windows(documents, every, encoder, count, room, generator, name))
     if joined:
-        text = joined_tokens(joined, tokenizer, field)
-        parts.append(random_windows(text, samples - sum(counts), length, seed, "+".join(joined)).tokens)
+        text = joined_tokens(joined, encoder)
+        parts.append(random_windows(text, samples - sum(counts), room, seed, "+".join(joined)).tokens)
     tokens = torch.cat(parts)
-    return TokenWindows(tokens, "+".join(names), "calibration", len(tokens))
+    return TokenWindows(tokens, "+".join(names), "calibration", len(tokens)).under(encoder)
 
 
-def windows_for(
-    model: Any,
-    tokenizer: Any,
-    settings: CalibrationConfig,
-    seed: int,
-    source: Sequence[str] | Tensor | TokenWindows | None = None,
-) -> TokenWindows:
+def windows_for(model: Any, tokenizer: Any, settings: CalibrationConfig, seed: int, source: Any = None) -> TokenWindows:
     """Return the calibration windows of a run.
 
     Args:
@@ -183,29 +184,25 @@ def windows_for(
         tokenizer: of the model; None where `source` is tokens.
         settings: names the texts, and how windows are cut.
         seed: decides the windows.
-        source: windows, (samples, length) tokens, or texts; None for the texts of `settings`.
+        source: windows, or what `given` reads as tokens or documents; None for the texts of `settings`.
     """
     if isinstance(source, TokenWindows):
-        return source
-    if isinstance(source, Tensor):
-        return _token_windows(model, source)
-    if isinstance(source, str):
-        raise BarberError("calibration is one string: give a list of texts")
+        return _fitting(model, source)
+    documents = None if source is None else given(source, settings.text_field)
+    if isinstance(documents, Tensor):
+        return _fitting(model, TokenWindows(documents, "tokens", "calibration", len(documents)))
     if tokenizer is None:
         raise BarberError("calibration text needs a tokenizer: give one, or token windows (samples, length)")
+    encoder = Encoder.of(model, tokenizer, settings)
     length = sequence_length(model.config, settings.sequence_length)
-    if source is not None:
-        return random_windows(tokenize(list(source), tokenizer), settings.samples, length, seed, "texts")
-    return calibration_windows(
-        settings.texts, tokenizer, samples=settings.samples, length=length, seed=seed, field=settings.text_field
-    )
+    if documents is None:
+        return calibration_windows(settings.texts, encoder, samples=settings.samples, length=length, seed=seed)
+    tokens = encoder.tokens(documents, "calibration")
+    return random_windows(tokens, settings.samples, encoder.room(length), seed, "texts").under(encoder)
 
 
-def _token_windows(model: Any, tokens: Tensor) -> TokenWindows:
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.numel() == 0:
-        raise BarberError(f"calibration {tokens.dtype} {tuple(tokens.shape)} is not legal: (samples, length) int64")
-    sequence_length(model.config, tokens.shape[1])
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise BarberError(f"calibration has token {int(tokens.max())}: legal are 0 to {vocabulary - 1}")
-    return TokenWindows(tokens.long().cpu(), "tokens", "calibration", len(tokens))
+def _fitting(model: Any, windows: TokenWindows) -> TokenWindows:
+    """Return windows that fit the model's positions and vocabulary; raise BarberError otherwise."""
+    sequence_length(model.config, windows.tokens.shape[1])
+    check_tokens(windows.tokens, vocabulary(model), "calibration")
+    return windows

@@ -170,13 +170,9 @@ class BarberRefiner(PretrainedTool):
 
 
 def _refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
-    samples, length = windows.tokens.shape
     return {
         "name": "refine", "rounds": config.rounds, "rounds_made": rounds_made, "exchanges": config.exchanges,
-        "shrinkage": config.shrinkage,
-        "swaps": swaps,
-        "calibration": {"source": windows.source, "samples": samples, "sequence_length": length, "seed": config.seed,
-                        "fingerprint": windows.fingerprint},
+        "shrinkage": config.shrinkage, "swaps": swaps, "calibration": windows.as_dict(config.seed),
     }  # fmt: skip
 
 

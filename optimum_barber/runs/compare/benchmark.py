@@ -38,9 +38,8 @@ class MaskBenchmark:
         self.plan, self.quiet = plan, quiet
         self.sparsifier = BarberSparsifier(model, tokenizer, plan.reference)
         self.evaluation = evaluation_windows(
-            plan.settings.evaluation, tokenizer, model.config, calibration.sequence_length, plan.settings.windows,
-            calibration.text_field,
-        )  # fmt: skip
+            plan.settings.evaluation, tokenizer, model, calibration, plan.settings.windows
+        )
         self.windows: dict[tuple[int | None, ...], TokenWindows] = {}
         with all_faults() as faults:
             for cell in plan.cells.values():

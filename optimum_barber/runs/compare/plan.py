@@ -83,7 +83,7 @@ def _fingerprints(
         files.append(task.partition(":")[2] or task)
     evaluation = digest([
         settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
-        settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
+        base.calibration.bos, settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
     device = str(choose_device(base.device))
     fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, evaluation])}

@@ -44,7 +44,7 @@ class Calibration(CalibrationConfig):
     """The calibration set of all stages."""
 
     texts: list[str] = Field(
-        ["c4"], min_length=1, description="text or .jsonl files, c4, wikitext2, ptb or pydoc, which is always there"
+        ["c4"], min_length=1, description="text or JSON files, c4, wikitext2, ptb or pydoc, which is always there"
     )
     sequence_length: int | None = Field(
         None, ge=2, description="tokens a window; default 2048, or what the model takes"

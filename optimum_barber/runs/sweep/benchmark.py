@@ -38,9 +38,8 @@ class CutBenchmark:
         self.shrinker = BarberShrinker.from_pretrained(reference.name, config.dtype)
         model = self.shrinker.model
         self.evaluation = evaluation_windows(
-            config.evaluation, self.shrinker.tokenizer, model.config, calibration.sequence_length, config.windows,
-            calibration.text_field,
-        )  # fmt: skip
+            config.evaluation, self.shrinker.tokenizer, model, calibration, config.windows
+        )
         self.dtype = torch.float32 if self.device.type == "cpu" else next(model.parameters()).dtype
         self.cuts = {name: plan_cut(model, own) for name, own in configs.items()}
         self.choices: dict[int, tuple[TokenWindows, dict[str, Kept]]] = {}  # by number of samples

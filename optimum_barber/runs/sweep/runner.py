@@ -80,7 +80,7 @@ def _fingerprints(
 ) -> dict[str, str]:
     """Digest all that decides a cell, the dense model first: model, texts, protocol, and the cell's settings."""
     calibration = config.calibration
-    protocol = [config.evaluation, config.windows, calibration.sequence_length, config.latency]
+    protocol = [config.evaluation, config.windows, calibration.sequence_length, calibration.bos, config.latency]
     texts = [path_digest(name) for name in (config.evaluation, *calibration.texts)]
     shared: list[Any] = [of_model(reference.name), protocol, texts, config.device, config.dtype, calibration.text_field]
     fingerprints = {DENSE: digest(shared)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ...base.bars import hidden_bars
 from ...base.errors import BarberError, MissingExtraError
 from ...models.device import choose_device, working_dtype
 from .offline import offline_tasks
@@ -112,27 +113,11 @@ def _manager(tasks: Sequence[str | dict[str, Any]]) -> Any:
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Hide progress bars and warnings of lm-eval, which has no switch for them."""
-    import datasets
-    from lm_eval.api import model, task
-    from lm_eval.models import huggingface
-    from tqdm import tqdm
-
-    def no_bar(*values: Any, **options: Any) -> Any:
-        return tqdm(*values, **{**options, "disable": True})
-
-    modules: tuple[Any, ...] = (model, task, huggingface)
     logger = logging.getLogger("lm_eval")
-    bars, level = [module.tqdm for module in modules], logger.level
-    disabled = datasets.are_progress_bars_disabled()
-    for module in modules:
-        module.tqdm = no_bar
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
     try:
-        yield
+        with hidden_bars(quiet=True):
+            yield
     finally:
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
         logger.setLevel(level)
-        if not disabled:
-            datasets.enable_progress_bars()

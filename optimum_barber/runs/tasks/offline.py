@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ...base.errors import BarberError
 from ...base.files import is_file
+from ...text.documents import decoded
 from ...text.sources import read_texts
 
 Rows = list[dict[str, Any]]
@@ -33,10 +34,7 @@ class _ChoiceRow(BaseModel):
 
 
 def _choice_rows(path: str) -> Rows:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise BarberError(f"task file {path} is not UTF-8 (byte {error.start})") from None
+    lines = decoded(path, "task file").split("\n")
     rows = [_choice_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise BarberError(f"task file {path} is empty")
@@ -55,7 +53,7 @@ def _choice_row(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _rolling_rows(path: str) -> Rows:
-    """Read the documents of a text file (one) or of a .jsonl file (its field `text`), without blank ones."""
+    """Read the documents of a text file (one) or of a JSON file (its field `text`), without blank ones."""
     return [{"text": text} for text in read_texts(path, "evaluation") if text.strip()]
 
 

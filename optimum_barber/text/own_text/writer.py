@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from ...base.errors import BarberError
 from ...base.files import write_file
 from ...base.output import check_file
-from ...models.architectures import positions
 from ...models.device import choose_device, working_dtype
+from ...models.limits import positions, vocabulary
 from ...models.loading import load_model, load_tokenizer, resolve_model
+from ..documents import clean
+from ..tokens import check_tokens
 from ..windows import DEFAULT_LENGTH
 from .settings import OwnTextConfig
 
@@ -37,6 +39,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
         BarberError: nothing to start from, a length beyond the model's positions, NaN or Inf in its output, or no text.
     """
     start, ends = start_tokens(tokenizer, config.start), end_tokens(model, tokenizer, config.start)
+    check_tokens(start, vocabulary(model), "start", tokenizer)
     length = row_length(start, model.config, config.length)
     documents, written = list[str](), 0
     with (
@@ -59,7 +62,7 @@ def own_documents(model: Any, tokenizer: Any, config: OwnTextConfig, quiet: bool
 def start_tokens(tokenizer: Any, start: str | None) -> Tensor:
     """Return the tokens that the text follows, (tokens,) int64; none are a `BarberError`."""
     if start is not None:
-        ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(clean(start), add_special_tokens=False)["input_ids"]
     else:
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
         ids = [token for token in special if token is not None][:1]
@@ -125,7 +128,7 @@ def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwri
     Raises:
         BarberError: bad input; nothing was written.
     """
-    if Path(output).suffix != ".jsonl":
+    if Path(output).suffix.lower() != ".jsonl":
         raise BarberError(f"output {output} is not legal: a .jsonl file, as --calibration reads it")
     path = check_file(output, overwrite)
     device, reference = choose_device(config.device), resolve_model(name)

@@ -112,7 +112,7 @@ class EvaluateStage(Stage):
         for text in self.perplexity:
             perplexities[text] = evaluate_model(
                 model, text, field=calibration.text_field, length=length, windows=self.windows, dtype=self.dtype,
-                device=device, quiet=context.quiet,
+                device=device, quiet=context.quiet, bos=calibration.bos,
             )  # fmt: skip
         figures: dict[str, Any] = {"perplexity": perplexities}
         if self.tasks:

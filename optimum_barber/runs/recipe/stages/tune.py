@@ -31,15 +31,17 @@ class LoraStage(Stage, LoraSettings):
         from optimum_barber.integrations.lora.training import train_lora
 
         from ....models.loading import load_config, load_tokenizer, resolve_model
+        from ....text.tokens import Encoder
         from ....text.training import training_windows
         from ....text.windows import sequence_length
 
         calibration, reference = context.shared.calibration, resolve_model(context.input_model)
-        length = sequence_length(load_config(reference), self.sequence_length or calibration.sequence_length)
+        config = load_config(reference)
+        length = sequence_length(config, self.sequence_length or calibration.sequence_length)
         windows, held_out = training_windows(
-            self.train_texts or calibration.texts, load_tokenizer(reference),
+            self.train_texts or calibration.texts, Encoder.of(config, load_tokenizer(reference), calibration),
             samples=self.steps * self.batch_size * self.gradient_accumulation, length=length, seed=calibration.seed,
-            held_out=self.held_out, field=calibration.text_field,
+            held_out=self.held_out,
         )  # fmt: skip
         report = train_lora(
             context.input_model, context.output_model, self.part(LoraSettings), windows, held_out,
@@ -91,13 +93,15 @@ class QuantizeStage(Stage, QuantizeSettings):
         from optimum_barber.integrations.quantization.quantize import quantize_model
 
         from ....models.loading import load_config, load_tokenizer, resolve_model
+        from ....text.tokens import Encoder
         from ....text.windows import calibration_windows, sequence_length
 
         calibration, reference = context.shared.calibration, resolve_model(context.input_model)
-        length = sequence_length(load_config(reference), calibration.sequence_length)
+        config = load_config(reference)
         windows = calibration_windows(
-            calibration.texts, load_tokenizer(reference), samples=calibration.samples, length=length,
-            seed=calibration.seed, field=calibration.text_field,
+            calibration.texts, Encoder.of(config, load_tokenizer(reference), calibration),
+            samples=calibration.samples, length=sequence_length(config, calibration.sequence_length),
+            seed=calibration.seed,
         )  # fmt: skip
         return quantize_model(
             context.input_model, context.output_model, self.part(QuantizeSettings), windows, quiet=context.quiet,

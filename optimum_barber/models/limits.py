@@ -1,0 +1,33 @@
+"""What a causal LM takes: how many positions, and tokens out of which vocabulary."""
+
+from collections.abc import Iterable
+from typing import Any
+
+POSITIONS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx",
+)  # fmt: skip
+
+
+def positions(config: Any) -> int | None:
+    """Return how many positions a model has by its configuration; None where that sets no limit."""
+    for part in _parts(config):
+        for name in POSITIONS:
+            found = getattr(part, name, None)
+            if found is not None and found > 0:
+                return int(found)
+    return None
+
+
+def vocabulary(model: Any) -> int | None:
+    """Return how many tokens a model has embeddings for, or a configuration says so; None where neither tells."""
+    if hasattr(model, "get_input_embeddings"):
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        return vocabulary(model.config) if rows is None else int(rows)
+    sizes = (getattr(part, "vocab_size", None) for part in _parts(model))
+    return next((size for size in sizes if size), None)
+
+
+def _parts(config: Any) -> Iterable[Any]:
+    """Return the configuration of the language model, which several modalities wrap, and the whole."""
+    inner = getattr(config, "get_text_config", None)
+    return (config,) if inner is None else (inner(decoder=True), config)
