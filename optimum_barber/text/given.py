@@ -98,5 +98,5 @@ def _joined_rows(items: list[Any]) -> Tensor:
             raise BarberError(f"calibration, item {number} holds {holds}, item 1 {length}: windows have one length")
     try:
         return torch.tensor(rows, dtype=torch.long)
-    except (RuntimeError, OverflowError):
+    except (RuntimeError, ValueError, OverflowError):  # by its version, torch raises one of these
         raise BarberError("calibration has a token id beyond int64") from None

@@ -59,10 +59,10 @@ class TokenWindows:
 
 def sequence_length(config: Any, length: int | None) -> int:
     """Return the window length: `length`, or by default 2048, or the model's positions where they are fewer."""
-    most = positions(config) or DEFAULT_LENGTH
-    if length is not None and length > most:
+    most = positions(config)
+    if length is not None and most is not None and length > most:
         raise BarberError(f"sequence length {length} is more than the model's {most} positions")
-    return length or min(DEFAULT_LENGTH, most)
+    return length or min(DEFAULT_LENGTH, most or DEFAULT_LENGTH)
 
 
 def random_windows(tokens: Tensor, samples: int, length: int, seed: int, source: str) -> TokenWindows:
@@ -198,6 +198,8 @@ def windows_for(model: Any, tokenizer: Any, settings: CalibrationConfig, seed: i
     if documents is None:
         return calibration_windows(settings.texts, encoder, samples=settings.samples, length=length, seed=seed)
     tokens = encoder.tokens(documents, "calibration")
+    if len(tokens) == 0:
+        raise BarberError("calibration holds no text: give a list of texts")
     return random_windows(tokens, settings.samples, encoder.room(length), seed, "texts").under(encoder)
 
 
