@@ -62,21 +62,23 @@ def plain_text(item: Any, field: str, tokenizer: Any, place: str) -> str | None:
     Raises:
         BarberError: it is something else; `place` is what the error calls it.
     """
-    if isinstance(item, Mapping) and field in item:
-        item = item[field]
+    item = of_field(item, field)
     if item is None or (isinstance(item, float) and item != item):
         return None
     if isinstance(item, str):
         return clean(item)
     if isinstance(item, list) and item and all(map(_is_message, item)):
         return clean(_chat_text(item, tokenizer, place))
-    holds = type(item).__name__
-    if isinstance(item, Mapping):
-        holds = f"an object of {', '.join(map(str, item)) or 'nothing'}"
+    holds = f"an object of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
     raise BarberError(
         f"{place} has no text field {field!r}: legal are a text, messages of {{role, content}}, or an object with one "
         f"of these under that name, not {holds}"
     )
+
+
+def of_field(item: Any, field: str) -> Any:
+    """Return an object's `field`, and whatever else as it is."""
+    return item[field] if isinstance(item, Mapping) and field in item else item
 
 
 def clean(text: str) -> str:

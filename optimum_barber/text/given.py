@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
+from .documents import of_field
 
 LEGAL = "give a list of texts, a data set with a text field, or token windows (samples, length) of int64"
 MOST = 1_000_000  # items of an iterator, which may have no end
@@ -75,18 +76,21 @@ def _items(source: Iterable[Any], field: str) -> list[Any]:
         raise BarberError(f"calibration {type(source).__name__} is not legal: {LEGAL}") from None
     if isinstance(source, Iterator) and len(items) > MOST:
         raise BarberError(f"calibration yields more than {MOST:,} items: {LEGAL}")
-    return [item[field] if isinstance(item, Mapping) and field in item else item for item in items]
+    return [of_field(item, field) for item in items]
 
 
 def _row(item: Any) -> list[int] | None:
     """Return the token ids that an item holds, (length,) or (1, length); None where it holds something else."""
     values = item.tolist() if isinstance(item, Tensor | np.ndarray) else item
-    if isinstance(values, list | tuple) and len(values) == 1 and isinstance(values[0], list):
+    if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    if not isinstance(values, list | tuple) or not values:
+    if not isinstance(values, list | tuple) or not values or not all(map(_is_integer, values)):
         return None
-    integers = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values)
-    return [int(value) for value in values] if integers else None
+    return list(map(int, values))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _joined_rows(items: list[Any]) -> Tensor:

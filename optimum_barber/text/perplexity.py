@@ -33,7 +33,9 @@ class Perplexity:
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON; `bos` only where it is true."""
         fields = asdict(self)
-        return fields if self.bos else {name: value for name, value in fields.items() if name != "bos"}
+        if not self.bos:
+            del fields["bos"]
+        return fields
 
 
 @torch.no_grad()
