@@ -19,6 +19,7 @@ from optimum_barber import (
 from optimum_barber.base.errors import BarberError
 from optimum_barber.prune.refine.settings import RefineConfig
 from optimum_barber.text import given
+from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.windows import TokenWindows, windows_for
 
 from .conftest import tiny_model, tiny_windows
@@ -172,3 +173,11 @@ def test_every_verb_reads_them_alike(tokenizer, model_dir):
     assert result.sparsity_config.calibration["source"] == "texts"
     assert RefineConfig(calibration=("pydoc",)).calibration.texts == ["pydoc"]
     assert BarberRefiner(tiny_model(), tokenizer).tokenizer is tokenizer
+
+
+def test_perplexity_takes_token_ids_too(found):
+    model = tiny_model()
+    expected = perplexity(model, TokenWindows(ROWS, "tokens", "calibration", 3), quiet=True)
+    assert perplexity(model, ROWS.numpy(), quiet=True) == expected == perplexity(model, ROWS.tolist(), quiet=True)
+    with pytest.raises(BarberError, match="needs a tokenizer"):
+        perplexity(model, DOCUMENTS)

@@ -1,6 +1,7 @@
 """What a causal LM takes: how many positions, and tokens out of which vocabulary."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 POSITIONS = (
@@ -21,8 +22,11 @@ def positions(config: Any) -> int | None:
 def vocabulary(model: Any) -> int | None:
     """Return how many tokens a model has embeddings for, or a configuration says so; None where neither tells."""
     if hasattr(model, "get_input_embeddings"):
-        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-        return vocabulary(model.config) if rows is None else int(rows)
+        with suppress(NotImplementedError):  # of a model that has them elsewhere
+            rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+            if rows is not None:
+                return int(rows)
+        return vocabulary(model.config)
     sizes = (getattr(part, "vocab_size", None) for part in _parts(model))
     return next((size for size in sizes if size), None)
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .windows import TokenWindows
+from ..base.calibration import CalibrationConfig
+from .windows import TokenWindows, windows_for
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,14 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, windows: TokenWindows, quiet: bool = False) -> Perplexity:
-    """Measure the perplexity of a causal LM over `windows`; every window is predicted on its own."""
+def perplexity(model: nn.Module, windows: TokenWindows | Any, quiet: bool = False) -> Perplexity:
+    """Measure the perplexity of a causal LM over windows, or token ids (windows, length), each predicted on its own.
+
+    Raises:
+        BarberError: `windows` are no token ids, or the model has no embedding for one.
+    """
+    if not isinstance(windows, TokenWindows):
+        windows = windows_for(model, None, CalibrationConfig(), 0, windows)
     parameter = next(model.parameters())
     model.eval()
     losses = []

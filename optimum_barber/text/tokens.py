@@ -45,16 +45,16 @@ class Encoder:
         Raises:
             BarberError: it is asked for, and the tokenizer has none.
         """
-        token: int | None = self.tokenizer.bos_token_id
-        if self.bos == "always" and token is None:
+        if self.bos == "always" and self._token is None:
             raise BarberError("bos 'always' is not legal: the tokenizer has no BOS token")
-        if self.bos == "always" or (self.bos == "auto" and token is not None and self._added() == [token]):
-            return token
+        if self.bos == "always" or (self.bos == "auto" and self.tokenizer("a")["input_ids"][:1] == [self._token]):
+            return self._token
         return None
 
-    def _added(self) -> list[int]:
-        ids: list[int] = self.tokenizer("")["input_ids"]
-        return ids[:1]
+    @property
+    def _token(self) -> int | None:
+        """The BOS token; tokenizers of other libraries need not know of one."""
+        return getattr(self.tokenizer, "bos_token_id", None)
 
     def room(self, length: int) -> int:
         """Return how many tokens of the text a window of `length` tokens holds.
@@ -88,7 +88,7 @@ class Encoder:
         tokens = torch.tensor(self.tokenizer(SEPARATOR.join(texts), verbose=False)["input_ids"], dtype=torch.long)
         check_tokens(tokens, self.vocabulary, place, self.tokenizer)
         if self.first is not None or self.bos == "never":
-            while len(tokens) and tokens[0] == self.tokenizer.bos_token_id:
+            while len(tokens) and tokens[0] == self._token:
                 tokens = tokens[1:]
         return tokens
 
