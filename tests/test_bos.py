@@ -186,3 +186,20 @@ def test_a_token_is_legal_once_the_model_has_an_embedding(larger, tokenizer):
     with pytest.raises(BarberError, match="start has token 300"):
         own_documents(tiny_model(), larger, OwnTextConfig(tokens=4, start="<extra>"), quiet=True)
     assert torch.is_tensor(Encoder(tokenizer, 300).tokens(documents))
+
+
+def test_all_settings_hold_it(tmp_path):
+    pytest.importorskip("lm_eval")
+    from optimum_barber.integrations.lm_eval.arguments import barber_config, shrink_config
+    from optimum_barber.runs.recipe.validation import read_recipe
+
+    assert barber_config({"sparsity": 0.5, "bos": "once"}).calibration.bos == "once"
+    assert shrink_config({"remove": 0.5, "bos": "never"}).calibration.bos == "never"
+    with pytest.raises(BarberError, match="unknown bos 'on'"):
+        barber_config({"sparsity": 0.5, "bos": "on"})
+    (tmp_path / "recipe.yaml").write_text(
+        "model: m\ncalibration: {texts: [pydoc], bos: always}\nstages: [{prune: {sparsity: 0.5}}]\noutput: o\n"
+    )
+    assert read_recipe(tmp_path / "recipe.yaml").barber_config().calibration.bos == "always"
+    with pytest.raises(ValueError, match="bos is now calibration.bos: BarberConfig.*once"):
+        BarberConfig(sparsity=0.5, bos="once")

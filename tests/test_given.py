@@ -128,6 +128,7 @@ BAD = {
     "complex": (lambda: ROWS * 1j, "calibration torch.complex64"),
     "one dimension": (lambda: ROWS[0], r"calibration torch.int64 \(8,\) is not legal"),
     "one dimension, array": (lambda: ROWS[0].numpy(), r"calibration torch.int64 \(8,\) is not legal"),
+    "sparse": (lambda: ROWS.to_sparse(), r"\(3, 8\) is not legal"),
     "no data": (lambda: ROWS.to("meta"), "calibration torch.int64"),
     "empty": (lambda: ROWS[:0], r"\(0, 8\) is not legal"),
     "negative": (lambda: -ROWS, "calibration has token -[0-9]+: legal are 0 to 299"),

@@ -50,8 +50,9 @@ def _numeric(array: Any) -> Tensor | None:
 
 
 def _windows(tokens: Tensor) -> Tensor:
-    integers = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool or tokens.is_meta)
-    if tokens.ndim != 2 or not integers or tokens.numel() == 0:
+    integers = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    held = tokens.layout == torch.strided and not tokens.is_meta
+    if tokens.ndim != 2 or not integers or not held or tokens.numel() == 0:
         raise BarberError(f"calibration {tokens.dtype} {tuple(tokens.shape)} is not legal: (samples, length) int64")
     return tokens.long().cpu()
 

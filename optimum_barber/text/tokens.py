@@ -98,7 +98,8 @@ def check_tokens(tokens: Tensor, vocabulary: int | None, place: str, tokenizer: 
     if vocabulary is None:
         return
     for token in tokens[(tokens < 0) | (tokens >= vocabulary)].flatten()[:1].tolist():
-        name = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
+        named = hasattr(tokenizer, "convert_ids_to_tokens")
+        name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if named else ""
         raise BarberError(
             f"{place} has token {token}{name}: legal are 0 to {vocabulary - 1}, which the model has embeddings for; "
             "give the model's own tokenizer, or resize the embedding (resize_token_embeddings)"
