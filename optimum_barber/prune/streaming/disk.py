@@ -78,9 +78,9 @@ def _keep_dtypes(model: Any, dtype: torch.dtype) -> None:
     """Give weights that the model keeps in another dtype that one, as loading would."""
     for pattern, other in model._get_dtype_plan(dtype).items():
         part = re.compile(rf"(^|\.){re.escape(pattern)}(\.|$)")
-        for name, parameter in model.named_parameters():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if part.search(name):
-                parameter.data = parameter.data.to(other)
+                tensor.data = tensor.data.to(other)
 
 
 def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
