@@ -1,13 +1,7 @@
 """Running recipes: stages on disk, reuse, resume after a kill, records, trackers."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from filelock import FileLock
@@ -19,6 +13,8 @@ from optimum_barber.cli import main
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.document import find_recipe
 from optimum_barber.runs.recipe.stages.prune import PruneStage
+
+from .killer import killed
 
 RECIPE = """\
 name: tiny
@@ -179,26 +175,10 @@ TUNE = """\
 
 def test_killed_at_random_moments_it_ends_with_the_same_files(recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("  - report\n", TUNE), encoding="utf-8")
-    command = [sys.executable, "-m", "optimum_barber", "run", str(recipe), "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    whole = time.monotonic() - started
-    expected = kept(tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / "first")
-    moments, kills = random.Random(0), 0
-    for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        try:
-            process.wait(moments.uniform(0.2, 0.8) * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    assert kept(tmp_path / "out") == expected
-    assert len([name for name in expected if "sparsity_masks" in name]) == 4
-    assert kills
+    said = killed(tmp_path, 5, "run", recipe, "--quiet", "--set", f"output={tmp_path}/OUT")
+    assert kept(tmp_path / "out") == kept(tmp_path / "whole")
+    assert len([name for name in kept(tmp_path / "out") if "sparsity_masks" in name]) == 4
+    assert said[-1].startswith("5 kills")
 
 
 def test_shipped_recipes_are_found_by_name():

@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource
 from optimum_barber.prune.streaming.progress import Progress
 
 from .conftest import tiny_model, tiny_windows
+from .killer import killed
 
 QUICK = BarberConfig(sparsity=0.5, rebuild={"rounds": 2})
 
@@ -355,44 +354,10 @@ def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-KILLER = """
-import os, random, shutil, signal, sys, time
-from optimum_barber.cli import main
-import optimum_barber.prune.sparsifier, transformers  # once, before any fork
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-def begun(output):
-    child = os.fork()
-    if child == 0:
-        os._exit(main([*sys.argv[3:], "-o", output]))
-    return child
-
-started = time.monotonic()
-assert os.waitpid(begun(sys.argv[1]), 0)[1] == 0
-whole, moments, kills = time.monotonic() - started, random.Random(0), 0
-while kills < 10:
-    child = begun(sys.argv[2])
-    time.sleep(moments.uniform(0.2, 0.9) * whole)
-    os.kill(child, signal.SIGKILL)
-    if os.waitpid(child, 0)[1] == 0 or os.path.exists(sys.argv[2]):
-        if kills:
-            break
-        whole /= 2  # it was timed in a slow moment
-        shutil.rmtree(sys.argv[2])
-        continue
-    kills += 1
-    print(os.path.exists(sys.argv[2] + ".partial/.resume/state.json"))
-else:
-    assert os.waitpid(begun(sys.argv[2]), 0)[1] == 0
-"""
-
-
 def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenizer):
     stored(tmp_path, num_hidden_layers=8)
     tokenizer.save_pretrained(tmp_path / "model")
     flags = ["--calibration", "pydoc", "--samples", "8", "--sequence-length", "32", "--resume", "--quiet"]
-    command = ["prune", str(tmp_path / "model"), "--sparsity", "0.5", *flags]
-    killer = [sys.executable, "-c", KILLER, str(tmp_path / "whole"), str(tmp_path / "out"), *command]
-    done = subprocess.run(killer, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert "True" in done.stdout.decode()
+    said = killed(tmp_path, 10, "prune", tmp_path / "model", "--sparsity", "0.5", *flags, "-o", tmp_path / "OUT")
+    assert any("out.partial/.resume/state.json" in line for line in said)
     assert files(tmp_path / "out") == files(tmp_path / "whole")

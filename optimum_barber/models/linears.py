@@ -113,6 +113,16 @@ def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
     return targets
 
 
+def check_shared(source: ModelSource, targets: Iterable[str]) -> None:
+    """Refuse two targets that share a weight: one mask would prune both."""
+    owners: dict[int, str] = {}
+    for name in targets:
+        weight = source.model.get_submodule(name).weight
+        owner = owners.setdefault(weight.data_ptr() or id(weight), name)  # 0 on the meta device
+        if owner != name:
+            raise BarberError(f"model shares one weight between {owner} and {name}, which need a mask each")
+
+
 def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = ALONE) -> None:
     """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank checks a part."""
     names = {f"{name}.weight": name for name in targets}

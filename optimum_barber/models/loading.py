@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..base.errors import BarberError, MissingExtraError
+from .wrappers import causal_lm
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -185,7 +186,7 @@ class PretrainedTool:
     """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
-        self.model = model
+        self.model = causal_lm(model)
         self.tokenizer = tokenizer
         self.reference = reference
 

@@ -6,7 +6,7 @@ from typing import Any
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.ranks import ALONE, Ranks
-from ..models.linears import check_dense_rest, check_weights, linear_shapes, target_names
+from ..models.linears import check_dense_rest, check_shared, check_weights, linear_shapes, target_names
 from ..models.source import ModelSource
 from ..tensors.patterns import SparsityPattern
 from ..text.windows import TokenWindows
@@ -51,6 +51,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     config = config.under(pattern, shares=producer.brings_pattern is None)
     check_allocation(config, producer)
     check_dense_rest(source, config.allow_dense_rest)
+    check_shared(source, targets)
     check_weights(source, targets, ranks)
     return Plan(
         producer=producer,

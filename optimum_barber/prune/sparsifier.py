@@ -22,6 +22,7 @@ from ..models.device import choose_device, matrix_products
 from ..models.linears import matrices_of_model, prunable
 from ..models.loading import ModelReference, cast_parameters, load_model, load_tokenizer, resolve_model
 from ..models.source import ModelSource
+from ..models.wrappers import causal_lm, default_torch, same_modes
 from ..tensors.budget import Shares, patterns_of
 from ..tensors.masks import PackedMask
 from ..text.sources import text_files
@@ -46,7 +47,8 @@ class BarberSparsifier:
     From disk to disk one decoder layer is in memory at a time, and a stopped run can be resumed.
 
     Args:
-        model: a transformers causal LM, changed in place by `sparsify`; None to open the one at `reference`.
+        model: a transformers causal LM, compiled or not, changed in place by `sparsify`; None to open the one at
+            `reference`.
         tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
         reference: where the model lies, or was loaded from; None for one that never lay on the disk.
         dtype: of the result, where the model is opened; auto keeps the checkpoint's, float16 for GGUF.
@@ -69,7 +71,8 @@ class BarberSparsifier:
             raise BarberError(f"stream {stream!r} is not legal: {', '.join(STREAM)}")
         self.tokenizer = tokenizer
         self.reference = reference
-        self._model, self._location = model, reference
+        self._model = causal_lm(model) if model is not None or reference is None else None
+        self._location = reference
         self._dtype, self._stream = dtype, stream
         self._checkpoint: DiskCheckpoint | None = None
         self._obstacle: str | None = "it is in memory" if model is not None else "--stream never"
@@ -105,6 +108,7 @@ class BarberSparsifier:
             self._checkpoint, self._obstacle = None, "it is in memory"
         return self._model
 
+    @default_torch()
     def sparsify(
         self,
         config: BarberConfig,
@@ -144,8 +148,9 @@ class BarberSparsifier:
         device = choose_device(config.device)
         with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
-                run = self._checked_run(config, ModelSource(self.model, device), calibration, together)
-                return self._prune_in_memory(run, output, callbacks, quiet)
+                with same_modes(self.model):
+                    run = self._checked_run(config, ModelSource(self.model, device), calibration, together)
+                    return self._prune_in_memory(run, output, callbacks, quiet)
             source = DiskSource(checkpoint, device)
             run = self._checked_run(config, source, calibration, together)
             needs = fitting_needs(checkpoint, run, activations, output)
@@ -159,6 +164,7 @@ class BarberSparsifier:
         self._location, self._dtype = ModelReference(str(output), output), "auto"
         return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
 
+    @default_torch()
     def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
         """What a run from disk to disk would take, as a page; everything is checked, nothing is written.
 

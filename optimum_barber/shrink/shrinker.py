@@ -21,6 +21,7 @@ from ..checkpoints.write import ONE_FILE
 from ..models.device import choose_device
 from ..models.loading import PretrainedTool
 from ..models.measure import size_of
+from ..models.wrappers import keep_modes
 from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
 from .cut import cut_model
@@ -53,6 +54,7 @@ class BarberShrinker(PretrainedTool):
         reference: where the model was loaded from, if it was.
     """
 
+    @keep_modes
     def shrink(
         self,
         config: ShrinkConfig,

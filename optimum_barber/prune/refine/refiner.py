@@ -24,6 +24,7 @@ from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_record, save_weights
 from ...models.device import choose_device
 from ...models.loading import PretrainedTool, cast_parameters, load_model, load_tokenizer, resolve_model
+from ...models.wrappers import keep_modes
 from ...tensors.masks import PackedMask
 from ...text.sources import text_files
 from ...text.windows import TokenWindows, windows_for
@@ -83,6 +84,7 @@ class BarberRefiner(PretrainedTool):
         reference = resolve_model(name)
         return cls(load_model(reference, "float32"), load_tokenizer(reference), reference)
 
+    @keep_modes
     def refine(
         self,
         sparse: str | Path,

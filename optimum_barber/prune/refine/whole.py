@@ -22,6 +22,8 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     Raises:
         BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
     """
+    if model.get_output_embeddings() is None:
+        raise BarberError(f"model is a {type(model).__name__}, without a language-modelling head: give the causal LM")
     forward, logits = partial(_before_head, model), _logits_of(model)
     inputs = Activations(windows.to(next(model.parameters()).device).split(1))
     first = next(iter(inputs))
