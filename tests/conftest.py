@@ -1,5 +1,6 @@
 """Tiny models from configurations, a tokenizer trained on the spot: no downloads."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
+def pytest_collection_finish():
+    """Leave what is imported by now out of every garbage collection: each layer of a run from disk to disk makes one."""
+    gc.collect()
+    gc.freeze()
+
+
 def tiny_model(family="llama", seed=0, **changes):
     """A tiny causal LM with seeded random weights, large enough to matter."""
     name, own = FAMILIES[family]
@@ -101,3 +108,9 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n\n".join(list(topics.values())[:3])[:6000], encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Pages without drawings, as where matplotlib is not installed: drawing takes longer than a tiny run."""
+    monkeypatch.setattr("optimum_barber.runs.report.html.can_draw", lambda: False)

@@ -6,6 +6,7 @@
 named `*.json` stand in `out` and beside it.
 """
 
+import gc
 import os
 import random
 import signal
@@ -14,8 +15,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-MODULES = ["transformers.models.llama", "optimum_barber.integrations.lora.training", "optimum_barber.prune.sparsifier"]
-MODULES += ["optimum_barber.integrations.quantization.quantize"]
+MODULES = ["optimum_barber.prune.sparsifier", "accelerate", "transformers.models.llama.modeling_llama"]
+MODULES += ["transformers.models.auto.modeling_auto", "transformers.tokenization_utils_tokenizers"]
+TOOLS = ["optimum_barber.integrations.lora.training", "optimum_barber.integrations.quantization.quantize"]
 CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 
 
@@ -66,8 +68,9 @@ def changes(words, deadly=0):
 
 def run(kills, words):
     """See the module."""
-    for module in MODULES:
+    for module in [*MODULES, *(TOOLS if words[0] == "run" else [])]:
         import_module(module)  # once, before any fork
+    gc.freeze()
     whole, disturbed = ([word.replace("OUT", name) for word in words] for name in ("whole", "out"))
     status, count = changes(whole)
     assert status == 0, status

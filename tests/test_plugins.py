@@ -95,9 +95,31 @@ def run(site, *words):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def prune(site, model_dir, text_file, output, producer):
+EACH = """
+import contextlib, io, json, sys
+from optimum_barber.cli import main
+done = []
+for words in json.loads(sys.argv[1]):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(words)
+    done.append((status, out.getvalue(), error.getvalue()))
+print(json.dumps(done))
+"""
+
+
+def run_each(site, *commands):
+    """Status, output and errors of several commands, in one process with `site` on the path."""
+    words = [[*map(str, command)] for command in commands]
+    done = run(site, "python", "-c", EACH, json.dumps(words))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prune(model_dir, text_file, output, producer):
+    """The words of a command."""
     flags = ["--sparsity", ".5", "--calibration", text_file, "--samples", 2, "--sequence-length", 16, "--quiet"]
-    return run(site, "optimum-barber", "prune", model_dir, "--producer", producer, *flags, "-o", output)
+    return ["prune", model_dir, "--producer", producer, *flags, "-o", output]
 
 
 def line_of(listing, name, package):
@@ -109,7 +131,7 @@ def test_the_example_is_listed_by_both_command_lines_and_prunes(ria_site, model_
     line = line_of(listing, "ria", "barber-ria").split()
     assert line == "ria barber-ria 0.1.0 ok needs input_norm; takes power=0.5, scope=layer".split()
     assert run(ria_site, "optimum-cli", "barber", "plugins").stdout == listing
-    done = prune(ria_site, model_dir, text_file, tmp_path / "out", "ria")
+    done = run(ria_site, "optimum-barber", *prune(model_dir, text_file, tmp_path / "out", "ria"))
     assert (done.returncode, done.stderr) == (0, "")
     record = json.loads((tmp_path / "out" / "sparsity_config.json").read_text())
     assert (record["producer"]["name"], record["sparsity"]) == ("ria", 0.5)
@@ -120,13 +142,13 @@ def test_the_example_works_in_a_recipe_and_through_lm_eval(ria_site, model_dir, 
     stages = "[{prune: {producer: ria, pattern: 2:4, producer_args: {power: 1.0}}}]"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {model_dir}\ncalibration: {calibration}\nstages: {stages}\noutput: {tmp_path / 'out'}\n")
-    done = run(ria_site, "optimum-barber", "run", recipe, "--quiet")
-    assert (done.returncode, "zeros 7,680" in done.stdout) == (0, True), done.stderr
     arguments = f"pretrained={model_dir},producer=ria,power=0.5,rebuild=none,sparsity=0.5,samples=2"
     arguments += f",calibration={text_file},sequence_length=16"
     flags = ["--tasks", f"rolling:{text_file}", "--limit", 1, "--output_path", tmp_path / "results"]
-    done = run(ria_site, "optimum-barber", "lm-eval", "run", "--model", "barber", "--model_args", arguments, *flags)
-    assert done.returncode == 0, done.stderr
+    evaluate = ["lm-eval", "run", "--model", "barber", "--model_args", arguments, *flags]
+    first, second = run_each(ria_site, ["run", recipe, "--quiet"], evaluate)
+    assert (first[0], "zeros 7,680" in first[1]) == (0, True), first[2]
+    assert second[0] == 0, second[2]
     saved = json.loads(next((tmp_path / "results").rglob("results_*.json")).read_text())
     assert saved["config"]["sparsity"]["producer"]["name"] == "ria"
 
@@ -134,29 +156,21 @@ def test_the_example_works_in_a_recipe_and_through_lm_eval(ria_site, model_dir, 
 def test_broken_packages_are_named_with_their_own_error_and_stop_nobody(site, model_dir, text_file, tmp_path):
     for module in CODE:
         install(site, module)
-    listing = run(site, "optimum-barber", "plugins")
-    assert (listing.returncode, listing.stderr) == (0, "")
+    commands = [prune(model_dir, text_file, tmp_path / name, name) for name in ("lost", "ria")]
+    (status, listing, error), failed, done = run_each(site, ["plugins"], *commands)
+    assert (status, error) == (0, "")
     lost = "barber-broken 1.5 BROKEN ModuleNotFoundError: No module named 'a_module_that_is_nowhere'".split()
-    assert line_of(listing.stdout, "lost", "barber-broken").split()[1:] == lost
-    assert line_of(listing.stdout, "gone", "barber-broken").split()[1:] == lost
-    assert "clashes with barber-late 1.5" in line_of(listing.stdout, "short", "barber-bad")
-    assert "clashes with built-in" in line_of(listing.stdout, "pydoc", "barber-late")
-    assert "class int, no producer" in line_of(listing.stdout, "answer", "barber-number")
-    working = [line_of(listing.stdout, *words).split()[3] for words in (("ria", "barber-ria"), ("wanda", "built-in"))]
+    assert line_of(listing, "lost", "barber-broken").split()[1:] == lost
+    assert line_of(listing, "gone", "barber-broken").split()[1:] == lost
+    assert "clashes with barber-late 1.5" in line_of(listing, "short", "barber-bad")
+    assert "clashes with built-in" in line_of(listing, "pydoc", "barber-late")
+    assert "class int, no producer" in line_of(listing, "answer", "barber-number")
+    working = [line_of(listing, *words).split()[3] for words in (("ria", "barber-ria"), ("wanda", "built-in"))]
     assert working == ["ok", "ok"]
-    failed = prune(site, model_dir, text_file, tmp_path / "out", "lost")
-    assert failed.returncode == 2
-    assert "producer 'lost' of barber-broken 1.5 cannot be loaded: ModuleNotFoundError: No module" in failed.stderr
-    assert not (tmp_path / "out").exists()
-    assert prune(site, model_dir, text_file, tmp_path / "out", "ria").returncode == 0
-
-
-ASK_EACH = """
-import sys
-from optimum_barber.cli import main
-names, *command = sys.argv[1:]
-print([main([*command, "--producer", name]) for name in names.split(",")])
-"""
+    assert failed[0] == 2
+    assert "producer 'lost' of barber-broken 1.5 cannot be loaded: ModuleNotFoundError: No module" in failed[2]
+    assert not (tmp_path / "lost").exists()
+    assert done[0] == 0, done[2]
 
 
 def test_bad_masks_are_named_with_what_was_expected(site, model_dir, text_file, tmp_path):
@@ -169,11 +183,10 @@ def test_bad_masks_are_named_with_what_was_expected(site, model_dir, text_file, 
         "careless": f"it changed the weight of {first} in place; work on a copy",
     }
     flags = ["--sparsity", ".5", "--calibration", text_file, "--samples", 1, "--sequence-length", 16, "--quiet"]
-    command = ["prune", model_dir, *flags, "-o", tmp_path / "out"]
-    failed = run(site, "python", "-c", ASK_EACH, ",".join(messages), *command)
-    assert failed.stdout == "[2, 2, 2, 2]\n"
-    lines = [f"optimum-barber: producer barber_bad.{name}: {message}" for name, message in messages.items()]
-    assert failed.stderr.splitlines() == lines
+    command = ["prune", model_dir, *flags, "-o", tmp_path / "out", "--producer"]
+    done = run_each(site, *([*command, name] for name in messages))
+    lines = [f"optimum-barber: producer barber_bad.{name}: {message}\n" for name, message in messages.items()]
+    assert done == [[2, "", line] for line in lines]
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ EXAMPLES = [
     for language, code in re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 ]
 
-
+pytestmark = pytest.mark.usefixtures("no_charts")  # test_report and test_compare draw them
 FILES = re.compile(r"<!-- file (\S+) -->\n```\w+\n(.*?)```", re.S)
 
 

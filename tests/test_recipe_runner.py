@@ -16,23 +16,24 @@ from optimum_barber.runs.recipe.stages.prune import PruneStage
 
 from .killer import killed
 
+pytestmark = pytest.mark.usefixtures("no_charts")
 RECIPE = """\
 name: tiny
 model: {model}
-calibration: {{texts: [pydoc], samples: 4, sequence_length: 32}}
+calibration: {{texts: [{text}], samples: 4, sequence_length: 32}}
 stages:
   - prune: {{producer: sparsegpt, pattern: 2:4}}
   - rebuild: {{rounds: 2}}
-  - evaluate: {{perplexity: [pydoc], windows: 2}}
+  - evaluate: {{perplexity: [{text}], windows: 2}}
   - report
 output: {output}
 """
 
 
 @pytest.fixture
-def recipe(tmp_path, model_dir):
+def recipe(tmp_path, model_dir, text_file):
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(model=model_dir, output=tmp_path / "out"), encoding="utf-8")
+    path.write_text(RECIPE.format(model=model_dir, text=text_file, output=tmp_path / "out"), encoding="utf-8")
     return path
 
 
@@ -41,7 +42,7 @@ def kept(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*.safetensors"))}
 
 
-def test_a_run_leaves_every_stage_and_a_record(recipe, tmp_path):
+def test_a_run_leaves_every_stage_and_a_record(recipe, tmp_path, text_file):
     result = run_recipe(recipe, quiet=True)
     out = tmp_path / "out"
     assert [path.name for path in sorted(out.iterdir())] == [
@@ -54,8 +55,8 @@ def test_a_run_leaves_every_stage_and_a_record(recipe, tmp_path):
     assert rebuilt["zeros"] == rebuilt["pruned"] == record["stages"]["01-prune"]["zeros"]
     assert rebuilt["error_after"] < rebuilt["error_before"]
     page = (out / "04-report" / "report.md").read_text()
-    assert "| dense | perplexity, pydoc, 2 windows of 32 |" in page
-    assert "| 03-evaluate | perplexity, pydoc" in page
+    assert f"| dense | perplexity, {text_file}, 2 windows of 32 |" in page
+    assert f"| 03-evaluate | perplexity, {text_file}" in page
 
 
 def test_rebuild_keeps_the_weights_that_the_producer_changed(recipe):
@@ -146,7 +147,7 @@ def test_a_stage_without_its_model_is_done_again(recipe, tmp_path):
     assert run_recipe(recipe, quiet=True).reused == ["01-prune", "03-evaluate", "04-report"]
 
 
-def test_trackers_follow_the_run(recipe, tmp_path):
+def test_trackers_follow_the_run(recipe, tmp_path, text_file):
     pytest.importorskip("tensorboard")
     run_recipe(recipe, track=["tensorboard"], quiet=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -156,7 +157,7 @@ def test_trackers_follow_the_run(recipe, tmp_path):
         events = EventAccumulator(str(folder))
         events.Reload()
         tags |= set(events.Tags()["scalars"])
-    assert {"01-prune/error_after", "02-rebuild/sparsity", "03-evaluate/perplexity/pydoc/perplexity"} <= tags
+    assert {"01-prune/error_after", "02-rebuild/sparsity", f"03-evaluate/perplexity/{text_file}/perplexity"} <= tags
 
 
 def test_a_missing_tracker_is_named(recipe, monkeypatch):
@@ -169,7 +170,6 @@ TUNE = """\
   - lora: {steps: 6, batch_size: 2, rank: 2, saving_steps: 2}
   - merge
   - quantize: {group_size: 16}
-  - report
 """
 
 

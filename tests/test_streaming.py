@@ -354,10 +354,10 @@ def test_a_disk_that_is_full_at_once_keeps_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenizer):
-    stored(tmp_path, num_hidden_layers=8)
+def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenizer, text_file):
+    stored(tmp_path, num_hidden_layers=5)
     tokenizer.save_pretrained(tmp_path / "model")
-    flags = ["--calibration", "pydoc", "--samples", "8", "--sequence-length", "32", "--resume", "--quiet"]
-    said = killed(tmp_path, 10, "prune", tmp_path / "model", "--sparsity", "0.5", *flags, "-o", tmp_path / "OUT")
+    flags = ["--calibration", text_file, "--samples", "4", "--sequence-length", "32", "--resume", "--quiet"]
+    said = killed(tmp_path, 8, "prune", tmp_path / "model", "--sparsity", "0.5", *flags, "-o", tmp_path / "OUT")
     assert any("out.partial/.resume/state.json" in line for line in said)
     assert files(tmp_path / "out") == files(tmp_path / "whole")

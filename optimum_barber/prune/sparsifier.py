@@ -71,7 +71,7 @@ class BarberSparsifier:
             raise BarberError(f"stream {stream!r} is not legal: {', '.join(STREAM)}")
         self.tokenizer = tokenizer
         self.reference = reference
-        self._model = causal_lm(model) if model is not None or reference is None else None
+        self._model = causal_lm(model) if model is not None else None
         self._location = reference
         self._dtype, self._stream = dtype, stream
         self._checkpoint: DiskCheckpoint | None = None
@@ -148,7 +148,7 @@ class BarberSparsifier:
         device = choose_device(config.device)
         with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
-                with same_modes(self.model):
+                with same_modes(causal_lm(self.model)):
                     run = self._checked_run(config, ModelSource(self.model, device), calibration, together)
                     return self._prune_in_memory(run, output, callbacks, quiet)
             source = DiskSource(checkpoint, device)
