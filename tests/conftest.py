@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Leave what is imported by now out of every garbage collection: each layer of a run from disk to disk makes one."""
+    """Leave what is imported out of garbage collections, which every layer of a run from disk to disk makes."""
     gc.collect()
     gc.freeze()
 

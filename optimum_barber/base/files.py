@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -96,9 +97,25 @@ def write_file(path: Path, content: str | bytes, durable: bool = False) -> None:
         raise BarberError(f"output {path} cannot be written: {error.strerror}") from error
 
 
+def as_json(content: Any, indent: int | None = 2) -> str:
+    """Return JSON text; a number that is not finite, for which JSON has no word, is null."""
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, with a trailing newline; see `write_file`."""
-    write_file(path, json.dumps(content, indent=2) + "\n")
+    """Write JSON, indented, with a trailing newline; see `as_json` and `write_file`."""
+    write_file(path, as_json(content) + "\n")
 
 
 def csv_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

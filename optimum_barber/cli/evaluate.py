@@ -1,14 +1,14 @@
 """`optimum-barber eval`: perplexity of one or more models in the papers' protocol."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..base.calibration import BOS, BOS_HELP
-from ..base.errors import BarberError, unknown_name
+from ..base.errors import BarberError, FailedCheckError, unknown_name
 from ..base.fields import DTYPES
+from ..base.files import as_json
 from .flags import LENGTH, MODEL, check_whole, whole
 
 HELP = "Measure the perplexity of pruned models and of the dense models they come from."
@@ -51,16 +51,23 @@ def run(args: argparse.Namespace) -> int:
 
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
-    rows = []
+    rows, faults = [], []
     for reference in [*dense, *references]:
-        figures = evaluate_model(
-            reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
-            dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
-        )  # fmt: skip
-        rows.append({"dense_baseline": reference in dense, **figures})
+        row: dict[str, Any] = {"dense_baseline": reference in dense, "model": reference.name}
+        try:
+            row |= evaluate_model(
+                reference.name, args.perplexity, field=args.text_field, length=args.sequence_length,
+                windows=args.windows, dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
+            )  # fmt: skip
+        except FailedCheckError as error:
+            row |= {"perplexity": None, "error": str(error)}
+            faults.append(f"{reference.name}: {error}")
+        rows.append(row)
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    _write_table(rows)
+        Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
+    _write_table([row for row in rows if "error" not in row])
+    if faults:
+        raise FailedCheckError("; ".join(faults))
     return 0
 
 
@@ -97,6 +104,8 @@ def _base_name(directory: Path) -> str | None:
 
 
 def _write_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
     width = max(len(row["model"]) for row in rows) + 8
     first = rows[0]
     begin = ", each begins with BOS" if first.get("bos") else ""

@@ -34,8 +34,8 @@ def causal_lm(given: Any) -> Any:
             break
     if not isinstance(model, nn.Module):
         raise BarberError(
-            f"model is of class {type(model).__name__}, which is no model: give what AutoModelForCausalLM.from_pretrained "
-            "returns, or a name to from_pretrained"
+            f"model is of class {type(model).__name__}, which is no model: give what "
+            "AutoModelForCausalLM.from_pretrained returns, or a name to from_pretrained"
         )
     for name, module in model.named_modules():
         _check_module(name or type(module).__name__, module)
@@ -96,7 +96,7 @@ def default_torch() -> Iterator[None]:
 
 @contextmanager
 def same_modes(model: nn.Module) -> Iterator[None]:
-    """Context manager: afterwards every module trains or not as before, and every parameter asks for gradients or not."""
+    """Context manager: give every module its training mode back afterwards, and every parameter its requires_grad."""
     training = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -1,9 +1,11 @@
 """The result of a pruning run, and its record for `sparsity_config.json`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..base.errors import FailedCheckError
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
 from ..models.linears import matrices_of_model
@@ -15,6 +17,15 @@ from .pipeline import BlockReport
 from .plan import Run
 
 SUMMED = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
+
+
+def check_error(report: BlockReport) -> None:
+    """Refuse a block whose error is not finite: no rebuild could tell a better mask from a worse one."""
+    if not math.isfinite(report.error_before + report.error_after):
+        raise FailedCheckError(
+            f"block {report.block} has the error {report.error_before:g}, then {report.error_after:g}: its outputs, "
+            "or the squares of them, are beyond float32"
+        )
 
 
 @dataclass

@@ -28,7 +28,7 @@ from ..tensors.masks import PackedMask
 from ..text.sources import text_files
 from ..text.windows import TokenWindows, windows_for
 from .allocations import Budget, share_out
-from .describe import SparsifyResult, describe
+from .describe import SparsifyResult, check_error, describe
 from .pipeline import BlockReport, prune
 from .plan import Run, make_plan
 from .settings import BarberConfig
@@ -140,7 +140,7 @@ class BarberSparsifier:
 
         Raises:
             BarberError: bad input, or what the machine has not; nothing was written, and no weight in memory has
-                changed unless a producer failed half-way.
+                changed unless a producer or a block failed half-way.
             UnfinishedError: the disk or the device's memory is full, or another rank has ended; what is done is kept.
         """
         checkpoint = self._streamed(save_dir, resume, activations)
@@ -286,6 +286,7 @@ def _prune_layers(
     with tqdm(total=blocks, initial=len(reports), unit="block", desc=run.config.producer_name, disable=hidden) as bar:
 
         def finish(report: BlockReport) -> None:
+            check_error(report)
             reports.append(report)
             bar.set_postfix_str(f"{report.block} E {report.error_before:.4g} -> {report.error_after:.4g}")
             bar.update()

@@ -9,6 +9,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..base.calibration import CalibrationConfig
+from ..base.errors import BarberError, FailedCheckError
+from ..models.wrappers import same_modes
 from .windows import TokenWindows, windows_for
 
 
@@ -44,18 +46,28 @@ def perplexity(model: nn.Module, windows: TokenWindows | Any, quiet: bool = Fals
     """Measure the perplexity of a causal LM over windows, or token ids (windows, length), each predicted on its own.
 
     Raises:
-        BarberError: `windows` are no token ids, or the model has no embedding for one.
+        BarberError: `windows` are no token ids, the model has no embedding for one, or gives no logits of every token.
+        FailedCheckError: the perplexity is not finite.
     """
     if not isinstance(windows, TokenWindows):
         windows = windows_for(model, None, CalibrationConfig(), 0, windows)
     parameter = next(model.parameters())
-    model.eval()
     losses = []
-    for window in tqdm(windows.tokens.split(1), "perplexity", unit="window", disable=quiet or None, leave=False):
-        window = window.to(parameter.device)
-        logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
-        losses.append(nn.functional.cross_entropy(logits, window[0, 1:]))
-    mean = torch.stack(losses).cpu().double().mean().item()
+    with same_modes(model):
+        model.eval()
+        for window in tqdm(windows.tokens.split(1), "perplexity", unit="window", disable=quiet or None, leave=False):
+            window = window.to(parameter.device)
+            logits = getattr(model(input_ids=window, use_cache=False), "logits", None)
+            if logits is None or logits.shape[:-1] != window.shape:
+                raise BarberError(f"model is a {type(model).__name__}, without logits of every token: give a causal LM")
+            losses.append(nn.functional.cross_entropy(logits[0, :-1].float(), window[0, 1:]))
+    each = torch.stack(losses).cpu().double()
+    mean = each.mean().item()
+    if not math.isfinite(mean):
+        raise FailedCheckError(
+            f"perplexity on {windows.source} is not finite: window {int(each.isfinite().long().argmin())} of "
+            f"{len(each)} gives NaN or Inf in {str(parameter.dtype).removeprefix('torch.')}"
+        )
     count, length = windows.tokens.shape
     return Perplexity(
         math.exp(min(mean, 700.0)), windows.source, windows.split, length, count, windows.available,

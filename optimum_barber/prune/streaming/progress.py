@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...base.errors import BarberError, UnfinishedError
-from ...base.files import sync_directory, write_file
+from ...base.files import as_json, sync_directory, write_file
 from ...base.output import STATE_DIRECTORY, STATE_NAME, full_disk, output_lock, partial_of, staged, wait_for_directory
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
@@ -130,7 +130,7 @@ class Progress:
             "shares": asdict(self.shares) if self.shares else None,
             "checksums": self.checksums,
         }
-        write_file(self.directory / STATE_NAME, json.dumps(state), durable=True)
+        write_file(self.directory / STATE_NAME, as_json(state, None), durable=True)
         finished.unlink(missing_ok=True)
         self.layers += 1
 

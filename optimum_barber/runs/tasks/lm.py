@@ -1,5 +1,6 @@
 """lm-eval's view of a causal LM, with the record of its masks and of the heads and channels that it lost."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from ...base.errors import BarberError, unknown_name
+from ...base.errors import BarberError, FailedCheckError, unknown_name
 from ...base.fields import DTYPES
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
@@ -42,6 +43,24 @@ class SparseLM(HFLM):
                 arguments = {"tokenizer": load_tokenizer(reference), **arguments}
         self.sparsity, self.structure = _summaries(reference.directory)
         super().__init__(pretrained=loaded, **arguments)
+
+    def loglikelihood(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Return log-likelihoods; a `FailedCheckError` where one is NaN, which a mean or an argmax would hide."""
+        answers: list[tuple[float, bool]] = super().loglikelihood(*args, **kwargs)
+        if any(math.isnan(likely) for likely, _ in answers):
+            raise self._failure("NaN")
+        return answers
+
+    def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> list[float]:
+        """Return log-likelihoods of whole texts; a `FailedCheckError` where one is NaN or Inf."""
+        answers: list[float] = super().loglikelihood_rolling(*args, **kwargs)
+        if not all(map(math.isfinite, answers)):
+            raise self._failure("NaN or Inf")
+        return answers
+
+    def _failure(self, found: str) -> FailedCheckError:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return FailedCheckError(f"model gives {found} in {dtype}: no task has a result")
 
     def get_model_info(self) -> dict[str, Any]:
         """Return the results' `config`: with sparsity and structure, None where nothing went."""
