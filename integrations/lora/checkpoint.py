@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from optimum_barber.checkpoints.verify import Verification, verify_checkpoint
 from optimum_barber.checkpoints.write import ONE_FILE
 from optimum_barber.integrations.lora import masked_lora as masked
 from optimum_barber.models.loading import brief
+from optimum_barber.models.wrappers import causal_lm, default_torch
 from optimum_barber.tensors.masks import PackedMask
 
 MERGE_STEP = "lora-merge"
@@ -77,6 +80,7 @@ class _Adapter:
 def _open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[str, PackedMask], str]:
     """Return model, record, masks and name of an adapter's base."""
     if isinstance(base, nn.Module):
+        base = causal_lm(base)
         name = str(getattr(base, "name_or_path", ""))
         if not name:
             raise BarberError("model in memory was not loaded from anywhere, so it has no masks: give its directory")
@@ -86,6 +90,7 @@ def _open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[st
     return base.model, base.record, base.masks, base.reference.full_name
 
 
+@default_torch()
 def load_adapter(adapter: str | Path, model: Base | None = None, is_trainable: bool = False) -> PeftModel:
     """Open an adapter under the masks that it was trained under; plain LoRA opens on dense models.
 
@@ -110,11 +115,12 @@ def load_adapter(adapter: str | Path, model: Base | None = None, is_trainable: b
 
 
 def load_weights(peft: PeftModel, directory: Path) -> None:
-    """Load the weights in `directory` into the adapter of `peft`; refuse other names or shapes."""
+    """Load the weights in `directory` into the adapter of `peft`; refuse other names, shapes or base weights."""
     try:
         weights = load_file(directory / ADAPTER_WEIGHTS_NAME)
     except SafetensorError as error:
         raise BarberError(f"{directory / ADAPTER_WEIGHTS_NAME} cannot be read: {error}") from None
+    weights = _without_base(weights, peft.state_dict(), directory)
     stored = _shapes(weights)
     expected = _shapes(get_peft_model_state_dict(peft, save_embedding_layers=False))
     for key in sorted(stored.keys() | expected.keys()):
@@ -122,6 +128,21 @@ def load_weights(peft: PeftModel, directory: Path) -> None:
         if shape != legal:
             raise BarberError(f"adapter {directory}: {key} is {shape}, its config says {legal}")
     set_peft_model_state_dict(peft, weights)
+
+
+def _without_base(weights: dict[str, Tensor], model: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
+    """Drop the model's own embeddings, which peft saves with an adapter that targets them; refuse other ones."""
+    kept = {}
+    for key, weight in weights.items():
+        own = model.get(key)
+        if own is None:
+            kept[key] = weight
+        elif own.shape != weight.shape or not torch.equal(weight.to(own), own):
+            raise BarberError(
+                f"adapter {directory} brings {key} {tuple(weight.shape)}, which is not the model's: it was trained on "
+                "resized or changed embeddings; give that model, or train them by modules_to_save"
+            )
+    return kept
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -155,7 +176,16 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
 
 
 def _merge(peft: PeftModel, name: str | Path) -> Any:
-    """Merge the adapter into the transformers model and return that, if all is finite."""
+    """Merge the adapter into the transformers model and return that, if all is finite and no tied weight changes."""
+    names: dict[int, list[str]] = {}
+    for key, parameter in peft.get_base_model().named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(key)
+    for layer in (module for module in peft.modules() if isinstance(module, BaseTunerLayer)):
+        tied = names.get(id(getattr(layer.get_base_layer(), "weight", None)), [])
+        if len(tied) > 1:
+            raise BarberError(
+                f"adapter {name} cannot be merged: {' and '.join(tied)} are one weight"
+            )
     try:
         return peft.merge_and_unload(safe_merge=True)
     except ValueError as error:

@@ -18,6 +18,7 @@ from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
 from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.write import software
 from optimum_barber.integrations.lora.layer import MaskedLinear
+from optimum_barber.models.wrappers import causal_lm, default_torch
 from optimum_barber.tensors.masks import PackedMask
 
 PEFT_TYPE = "OPTIMUM_BARBER_MASKED_LORA"
@@ -122,6 +123,7 @@ def _masked_layer(
     return None if keep is None else MaskedLinear(target, adapter_name, keep, **kwargs)  # None: peft's own layer
 
 
+@default_torch()
 def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraConfig) -> PeftModel:
     """Put LoRA on a pruned model so that training, merging and unmerging keep every zero.
 
@@ -134,7 +136,7 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
     Returns:
         The peft model; `save_pretrained` of it writes an adapter that `load_adapter` opens.
     """
-    masks = dict(masks)
+    model, masks = causal_lm(model), dict(masks)
     if not masks:
         return get_peft_model(model, config)
     _check_config(config, masks)
@@ -144,6 +146,8 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
 
 def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
     """Refuse every setting under which pruned weights or weights outside the adapter would change."""
+    if not isinstance(config, LoraConfig):
+        raise BarberError(f"adapter settings {type(config).__name__} are not supported: legal is peft's LoraConfig")
     plain = LoraConfig()
     for name in (field.name for field in fields(LoraConfig)):
         value, legal = getattr(config, name), getattr(plain, name)
