@@ -183,9 +183,7 @@ def _merge(peft: PeftModel, name: str | Path) -> Any:
     for layer in (module for module in peft.modules() if isinstance(module, BaseTunerLayer)):
         tied = names.get(id(getattr(layer.get_base_layer(), "weight", None)), [])
         if len(tied) > 1:
-            raise BarberError(
-                f"adapter {name} cannot be merged: {' and '.join(tied)} are one weight"
-            )
+            raise BarberError(f"adapter {name} cannot be merged: {' and '.join(tied)} are one weight")
     try:
         return peft.merge_and_unload(safe_merge=True)
     except ValueError as error:

@@ -36,6 +36,7 @@ COMMANDS = {
 }
 SHARED = ("prune",)  # commands whose work several processes share
 OWN = ("lm-eval",)  # commands that handle launchers themselves
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # OpenMP reads them once, while torch is imported
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +65,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse a command line and run its command."""
+    if os.environ.keys().isdisjoint(WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait in a loop keep a core from other programs
     return_freed_buffers()
     with one_complaint():
         args = build_parser().parse_args(argv)

@@ -43,10 +43,22 @@ def budget_of(config: ShrinkConfig, layer: nn.Module, units: LayerUnits, linears
     width = _width_of(before - channels, before, config)
     removed = heads * head_size + (before - width) * channel_size
     if not removed:
-        raise BarberError(
-            f"remove {_wanted(config):g} removes nothing: one channel is {channel_size / total:.2g} of it"
-        )
+        raise BarberError(_nothing_removed(config, units, channel_size / total))
     return Budget({HEADS: units[HEADS].count - heads, CHANNELS: width}, removed / total)
+
+
+def _nothing_removed(config: ShrinkConfig, units: LayerUnits, channel: float) -> str:
+    """What to say where shares are too small for one unit; `channel` is the share of a layer that one channel is."""
+    if config.remove is not None:
+        return f"remove {config.remove:g} removes nothing: one channel is {channel:.2g} of it"
+    heads, channels = units[HEADS], units[CHANNELS].count
+    each = heads.count // heads.groups
+    owner = "every group" if heads.alone else "a layer"
+    return (
+        f"remove heads {config.remove_heads or 0:g} and remove channels {config.remove_channels or 0:g} remove nothing"
+        f": of {each} {heads.name}s of {owner} a share above {0.5 / each:.4g} removes one, of {channels} channels one "
+        f"above {0.5 * config.round_to / channels:.4g}"
+    )
 
 
 def _head_count(config: ShrinkConfig, units: Units) -> int:

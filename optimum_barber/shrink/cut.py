@@ -42,19 +42,26 @@ def smaller_config(config: Any, structure: Structure, units: LayerUnits, kept: M
     changes = {structure.width: kept[CHANNELS]}
     if kept[HEADS] < units[HEADS].count:
         changes |= _head_changes(config, structure, units, kept[HEADS])
-    smaller = copy.deepcopy(config)
-    text = smaller.get_text_config()
-    for key, value in changes.items():
-        setattr(text, key, value)
-    try:
-        type(smaller).from_dict(smaller.to_dict())
+    smaller, reason = _changed(config, changes)
+    if not reason:
         return smaller
-    except Exception as error:  # whatever the configuration's validation raises
-        reason = " ".join(str(error).split())
+    hint = _legal_counts(config, structure, units)
     if config.model_type != "llama":
         values = ", ".join(f"{key} {value}" for key, value in changes.items())
-        raise BarberError(f"{type(config).__name__} cannot say {values}: {reason}; {_legal_counts(config, units)}")
-    return _as_mistral(smaller, _legal_counts(config, units))
+        raise BarberError(f"{type(config).__name__} cannot say {values}: {reason}; {hint}")
+    return _as_mistral(smaller, hint)
+
+
+def _changed(config: Any, changes: Mapping[str, int]) -> tuple[Any, str]:
+    """A copy of the configuration with other numbers, and why it refuses them, empty where it does not."""
+    smaller = copy.deepcopy(config)
+    for key, value in changes.items():
+        setattr(smaller.get_text_config(), key, value)
+    try:
+        type(smaller).from_dict(smaller.to_dict())
+    except Exception as error:  # whatever the configuration's validation raises
+        return smaller, " ".join(str(error).split())
+    return smaller, ""
 
 
 def with_biases(config: Any, structure: Structure, layer: nn.Module, units: LayerUnits, kept: Mapping[str, int]) -> Any:
@@ -113,13 +120,12 @@ def _as_mistral(config: Any, hint: str) -> Any:
     return MistralConfig(**{**settings, "sliding_window": None}, architectures=["MistralForCausalLM"])
 
 
-def _legal_counts(config: Any, units: LayerUnits) -> str:
-    text, heads = config.get_text_config(), units[HEADS]
-    legal = []
+def _legal_counts(config: Any, structure: Structure, units: LayerUnits) -> str:
+    heads, legal = units[HEADS], []
     for units_left in range(heads.groups, heads.count, heads.groups):
-        if text.hidden_size % (units_left * heads.heads) == 0:
+        if not _changed(config, _head_changes(config, structure, units, units_left))[1]:
             legal.append(units_left * heads.heads)
-    return f"of {text.num_attention_heads} heads these can stay: {', '.join(map(str, legal)) or 'none but all'}"
+    return f"of {heads.count * heads.heads} heads these can stay: {', '.join(map(str, legal)) or 'none but all'}"
 
 
 @torch.no_grad()

@@ -1,0 +1,31 @@
+"""Threads of OpenMP sleep while they wait, unless the user says otherwise."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, sys
+from optimum_barber.cli import main
+assert "torch" not in sys.modules
+try: main(["--help"])
+except SystemExit: pass
+assert "torch" not in sys.modules
+import torch
+print({name: value for name, value in os.environ.items() if name in sys.argv[1:]})
+print(torch.__config__.parallel_info())
+"""
+NAMES = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}])
+def test_the_command_line_sets_the_wait_policy_before_torch_is_imported(given):
+    others = {name: value for name, value in os.environ.items() if name not in NAMES}
+    environment = {**others, **given, "OMP_DISPLAY_ENV": "TRUE"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *NAMES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(given or {"OMP_WAIT_POLICY": "PASSIVE"}) in done.stdout
+    if "OMP_WAIT_POLICY" in done.stderr:  # what the library of this machine has read
+        assert given or "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
