@@ -6,14 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as PlainLora
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.checkpoints.record import ModuleSparsity, SparsityConfig
+from optimum_barber.integrations.lora.checkpoint import load_adapter, merge_lora, verify_adapter
 from optimum_barber.integrations.lora.layer import MaskedLinear, masked_delta
 from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora
+from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.tensors.masks import PackedMask
 
 from .conftest import tiny_model, tiny_windows
@@ -229,3 +234,53 @@ def test_masks_are_no_part_of_a_state_dict_and_their_fingerprint_is_the_records(
         for name, mask in reversed(masks.items())
     }
     assert mask_fingerprint(masks) == SparsityConfig.model_construct(modules=modules).fingerprint
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("pruned", [True, False])
+@pytest.mark.filterwarnings("ignore")  # peft tells of the embeddings that it saves
+def test_adapters_of_embeddings_are_opened_and_merged(tmp_path, tokenizer, target, pruned):
+    model, windows = tiny_model(tie_word_embeddings=False), tiny_windows()
+    if pruned:
+        settings = BarberConfig(sparsity=0.5, rebuild="none")
+        BarberSparsifier(model, tokenizer).sparsify(settings, windows, tmp_path / "model", quiet=True)
+    else:
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+    opened = PrunedModel.load(tmp_path / "model")
+    adapted = masked_lora(opened.model, opened.masks, config(target_modules=["q_proj", target])).eval()
+    with torch.no_grad():
+        expected = adapted(windows).logits
+        adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+        assert torch.equal(load_adapter(tmp_path / "adapter")(windows).logits, expected)
+        merge_lora(tmp_path / "adapter", tmp_path / "merged")
+        merged = load_model(resolve_model(str(tmp_path / "merged")))(windows).logits
+    torch.testing.assert_close(merged, expected, rtol=1e-3, atol=1e-4)
+    assert verify_adapter(tmp_path / "adapter").faults == []
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if "base_layer" in key)
+    save_file({**tensors, key: tensors[key] + 1}, path, {"format": "pt"})
+    with pytest.raises(BarberError, match=f"brings {key} .*, which is not the model's: it was trained on resized"):
+        load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_merge_that_would_change_a_tied_weight_is_refused(tmp_path, tokenizer, target):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    opened = PrunedModel.load(tmp_path / "model")
+    masked_lora(opened.model, {}, config(target_modules=["q_proj", target])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BarberError, match=r"cannot be merged: .*embed_tokens.* and lm_head.* are one weight"):
+        merge_lora(tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_other_adapters_are_refused_in_one_line():
+    model = tiny_model()
+    masks = prune_in_place(model)
+    with pytest.raises(BarberError, match="settings IA3Config are not supported: legal is peft's LoraConfig"):
+        masked_lora(model, masks, IA3Config(task_type="CAUSAL_LM"))
+    with pytest.raises(BarberError, match="unmerged adapter"):
+        masked_lora(masked_lora(model, masks, config()), masks, config())

@@ -64,9 +64,7 @@ def test_every_refusal_says_what_is_legal(name, unit, kind, share):
 @pytest.mark.parametrize(("unit", "share"), [("query", 0.1), ("group", 0.2), ("query", 0.0)])
 def test_a_share_of_heads_that_is_too_small_is_named(unit, share):
     least = {"query": "of 2 query heads of every group a share above 0.25", "group": "of 2 key-value groups of a layer"}
-    with pytest.raises(
-        BarberError, match=f"remove heads {share:g} and remove channels 0 remove nothing: {least[unit]}"
-    ):
+    with pytest.raises(BarberError, match=f"remove heads {share:g} .*remove nothing: {least[unit]}"):
         kept("llama", head_unit=unit, remove_heads=share)
 
 
