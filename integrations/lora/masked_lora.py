@@ -139,6 +139,8 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
     model, masks = causal_lm(model), dict(masks)
     if not masks:
         return get_peft_model(model, config)
+    if not isinstance(config, LoraConfig):
+        raise BarberError(f"adapter settings {type(config).__name__} are not supported: legal is peft's LoraConfig")
     _check_config(config, masks)
     check_zeros(model, masks)
     return get_peft_model(model, MaskedLoraConfig.of(config, masks))
@@ -146,8 +148,6 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
 
 def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
     """Refuse every setting under which pruned weights or weights outside the adapter would change."""
-    if not isinstance(config, LoraConfig):
-        raise BarberError(f"adapter settings {type(config).__name__} are not supported: legal is peft's LoraConfig")
     plain = LoraConfig()
     for name in (field.name for field in fields(LoraConfig)):
         value, legal = getattr(config, name), getattr(plain, name)

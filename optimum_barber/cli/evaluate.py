@@ -47,28 +47,31 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise BarberError(f"json {args.json} cannot be written: there is no such folder")
     from ..models.loading import resolve_model
-    from ..runs.evaluate import evaluate_model
 
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
-    rows, faults = [], []
-    for reference in [*dense, *references]:
-        row: dict[str, Any] = {"dense_baseline": reference in dense, "model": reference.name}
-        try:
-            row |= evaluate_model(
-                reference.name, args.perplexity, field=args.text_field, length=args.sequence_length,
-                windows=args.windows, dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
-            )  # fmt: skip
-        except FailedCheckError as error:
-            row |= {"perplexity": None, "error": str(error)}
-            faults.append(f"{reference.name}: {error}")
-        rows.append(row)
+    rows = [_row(reference, reference in dense, args) for reference in [*dense, *references]]
     if args.json:
         Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
     _write_table([row for row in rows if "error" not in row])
+    faults = [f"{row['model']}: {row['error']}" for row in rows if "error" in row]
     if faults:
         raise FailedCheckError("; ".join(faults))
     return 0
+
+
+def _row(reference: Any, dense: bool, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one model; where its perplexity is not finite, that is null and the error stands beside it."""
+    from ..runs.evaluate import evaluate_model
+
+    row = {"dense_baseline": dense, "model": reference.name}
+    try:
+        return row | evaluate_model(
+            reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
+            dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
+        )  # fmt: skip
+    except FailedCheckError as error:
+        return row | {"perplexity": None, "error": str(error)}
 
 
 def _baselines(references: list[Any]) -> list[Any]:
