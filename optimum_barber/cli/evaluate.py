@@ -53,11 +53,16 @@ def run(args: argparse.Namespace) -> int:
     rows = [_row(reference, reference in dense, args) for reference in [*dense, *references]]
     if args.json:
         Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
+    _tell(rows)
+    return 0
+
+
+def _tell(rows: list[dict[str, Any]]) -> None:
+    """Print the table; raise what went wrong with the other rows."""
     _write_table([row for row in rows if "error" not in row])
     faults = [f"{row['model']}: {row['error']}" for row in rows if "error" in row]
     if faults:
         raise FailedCheckError("; ".join(faults))
-    return 0
 
 
 def _row(reference: Any, dense: bool, args: argparse.Namespace) -> dict[str, Any]:

@@ -116,8 +116,9 @@ def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
 def check_shared(source: ModelSource, targets: Iterable[str]) -> None:
     """Refuse two targets that share a weight: one mask would prune both."""
     owners: dict[int, str] = {}
+    linears = matrices_of_model(source)
     for name in targets:
-        weight = source.model.get_submodule(name).weight
+        weight = linears[name].weight
         owner = owners.setdefault(weight.data_ptr() or id(weight), name)  # 0 on the meta device
         if owner != name:
             raise BarberError(f"model shares one weight between {owner} and {name}, which need a mask each")
