@@ -80,11 +80,11 @@ class _Adapter:
 def _open_base(base: Base) -> tuple[nn.Module, SparsityConfig | None, Mapping[str, PackedMask], str]:
     """Return model, record, masks and name of an adapter's base."""
     if isinstance(base, nn.Module):
-        base = causal_lm(base)
-        name = str(getattr(base, "name_or_path", ""))
+        module = causal_lm(base)
+        name = str(getattr(module, "name_or_path", ""))
         if not name:
             raise BarberError("model in memory was not loaded from anywhere, so it has no masks: give its directory")
-        return base, *open_masks(name), name
+        return module, *open_masks(name), name
     if not isinstance(base, PrunedModel):
         base = PrunedModel.load(base)
     return base.model, base.record, base.masks, base.reference.full_name

@@ -14,7 +14,9 @@ from ..base.errors import BarberError
 AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
 FOREIGN = ("bitsandbytes.", "torchao.", "optimum.quanto.", "torch.distributed.")  # packed or sharded parameters
 
-Tool, Arguments, Result = TypeVar("Tool", bound=Any), ParamSpec("Arguments"), TypeVar("Result")
+Tool = TypeVar("Tool")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Method = Callable[Concatenate[Tool, Arguments], Result]
 
 
