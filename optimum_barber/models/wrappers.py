@@ -114,7 +114,7 @@ def keep_modes(method: "Method[Tool, Arguments, Result]") -> "Method[Tool, Argum
     """Decorate a method that works on `self.model` by `default_torch` and `same_modes`."""
 
     @wraps(method)
-    def inside(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def inside(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with default_torch(), same_modes(self.model):
             return method(self, *args, **kwargs)
 
