@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
-from ...checkpoints.names import GENERATION_CONFIG_NAME
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
 from ...models.activations import Activations
 from ...models.architectures import decoder_path
-from ...models.loading import ModelReference, brief, empty_model, load_config
+from ...models.loading import ModelReference, brief, empty_model, load_config, load_generation_config
 from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
@@ -56,8 +55,6 @@ class DiskCheckpoint:
 
 def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
     """Build the causal LM and name the stored weights as loading would; raises BarberError if they do not fit."""
-    from transformers import GenerationConfig
-
     config = load_config(reference)
     try:
         if dtype == "auto":
@@ -66,8 +63,8 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
             chosen = getattr(torch, dtype)
         model = empty_model(config, dtype=chosen)
         _keep_dtypes(model, chosen)
-        if reference.gguf_file is None and (reference.directory / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(reference.directory)
+        if reference.gguf_file is None and model.can_generate():
+            model.generation_config = load_generation_config(reference)
         weights.match_names(model)
     except Exception as error:  # whatever transformers raises on a bad configuration
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
