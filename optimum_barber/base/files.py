@@ -28,7 +28,7 @@ def is_file(path: str | Path) -> bool:
 
 LARGEST_JSON = 2**25  # bytes; more than the header or index of any model takes, and parsed in less than a GiB
 DEEPEST_JSON = 64  # objects and lists within each other
-LARGEST_INTEGER = 2**63
+DIGITS = 40  # of an integer; tokenizers write 10**30 for a length without end
 
 
 def parse_json(text: str | bytes, name: str | Path, kind: str = "JSON file") -> Any:
@@ -50,8 +50,8 @@ def parse_json(text: str | bytes, name: str | Path, kind: str = "JSON file") -> 
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20 or not -LARGEST_INTEGER <= int(digits) < 2 * LARGEST_INTEGER:
-        raise ValueError(f"integer {digits[:20]}... does not fit into 64 bits")
+    if len(digits) > DIGITS:
+        raise ValueError(f"integer {digits[:DIGITS]}... has {len(digits):,} digits, at most {DIGITS} are read")
     return int(digits)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..models.bounds import check_gguf
 from ..models.loading import ModelReference, brief, needs_gguf
 from .names import WEIGHTS_NAME
 from .shards import Entry, Layout, read_ahead
@@ -36,6 +37,7 @@ class GgufWeights:
     def open(cls, reference: ModelReference) -> "GgufWeights":
         """Open the file; raises MissingExtraError without `gguf`, BarberError if it is damaged or no GGUF file."""
         needs_gguf()
+        check_gguf(reference.path)
         from gguf import GGUFReader
 
         try:

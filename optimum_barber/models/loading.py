@@ -14,6 +14,7 @@ from typing_extensions import Self
 from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
 from .dtypes import check_dtype, extremes
+from .bounds import check_gguf, check_numbers
 
 SMALL_FILES = (  # that go with a model, by pattern
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
@@ -115,11 +116,13 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = reference.name
+    options = _options(reference)
     try:
-        config = AutoConfig.from_pretrained(reference.directory, **_options(reference))
+        config = AutoConfig.from_pretrained(reference.directory, **options)
     except Exception as error:  # whatever transformers raises on a bad file
         reason = _reason(reference, "config.json", "AutoConfig", error)
         raise BarberError(f"model {name!r} cannot be read: {reason}") from None
+    check_numbers(name, config.to_dict())
     if reference.gguf_file is None:
         _check_weights_of(reference, config, quantized)
     classes: Any = AutoModelForCausalLM._model_mapping
@@ -136,7 +139,7 @@ def _is_causal(stated: object, own: str) -> bool:
 
 
 def _check_weights_of(reference: ModelReference, config: Any, quantized: bool) -> None:
-    """Refuse what makes transformers take other tensors than those of the model's own files."""
+    """Refuse what has transformers take other tensors than those of the model's own files."""
     name = reference.name
     for key in ("quantization_config", "quantization"):  # the latter of MLX
         if not quantized and getattr(config, key, None):
@@ -199,12 +202,12 @@ def _loaded(reference: ModelReference, options: Mapping[str, Any]) -> Any:
     """The causal LM as transformers loads it, with all of its weights from the files."""
     from transformers import AutoModelForCausalLM
 
+    options = {**_options(reference), **options}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference.directory,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **_options(reference),
             **options,
         )
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
@@ -236,8 +239,9 @@ def load_tokenizer(reference: ModelReference) -> Any:
     """Load the model's tokenizer; a `BarberError` where there is none."""
     from transformers import AutoTokenizer
 
+    options = _options(reference)
     try:
-        return AutoTokenizer.from_pretrained(reference.directory, **_options(reference))
+        return AutoTokenizer.from_pretrained(reference.directory, **options)
     except Exception as error:  # whatever transformers raises on missing or bad files
         reason = _reason(reference, "tokenizer_config.json", "AutoTokenizer", error)
         raise BarberError(f"model {reference.name!r} has no usable tokenizer: {reason}") from None
@@ -268,6 +272,7 @@ def _options(reference: ModelReference) -> dict[str, Any]:
     options: dict[str, Any] = {"trust_remote_code": False}
     if reference.gguf_file is not None:
         needs_gguf()
+        check_gguf(reference.path)
         options["gguf_file"] = reference.gguf_file
     return options
 

@@ -88,13 +88,19 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
     once = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()  # of tied weights the first
     for parameter, empty in sorted(state.items()):
         for name, part in weights.tensors_of(parameter, empty).items():
-            shape = tuple(part.shape)
             if name not in entries and parameter in once:
                 return f"its files have no {name}"
-            if name in entries and entries[name].shape != shape:
-                stored = entries[name].shape
-                raise BarberError(f"model {weights.name!r}: {name} has shape {stored}, its config says {shape}")
+            if name in entries:
+                _check_entry(f"model {weights.name!r}", name, entries[name], part)
     return None
+
+
+def _check_entry(model: str, name: str, stored: Entry, tensor: Tensor) -> None:
+    """Refuse a stored weight that is not the parameter which the configuration says."""
+    if tensor.is_floating_point() and not stored.dtype.is_floating_point:
+        raise BarberError(f"{model} is quantized: {name} is stored as {stored.dtype}")
+    if stored.shape != tuple(tensor.shape):
+        raise BarberError(f"{model}: {name} has shape {stored.shape}, its config says {tuple(tensor.shape)}")
 
 
 class DiskSource(ModelSource):
