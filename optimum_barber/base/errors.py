@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 100  # characters of a bad value
+LONGEST = 4000  # characters of a message, which may hold a stranger's names
 
 
 class BarberError(ValueError):
@@ -14,6 +15,9 @@ class BarberError(ValueError):
     """
 
     status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 class FailedCheckError(BarberError):

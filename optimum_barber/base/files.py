@@ -28,6 +28,7 @@ def is_file(path: str | Path) -> bool:
 
 LARGEST_JSON = 2**25  # bytes; more than the header or index of any model takes, and parsed in less than a GiB
 DEEPEST_JSON = 64  # objects and lists within each other
+LONGEST_NAME = 255  # bytes
 DIGITS = 40  # of an integer; tokenizers write 10**30 for a length without end
 
 
@@ -110,7 +111,8 @@ def beside(record: Path, name: str, folder: str = "") -> Path:
         BarberError: it lies elsewhere, by its name or by a symbolic link.
     """
     path = record.parent / folder / name
-    if name in ("", ".", "..") or "\0" in name or os.path.basename(name) != name or leads_out(path):
+    plain = name not in ("", ".", "..") and os.path.basename(name) == name and len(name.encode()) <= LONGEST_NAME
+    if not plain or "\0" in name or leads_out(path):
         raise BarberError(f"{record} names the file {shown(name)}: legal are files of its own directory")
     return path
 

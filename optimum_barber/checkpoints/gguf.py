@@ -60,6 +60,11 @@ class GgufWeights:
         """One file, as transformers would save it."""
         return Layout(dict.fromkeys(self.sources, WEIGHTS_NAME), {WEIGHTS_NAME: {"format": "pt"}})
 
+    @property
+    def count(self) -> int:
+        """How many tensors there are."""
+        return len(self.tensors)
+
     def match_names(self, model: nn.Module) -> None:
         """Find the file's tensor for each of the model's."""
         if self.obstacle:

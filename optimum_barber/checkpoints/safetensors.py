@@ -69,6 +69,11 @@ class SafetensorsWeights:
                     return entry.dtype
         return torch.float32
 
+    @property
+    def count(self) -> int:
+        """How many tensors there are."""
+        return len(self.entries)
+
     def match_names(self, model: nn.Module) -> None:
         """Learn how the model's parameters are named and cut in files such as these."""
         self.names = FileNames.of(model)

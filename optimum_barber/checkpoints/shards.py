@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.errors import BarberError, shown
 from ..base.fields import one_line
-from ..base.files import LARGEST_JSON, parse_json, sync_directory, write_all
+from ..base.files import LARGEST_JSON, is_file, parse_json, sync_directory, write_all
 from ..tensors.masks import raw_bytes
 
 DTYPES = {
@@ -67,7 +67,7 @@ class Layout:
 
 def read_header(path: Path) -> Header:
     """Read and check a safetensors header; raises BarberError if the file is missing, damaged or of another format."""
-    if not path.is_file():
+    if not is_file(path):
         raise BarberError(f"{path.name} is missing in {path.parent}")
     try:
         size = path.stat().st_size

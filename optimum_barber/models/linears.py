@@ -124,7 +124,6 @@ def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = AL
         ends = extremes(weight)
         if not ends.isfinite().all():
             raise BarberError(f"model has NaN or Inf in {name}")
-        if name in state:
-            check_range(name, ends, state[name].dtype)
+        check_range(name, ends, state[name].dtype if name in state else source.model.dtype)
         if name in names and not ends.any():
             raise BarberError(f"model has nothing to prune in {names[name]}: all its weights are zero")

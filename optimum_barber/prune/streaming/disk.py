@@ -56,6 +56,10 @@ class DiskCheckpoint:
 def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
     """Build the causal LM and name the stored weights as loading would; raises BarberError if they do not fit."""
     config = load_config(reference)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > weights.count:
+        held = f"its files hold {weights.count} tensors"
+        raise BarberError(f"model {reference.name!r}: its configuration says {layers} layers, {held}")
     try:
         if dtype == "auto":
             chosen = getattr(config, "dtype", None) or weights.dtype
