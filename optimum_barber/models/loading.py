@@ -128,6 +128,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
     classes: Any = AutoModelForCausalLM._model_mapping
     own = classes[type(config)].__name__ if type(config) in classes else None
     stated = getattr(config, "architectures", None) or [own]
+    stated = stated if isinstance(stated, list) else [stated]
     if own is None or not any(_is_causal(other, own) for other in stated):
         raise BarberError(f"model {name!r} is not a causal LM but {', '.join(map(str, stated))}")
     return config
