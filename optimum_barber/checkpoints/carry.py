@@ -81,9 +81,9 @@ def _update(content: dict[str, Any], before: dict[str, Any], after: dict[str, An
     for key, value in after.items():
         if key in before and value == before[key]:
             continue
-        nested = content.get(key), before.get(key), value
-        if all(isinstance(part, dict) for part in nested):
-            _update(*nested)
+        stated, earlier = content.get(key), before.get(key)
+        if isinstance(stated, dict) and isinstance(earlier, dict) and isinstance(value, dict):
+            _update(stated, earlier, value)
         else:
             content[key] = value
 

@@ -35,7 +35,7 @@ Shape = tuple[NonNegativeInt, NonNegativeInt]
 class ModuleSparsity(BaseModel):
     """One pruned Linear."""
 
-    shape: Shape = Field(description="(out, in)")
+    shape: tuple[int, int] = Field(description="(out, in)")
     pruned: int = Field(ge=0, description="weights that are exactly zero by the mask")
     sparsity: float = Field(ge=0, le=1, description="pruned share of the weights")
     sha256: str = Field(description="hash of the packed keep mask and its shape")

@@ -87,7 +87,8 @@ class _Header:
         self.place += count * size
 
     def _text(self) -> None:
-        self._skip(*self._numbers("Q"), 1)
+        (length,) = self._numbers("Q")
+        self._skip(length, 1)
 
     def _value(self, kind: int) -> None:
         if kind == TEXT:

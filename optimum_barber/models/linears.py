@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import BarberError
 from ..base.ranks import ALONE, Ranks
@@ -119,7 +119,7 @@ def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = AL
     Each rank checks a part.
     """
     names = {f"{name}.weight": name for name in targets}
-    state = source.model.state_dict()
+    state: dict[str, Tensor] = source.model.state_dict()
     for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
         ends = extremes(weight)
         if not ends.isfinite().all():
