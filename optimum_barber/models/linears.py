@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..base.errors import BarberError
 from ..base.ranks import ALONE, Ranks
@@ -119,11 +120,12 @@ def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = AL
     Each rank checks a part.
     """
     names = {f"{name}.weight": name for name in targets}
-    state: dict[str, Tensor] = source.model.state_dict()
+    dtypes = {name: tensor.dtype for name, tensor in source.model.state_dict().items()}
+    usual: torch.dtype = source.model.dtype
     for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
         ends = extremes(weight)
         if not ends.isfinite().all():
             raise BarberError(f"model has NaN or Inf in {name}")
-        check_range(name, ends, state[name].dtype if name in state else source.model.dtype)
+        check_range(name, ends, dtypes.get(name, usual))
         if name in names and not ends.any():
             raise BarberError(f"model has nothing to prune in {names[name]}: all its weights are zero")
