@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
-from .dtypes import check_dtype, extremes
 from .bounds import check_gguf, check_numbers
+from .dtypes import check_dtype, extremes
 
 SMALL_FILES = (  # that go with a model, by pattern
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
