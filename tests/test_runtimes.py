@@ -90,7 +90,7 @@ def test_an_unknown_quantization_is_refused(tmp_path, quantization):
 
 
 def test_a_directory_without_config_is_refused(tmp_path):
-    with pytest.raises(BarberError, match="has no readable config.json"):
+    with pytest.raises(BarberError, match="config.json cannot be read: No such file"):
         kind_of(tmp_path)
 
 

@@ -81,7 +81,7 @@ DAMAGES = [
     (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is truncated or damaged"),
     (lambda path: path.write_bytes(path.read_bytes()[:8] + b"?" + path.read_bytes()[9:]), "has a broken header"),
     (lambda path: path.unlink(), "is missing"),
-    (edited(lambda h: {**h, NORM: {**h[NORM], "dtype": "X9"}}), "has a broken header: KeyError 'X9'"),
+    (edited(lambda h: {**h, NORM: {**h[NORM], "dtype": "X9"}}), "in the dtype 'X9': known are U64"),
     (edited(lambda h: {**h, NORM: {**h[NORM], "shape": [31]}}), "broken header: model.norm.weight does not lie where"),
     (
         edited(lambda h: {k: v for k, v in h.items() if k != NORM}),
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_named_before_any_weight_is_read(tmp_path, damage, me
             "lacks extra, which the index",
         ),
         (lambda index: index["weight_map"].update({"extra": "../x.safetensors"}), "names files outside"),
-        (lambda index: index.pop("weight_map"), "is no index: KeyError"),
+        (lambda index: index.pop("weight_map"), "is no index: weight_map"),
     ],
 )
 def test_a_wrong_index_is_named(tmp_path, change, message):

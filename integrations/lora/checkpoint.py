@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import path_digest, read_json_object
+from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks, open_masks
 from optimum_barber.checkpoints.record import SparsityConfig
 from optimum_barber.checkpoints.verify import Verification, verify_checkpoint
-from optimum_barber.checkpoints.write import ONE_FILE
+from optimum_barber.checkpoints.write import save_model
 from optimum_barber.integrations.lora import masked_lora as masked
 from optimum_barber.models.loading import brief
 from optimum_barber.models.wrappers import causal_lm, default_torch
@@ -169,8 +170,8 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
     base = PrunedModel.load(str(read.base(model)))
     merged = _merge(load_adapter(adapter, base), read.directory)
     masked.check_zeros(merged, base.masks)
-    merged.save_pretrained(output, max_shard_size=base.reference.shard_bytes or ONE_FILE)
-    base.tokenizer.save_pretrained(output)
+    save_model(output, merged, base.reference)
+    save_tokenizer(output, base.tokenizer, base.reference)
     step = {"name": MERGE_STEP, "adapter_sha256": read.sha256, "rank": read.config.r, "alpha": read.config.lora_alpha}
     carry_masks(base.reference.directory, output, step)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from optimum_barber.base.errors import MissingExtraError
+from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
-from optimum_barber.checkpoints.write import ONE_FILE
+from optimum_barber.checkpoints.write import save_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.device import choose_device
 from optimum_barber.models.linears import check_weights, linear_shapes, target_names
@@ -174,9 +175,9 @@ def _quantization_config(model: nn.Module, names: Mapping[str, Any], bits: int, 
 
 def save_compressed(output: Path, opened: PrunedModel, compressor: Any) -> None:
     """Write weights, configurations and tokenizer of a packed model into `output`, in shards as its source has them."""
-    opened.model.save_pretrained(output, max_shard_size=opened.reference.shard_bytes or ONE_FILE)
+    save_model(output, opened.model, opened.reference)
     compressor.update_config(str(output))
-    opened.tokenizer.save_pretrained(output)
+    save_tokenizer(output, opened.tokenizer, opened.reference)
 
 
 def _weight_bytes(model: nn.Module) -> int:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 100  # characters of a bad value
+LONGEST = 4000  # characters of a message, which may hold a stranger's names
+
 
 class BarberError(ValueError):
     """Bad input: one line that names the argument, the value and what would be legal.
@@ -12,6 +15,9 @@ class BarberError(ValueError):
     """
 
     status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 class FailedCheckError(BarberError):
@@ -35,6 +41,12 @@ class MissingExtraError(BarberError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an extra: pip install 'optimum-barber[{extra}]'")
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: the beginning of its repr."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BarberError:

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import AfterValidator, ValidationError
 
-from .errors import BarberError, unknown_name
+from .errors import BarberError, shown, unknown_name
 
 NAMELESS = ("rebuild", "calibration")  # nested settings whose fields are named without them, as flags are
+FAULTS = 10  # that are told
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -45,8 +46,10 @@ def one_line(error: ValidationError) -> BarberError:
             path = path[1:]
         where = ".".join(path)
         own = isinstance(fault.get("ctx", {}).get("error"), BarberError)
-        faults.append(message if own else f"{where} {fault['input']!r} is not legal: {message}")
-    return BarberError("; ".join(dict.fromkeys(faults)))
+        faults.append(message if own else f"{where} {shown(fault['input'])} is not legal: {message}")
+    lines = list(dict.fromkeys(faults))
+    more = [f"and {len(lines) - FAULTS} more"] if len(lines) > FAULTS else []
+    return BarberError("; ".join([*lines[:FAULTS], *more]))
 
 
 def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

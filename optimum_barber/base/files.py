@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import BarberError
+from .errors import BarberError, shown
 
 
 def is_there(path: str | Path) -> bool:
@@ -27,18 +27,64 @@ def is_file(path: str | Path) -> bool:
     return is_there(path) and Path(path).is_file()
 
 
+LARGEST_JSON = 2**25  # bytes; more than the header or index of any model takes, and parsed in less than a GiB
+DEEPEST_JSON = 64  # objects and lists within each other
+LONGEST_NAME = 255  # bytes
+DIGITS = 40  # of an integer; tokenizers write 10**30 for a length without end
+
+
+def parse_json(text: str | bytes, name: str | Path, kind: str = "JSON file") -> Any:
+    """Parse JSON that a stranger may have written; `name` and `kind` are what the error calls it.
+
+    Raises:
+        BarberError: it is no JSON or no UTF-8, too large, nested too deeply, or has an integer or text that no other
+            program would take.
+    """
+    if len(text) > LARGEST_JSON:
+        raise BarberError(f"{name} is no {kind}: it is {len(text):,} bytes large, at most {LARGEST_JSON:,} are read")
+    try:
+        content = json.loads(text if isinstance(text, str) else text.decode(), parse_int=_integer)
+        _check_values(content)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise BarberError(f"{name} is no {kind}: {reason}") from None
+    return content
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"integer {digits[:DIGITS]}... has {len(digits):,} digits, at most {DIGITS} are read")
+    return int(digits)
+
+
+def _check_values(content: Any) -> None:
+    """Raise ValueError or RecursionError for what `parse_json` refuses beyond its syntax."""
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                value.encode()  # half of a surrogate pair is no text
+            elif isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+        level = inner
+    if level:
+        raise RecursionError
+
+
 def read_json(path: Path, kind: str = "JSON file") -> Any:
     """Read a JSON file; `kind` is what the error calls it.
 
     Raises:
-        BarberError: it is missing, not UTF-8, or no JSON.
+        BarberError: it cannot be read, or as `parse_json`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return parse_json(file.read(LARGEST_JSON + 1), path, kind)
     except OSError as error:
         raise BarberError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise BarberError(f"{path} is no {kind}: {error}") from None
 
 
 def read_json_object(path: Path, kind: str = "JSON object") -> dict[str, Any]:
@@ -51,6 +97,25 @@ def read_json_object(path: Path, kind: str = "JSON object") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BarberError(f"{path} is no {kind}: a JSON object is needed, not {type(content).__name__}")
     return content
+
+
+def leads_out(path: Path) -> bool:
+    """True if a symbolic link leads out of its directory, other than into the blobs of the hub's cache."""
+    home, target = path.parent.resolve(), path.resolve().parent
+    return target != home and target != home.parent.parent / "blobs"
+
+
+def beside(record: Path, name: str, folder: str = "") -> Path:
+    """Return the path of what a record names, which must lie in the record's own directory, or in `folder` there.
+
+    Raises:
+        BarberError: it lies elsewhere, by its name or by a symbolic link.
+    """
+    path = record.parent / folder / name
+    plain = name not in ("", ".", "..") and os.path.basename(name) == name and len(name.encode()) <= LONGEST_NAME
+    if not plain or "\0" in name or leads_out(path):
+        raise BarberError(f"{record} names the file {shown(name)}: legal are files of its own directory")
+    return path
 
 
 def digest(content: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..models.bounds import check_gguf
 from ..models.loading import ModelReference, brief, needs_gguf
 from .names import WEIGHTS_NAME
 from .shards import Entry, Layout, read_ahead
@@ -36,6 +37,7 @@ class GgufWeights:
     def open(cls, reference: ModelReference) -> "GgufWeights":
         """Open the file; raises MissingExtraError without `gguf`, BarberError if it is damaged or no GGUF file."""
         needs_gguf()
+        check_gguf(reference.path)
         from gguf import GGUFReader
 
         try:
@@ -57,6 +59,11 @@ class GgufWeights:
     def layout(self) -> Layout:
         """One file, as transformers would save it."""
         return Layout(dict.fromkeys(self.sources, WEIGHTS_NAME), {WEIGHTS_NAME: {"format": "pt"}})
+
+    @property
+    def count(self) -> int:
+        """How many tensors there are."""
+        return len(self.tensors)
 
     def match_names(self, model: nn.Module) -> None:
         """Find the file's tensor for each of the model's."""

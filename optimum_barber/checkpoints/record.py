@@ -2,28 +2,34 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
 )
 
-from ..base.errors import BarberError
+from ..base.errors import BarberError, shown
+from ..base.fields import one_line
+from ..base.files import beside, parse_json, read_json_object
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern
 from .names import MASKS_NAME, SPARSITY_NAME
-from .shards import write_tensors
+from .shards import Entry, read_header, write_tensors
 
 MASKS_FORMAT = "optimum_barber.masks"
 FORMAT_VERSION = 1
 Record = TypeVar("Record", bound=BaseModel)
+Shape = tuple[NonNegativeInt, NonNegativeInt]
 
 
 class ModuleSparsity(BaseModel):
@@ -90,23 +96,30 @@ class SparsityConfig(BaseModel):
 
 
 def read_record(directory: str | Path) -> SparsityConfig:
-    """The record of a pruned checkpoint; raises BarberError if it is missing, of a newer format or no record."""
+    """The record of a pruned checkpoint, whose mask file lies beside it.
+
+    Raises:
+        BarberError: it is missing, of a newer format, no record, or names a file elsewhere.
+    """
     path = Path(directory) / SPARSITY_NAME
     if not path.is_file():
         raise BarberError(f"{directory} is no pruned checkpoint: it has no {SPARSITY_NAME}")
-    return read_versioned(path, SparsityConfig, "sparsity config")
+    record = read_versioned(path, SparsityConfig, "sparsity config")
+    beside(path, record.masks)
+    record.sparsity_pattern()
+    return record
 
 
 def read_versioned(path: Path, record: type[Record], kind: str) -> Record:
     """Read a JSON record that has a format version; raises BarberError if that is newer, or it is no such record."""
+    content = read_json_object(path, kind)
+    version = content.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise BarberError(f"{path} has format version {shown(version)}; known is {FORMAT_VERSION}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise BarberError(f"{path} has format version {version}; known is {FORMAT_VERSION}")
         return record.model_validate(content)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
-        raise BarberError(f"{path} is no {kind}: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise BarberError(f"{path} is no {kind}: {one_line(error)}") from None
 
 
 def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> None:
@@ -125,6 +138,15 @@ def write_masks(path: Path, masks: Mapping[str, PackedMask], pattern: str) -> No
     write_tensors(path, bits, {MASKS_FORMAT: json.dumps(content)})
 
 
+class _MaskMetadata(BaseModel):
+    """What `write_masks` puts into the metadata of a mask file."""
+
+    version: Literal[1]
+    pattern: str
+    shapes: dict[str, Shape]
+    sha256: dict[str, str]
+
+
 class MaskFile(Mapping[str, PackedMask]):
     """A mask file opened for reading, one mask at a time.
 
@@ -139,27 +161,30 @@ class MaskFile(Mapping[str, PackedMask]):
         if not self.path.is_file():
             raise BarberError(f"mask file {path} does not exist")
         try:
+            header = read_header(self.path)
             self._file = safe_open(self.path, "pt")
-        except SafetensorError as error:
+        except (BarberError, SafetensorError, OSError) as error:
             raise BarberError(f"mask file {path} is no safetensors file: {error}") from None
-        self._keys = set(self._file.keys())
-        metadata = self._file.metadata() or {}
-        if MASKS_FORMAT not in metadata:
+        self._entries = header.entries
+        if MASKS_FORMAT not in header.metadata:
             raise BarberError(f"mask file {path} is not of the format {MASKS_FORMAT!r}")
+        content = parse_json(header.metadata[MASKS_FORMAT], f"mask file {path}", "mask file: its metadata is broken")
+        if isinstance(content, dict) and content.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise BarberError(f"mask file {path} has version {shown(content['version'])}; known is {FORMAT_VERSION}")
         try:
-            content = json.loads(metadata[MASKS_FORMAT])
-            if content["version"] != FORMAT_VERSION:
-                raise BarberError(f"mask file {path} has version {content['version']}; known is {FORMAT_VERSION}")
-            self.pattern = str(content["pattern"])
-            self._shapes, self._hashes = dict(content["shapes"]), dict(content["sha256"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise BarberError(f"mask file {path} has broken metadata: {error}") from None
+            metadata = _MaskMetadata.model_validate(content)
+        except ValidationError as error:
+            raise BarberError(f"mask file {path} has broken metadata: {one_line(error)}") from None
+        self.pattern, self._shapes, self._hashes = metadata.pattern, metadata.shapes, metadata.sha256
 
     def __getitem__(self, name: str) -> PackedMask:
-        if name not in self._shapes or name not in self._keys:
+        if name not in self._shapes or name not in self._entries:
             raise BarberError(f"mask file {self.path} has no module {name}")
-        mask = PackedMask(self._file.get_tensor(name), tuple(self._shapes[name]))
-        if mask.bits.numel() != -(-mask.weights // 8) or mask.sha256 != self._hashes.get(name):
+        shape, packed = self._shapes[name], self._entries[name]
+        if packed != Entry(torch.uint8, (-(-math.prod(shape) // 8),)):
+            raise BarberError(f"mask file {self.path}: {name} has {packed.shape} bytes for a mask of shape {shape}")
+        mask = PackedMask(self._file.get_tensor(name), shape)
+        if mask.sha256 != self._hashes.get(name):
             raise BarberError(f"mask file {self.path}: the hash of {name} does not match its mask")
         return mask
 

@@ -1,11 +1,11 @@
 """Which runtimes load what we write, and whether they get faster from it: a dated table, without wishes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..base.errors import BarberError
+from ..base.errors import BarberError, shown
+from ..base.files import read_json_object
 from .names import SPARSITY_NAME
 from .record import read_record
 
@@ -79,10 +79,7 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
 def kind_of(directory: str | Path) -> str:
     """The kind of a checkpoint, out of `KINDS`; raises BarberError if it has no config, or an unknown quantization."""
     directory = Path(directory)
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BarberError(f"{directory} has no readable config.json: {error}") from None
+    config = read_json_object(directory / "config.json", "configuration")
     if config.get("quantization_config"):
         return _quantized(directory, config["quantization_config"])
     if not (directory / SPARSITY_NAME).is_file():
@@ -92,11 +89,14 @@ def kind_of(directory: str | Path) -> str:
 
 
 def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
-    method, form = config.get("quant_method"), config.get("format")
     kinds = set()
-    for group in config.get("config_groups", {}).values():
-        weights = group.get("weights") or {}
-        kinds.add((weights.get("type", "int"), weights.get("num_bits")))
+    try:
+        method, form = config.get("quant_method"), config.get("format")
+        for group in config.get("config_groups", {}).values():
+            weights = group.get("weights") or {}
+            kinds.add((weights.get("type", "int"), weights.get("num_bits")))
+    except (AttributeError, TypeError):
+        raise BarberError(f"{directory}: quantization_config {shown(config)} is no description of one") from None
     if method != "compressed-tensors" or not kinds or not kinds <= {("int", 4), ("int", 8)}:
         raise BarberError(f"{directory} is quantized by {method} ({form}): known is compressed-tensors, int4 or int8")
     return "quantized"

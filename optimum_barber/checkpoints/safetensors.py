@@ -1,6 +1,5 @@
 """The one opener of safetensors checkpoints: every header is checked, tensors are read when asked for."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..base.fields import one_line
+from ..base.files import read_json_object
 from ..models.file_names import FileNames
-from ..models.loading import ModelReference, brief, resolve_model
+from ..models.loading import ModelReference, resolve_model
 from ..tensors.quantize import Quantized, unpack_codes
 from .names import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from .shards import Entry, Header, Layout, read_ahead, read_header
@@ -38,28 +40,25 @@ class SafetensorsWeights:
 
     @classmethod
     def open(cls, model: str | Path | ModelReference) -> "SafetensorsWeights":
-        """Open a model's files; as in transformers, `model.safetensors` counts before an index.
+        """Open a model's files as transformers does.
+
+        `model.safetensors` counts before an index. An index says which files there are; all that these hold counts,
+        and of a tensor that lies in several of them the last.
 
         Raises:
             BarberError: there are no such files, one is missing, truncated or damaged, or the index does not fit them.
         """
         reference = resolve_model(model)
         name, directory = reference.name, reference.directory
-        index = None
-        shards = [WEIGHTS_NAME]
-        if not (directory / WEIGHTS_NAME).is_file():
-            index = _read_index(name, directory)
-            shards = sorted(set(index["weight_map"].values()))
         try:
-            headers = {file: read_header(directory / file) for file in shards}
+            index = None if (directory / WEIGHTS_NAME).is_file() else _read_index(directory)
+            stated = index["weight_map"] if index else {}
+            headers = {file: read_header(directory / file) for file in sorted({*stated.values()} or {WEIGHTS_NAME})}
         except BarberError as error:
             raise BarberError(f"model {name!r}: {error}") from None
-        files = index["weight_map"] if index else dict.fromkeys(headers[WEIGHTS_NAME].entries, WEIGHTS_NAME)
-        for key, file in files.items():
-            if key not in headers[file].entries:
-                raise BarberError(f"model {name!r}: {file} lacks {key}, which the index says it holds")
+        files = _files_of(name, stated, headers)
         metadata = {file: header.metadata for file, header in headers.items()}
-        return cls(name, directory, headers, Layout(files, metadata, index))
+        return cls(name, directory, headers, Layout(files, metadata, index and {**index, "weight_map": files}))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +68,11 @@ class SafetensorsWeights:
                 if entry.dtype.is_floating_point:
                     return entry.dtype
         return torch.float32
+
+    @property
+    def count(self) -> int:
+        """How many tensors there are."""
+        return len(self.entries)
 
     def match_names(self, model: nn.Module) -> None:
         """Learn how the model's parameters are named and cut in files such as these."""
@@ -136,15 +140,31 @@ class SafetensorsWeights:
             read_ahead(self.directory / file, self.headers[file].starts[name], self.entries[name].bytes)
 
 
-def _read_index(name: str, directory: Path) -> dict[str, Any]:
+def _files_of(name: str, stated: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, str]:
+    """The file of each tensor; `stated` is what the index says."""
+    held: dict[str, str] = {}
+    for file, header in headers.items():
+        held.update(dict.fromkeys(header.entries, file))
+    for key in stated.keys() - held:
+        raise BarberError(f"model {name!r}: {stated[key]} lacks {key}, which the index says it holds")
+    return {**stated, **held}
+
+
+class _Index(BaseModel):
+    """What counts in an index of shards."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
     path = directory / WEIGHTS_INDEX_NAME
     if not path.is_file():
-        raise BarberError(f"model {name!r} has no safetensors files in {directory}")
+        raise BarberError(f"it has no safetensors files in {directory}")
+    index = read_json_object(path, "index")
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        outside = [file for file in index["weight_map"].values() if os.path.basename(file) != file]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BarberError(f"model {name!r}: {path.name} is no index: {brief(error)}") from None
-    if outside:
-        raise BarberError(f"model {name!r}: {path.name} names files outside of its directory")
+        files = _Index.model_validate(index).weight_map.values()
+    except ValidationError as error:
+        raise BarberError(f"{path.name} is no index: {one_line(error)}") from None
+    if any(os.path.basename(file) != file for file in files):
+        raise BarberError(f"{path.name} names files outside of its directory")
     return index

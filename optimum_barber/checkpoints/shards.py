@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..base.errors import BarberError
-from ..base.files import sync_directory, write_all
+from ..base.errors import BarberError, shown
+from ..base.fields import one_line
+from ..base.files import LARGEST_JSON, is_file, parse_json, sync_directory, write_all
 from ..tensors.masks import raw_bytes
 
 DTYPES = {
@@ -25,7 +28,6 @@ DTYPES = {
 }  # fmt: skip
 RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}  # safetensors lays tensors down in this order
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 CHUNK = 1 << 24  # weights that are looked at or converted at once
 
 
@@ -39,7 +41,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Size of its data."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -65,30 +67,48 @@ class Layout:
 
 def read_header(path: Path) -> Header:
     """Read and check a safetensors header; raises BarberError if the file is missing, damaged or of another format."""
-    if not path.is_file():
+    if not is_file(path):
         raise BarberError(f"{path.name} is missing in {path.parent}")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise BarberError(f"{path.name} is truncated or no safetensors file: {size} bytes, a header of {length}")
-        text = file.read(length)
     try:
-        return _checked_header(path.name, text, size)
-    except BarberError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BarberError(f"{path.name} has a broken header: {type(error).__name__} {error}") from None
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(LARGEST_JSON, size - 8):
+                raise BarberError(f"{path.name} is truncated or no safetensors file: {size} bytes, header of {length}")
+            text = file.read(length)
+    except OSError as error:
+        raise BarberError(f"{path.name} cannot be read: {error.strerror}") from None
+    content = parse_json(text, path.name, "safetensors file: it has a broken header")
+    try:
+        return _checked_header(path.name, content, 8 + length, size)
+    except ValidationError as error:
+        raise BarberError(f"{path.name} has a broken header: {one_line(error)}") from None
 
 
-def _checked_header(file: str, text: bytes, size: int) -> Header:
-    """Parse a header; its tensors must fill the rest of the file without a gap."""
-    content = json.loads(text)
-    header = Header({}, content.pop("__metadata__", {}), {})
-    position = 8 + len(text)
-    for name, fields in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = (8 + len(text) + offset for offset in fields["data_offsets"])
-        entry = Entry(DTYPES[fields["dtype"]], tuple(fields["shape"]))
+class _Fields(BaseModel):
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+_OBJECT = TypeAdapter(dict[str, Any])
+_METADATA = TypeAdapter(dict[str, str])
+_TENSORS = TypeAdapter(dict[str, _Fields])
+
+
+def _checked_header(file: str, content: Any, position: int, size: int) -> Header:
+    """Check the content of a header that ends at `position`: its tensors must fill the rest of the file."""
+    tensors = _OBJECT.validate_python(content)
+    header = Header({}, _METADATA.validate_python(tensors.pop("__metadata__", {})), {})
+    first = position
+    for name, fields in sorted(_TENSORS.validate_python(tensors).items(), key=lambda item: item[1].data_offsets):
+        if fields.dtype not in DTYPES:
+            legal = ", ".join(DTYPES)
+            raise BarberError(f"{file} holds {name} in the dtype {shown(fields.dtype)}: known are {legal}")
+        entry = Entry(DTYPES[fields.dtype], tuple(fields.shape))
+        start, end = (first + offset for offset in fields.data_offsets)
         if start != position or end - position != entry.bytes:
             raise BarberError(f"{file} has a broken header: {name} does not lie where its shape has it")
         header.entries[name], header.starts[name] = entry, start
@@ -216,6 +236,8 @@ def _reserve(file: int, size: int) -> None:
     """Take the space of a file, so that a full disk is known at once; only its length where that cannot be done."""
     if os.fstat(file).st_size != size:
         os.ftruncate(file, size)
+    if not hasattr(os, "posix_fallocate"):  # as on macOS
+        return
     try:
         os.posix_fallocate(file, 0, size)
     except OSError as error:

@@ -12,6 +12,7 @@ from ..base.errors import BarberError
 from ..base.ranks import ALONE, Ranks
 from ..tensors.budget import Sizes
 from .architectures import is_cross_attention
+from .dtypes import check_range, extremes
 from .source import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -125,11 +126,17 @@ def check_shared(source: ModelSource, targets: Iterable[str]) -> None:
 
 
 def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = ALONE) -> None:
-    """Refuse NaN and Inf anywhere, and targets that hold nothing but zeros; each rank checks a part."""
+    """Refuse NaN and Inf anywhere, what the model's dtype cannot hold, and targets that hold nothing but zeros.
+
+    Each rank checks a part.
+    """
     names = {f"{name}.weight": name for name in targets}
+    dtypes = {name: tensor.dtype for name, tensor in source.model.state_dict().items()}
+    usual: torch.dtype = source.model.dtype
     for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
-        ends = torch.stack(weight.detach().aminmax()) if weight.numel() else torch.zeros(2)  # NaN where any value is
+        ends = extremes(weight)
         if not ends.isfinite().all():
             raise BarberError(f"model has NaN or Inf in {name}")
+        check_range(name, ends, dtypes.get(name, usual))
         if name in names and not ends.any():
             raise BarberError(f"model has nothing to prune in {names[name]}: all its weights are zero")

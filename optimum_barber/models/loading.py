@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,16 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from ..base.errors import BarberError, MissingExtraError
+from ..base.errors import BarberError, MissingExtraError, shown
+from ..base.files import read_json_object
+from .bounds import check_gguf, check_numbers
+from .dtypes import check_dtype, extremes
 from .wrappers import causal_lm
 
-FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+SMALL_FILES = (  # that go with a model, by pattern
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
+    "LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class ModelReference:
         """Size of the largest safetensors shard, None where the model is one file or no safetensors."""
         if self.gguf_file:
             return None
-        sizes = [shard.stat().st_size for shard in self.directory.glob("*.safetensors")]
+        sizes = [shard.stat().st_size for shard in self.directory.glob("*.safetensors") if shard.is_file()]
         return max(sizes) if len(sizes) > 1 else None
 
 
@@ -84,7 +91,7 @@ def _from_hub(name: str, local: bool = False) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=local))
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", *SMALL_FILES], local_files_only=local))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None
@@ -101,25 +108,58 @@ def local_model(name: str) -> ModelReference | None:
 
 
 def load_config(reference: ModelReference, quantized: bool = False) -> Any:
-    """Read the transformers configuration of a causal LM.
+    """Read the transformers configuration of a causal LM; code that comes with the model is never run.
 
     Raises:
-        BarberError: it cannot be read, it is not a causal LM's, or it is quantized without `quantized`.
+        BarberError: it cannot be read, it is not a causal LM's, it is quantized without `quantized`, or transformers
+            would take other weights than those beside it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    name = reference.name
+    options = _options(reference)
     try:
-        config = AutoConfig.from_pretrained(reference.directory, **_gguf(reference))
+        config = AutoConfig.from_pretrained(reference.directory, **options)
     except Exception as error:  # whatever transformers raises on a bad file
-        raise BarberError(f"model {reference.name!r} cannot be read: {brief(error)}") from None
-    if reference.gguf_file is None and not quantized and getattr(config, "quantization_config", None):
-        raise BarberError(f"model {reference.name!r} is quantized and cannot be pruned: give the unquantized one")
+        reason = _reason(reference, "config.json", "AutoConfig", error)
+        raise BarberError(f"model {name!r} cannot be read: {reason}") from None
+    check_numbers(name, config.to_dict())
+    if reference.gguf_file is None:
+        _check_weights_of(reference, config, quantized)
     classes: Any = AutoModelForCausalLM._model_mapping
     own = classes[type(config)].__name__ if type(config) in classes else None
     stated = getattr(config, "architectures", None) or [own]
-    if own is None or own not in stated:
-        raise BarberError(f"model {reference.name!r} is not a causal LM but {', '.join(map(str, stated))}")
+    stated = stated if isinstance(stated, list) else [stated]
+    if own is None or not any(_is_causal(other, own) for other in stated):
+        raise BarberError(f"model {name!r} is not a causal LM but {', '.join(map(str, stated))}")
     return config
+
+
+def _is_causal(stated: object, own: str) -> bool:
+    """Whether a config's architecture is the causal LM of its model type, perhaps by an old name or a twin's."""
+    return stated == own or str(stated).lower().endswith(("forcausallm", "lmheadmodel"))
+
+
+def _check_weights_of(reference: ModelReference, config: Any, quantized: bool) -> None:
+    """Refuse what has transformers take other tensors than those of the model's own files."""
+    name = reference.name
+    for key in ("quantization_config", "quantization"):  # the latter of MLX
+        if not quantized and getattr(config, key, None):
+            raise BarberError(f"model {name!r} is quantized and cannot be pruned: give the unquantized one")
+    if getattr(config, "transformers_weights", None):
+        raise BarberError(f"model {name!r} names its weights by transformers_weights in config.json: leave that out")
+    if (reference.directory / "adapter_config.json").is_file():
+        raise BarberError(f"model {name!r} holds an adapter beside its weights (adapter_config.json): merge it first")
+
+
+def _reason(reference: ModelReference, file: str, loader: str, error: Exception) -> str:
+    """Why transformers could not open a model or tokenizer: the code that it would have to run, or its own error."""
+    path = reference.directory / file
+    if reference.gguf_file is None and path.is_file():
+        classes = read_json_object(path, "configuration").get("auto_map")
+        if isinstance(classes, dict) and loader in classes:
+            return f"it needs code of its own, {shown(classes[loader])} of {file}, which is never run"
+    return brief(error)
 
 
 def empty_model(config: Any, **options: Any) -> Any:
@@ -131,7 +171,7 @@ def empty_model(config: Any, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, **options)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     model.tie_weights()
     return model.eval()
 
@@ -144,10 +184,8 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     Raises:
         BarberError: it is no causal LM, its weights are missing, or they are pickled.
     """
-    from transformers import AutoModelForCausalLM
-
-    name, config = reference.name, load_config(reference, quantized)
-    options: dict[str, Any] = _gguf(reference) or {"use_safetensors": True}
+    config = load_config(reference, quantized)
+    options: dict[str, Any] = {} if reference.gguf_file else {"use_safetensors": True}
     settings = getattr(config, "quantization_config", None) or {}
     if settings.get("quant_method") == "compressed-tensors":
         config.quantization_config = {**settings, "dequantize": True}  # done by transformers while it loads
@@ -156,30 +194,59 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
         options["dtype"] = getattr(torch, dtype)
     else:
         options["dtype"] = torch.float16 if reference.gguf_file else "auto"
+    model = _loaded(reference, options)
+    if model.dtype == torch.float16 and any(extremes(parameter).isinf().any() for parameter in model.parameters()):
+        check_dtype(_loaded(reference, {**options, "dtype": torch.float32}), "float16")
+    return _plain_model(model) if reference.gguf_file else model
+
+
+def _loaded(reference: ModelReference, options: Mapping[str, Any]) -> Any:
+    """The causal LM as transformers loads it, with all of its weights from the files."""
+    from transformers import AutoModelForCausalLM
+
+    options = {**_options(reference), **options}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            reference.directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            reference.directory,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
-        raise BarberError(f"model {name!r} cannot be loaded: {brief(error)}") from None
+        raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
-        raise BarberError(f"model {name!r}: {key} has shape {tuple(stored)}, its config says {tuple(expected)}")
+        shapes = f"{tuple(stored)}, its config says {tuple(expected)}"
+        raise BarberError(f"model {reference.name!r}: {key} has shape {shapes}")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise BarberError(f"model {name!r} lacks weights, which would be random: {missing}")
-    return _plain_model(model) if reference.gguf_file else model
+        raise BarberError(f"model {reference.name!r} lacks weights, which would be random: {missing}")
+    return model
+
+
+def load_generation_config(reference: ModelReference) -> Any:
+    """Read the generation settings of a model as transformers does: without a file of their own, from config.json."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(reference.directory)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            reference.directory, config_file_name="config.json", _from_model_config=True
+        )
 
 
 def load_tokenizer(reference: ModelReference) -> Any:
     """Load the model's tokenizer; a `BarberError` where there is none."""
     from transformers import AutoTokenizer
 
+    options = _options(reference)
     try:
-        return AutoTokenizer.from_pretrained(reference.directory, **_gguf(reference))
+        return AutoTokenizer.from_pretrained(reference.directory, **options)
     except Exception as error:  # whatever transformers raises on missing or bad files
-        raise BarberError(f"model {reference.name!r} has no usable tokenizer: {brief(error)}") from None
+        reason = _reason(reference, "tokenizer_config.json", "AutoTokenizer", error)
+        raise BarberError(f"model {reference.name!r} has no usable tokenizer: {reason}") from None
 
 
 class PretrainedTool:
@@ -197,24 +264,19 @@ class PretrainedTool:
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
 
-def cast_parameters(model: nn.Module, dtype: str) -> None:
-    """Cast the parameters; buffers, such as rotary frequencies, keep their precision. `auto` changes nothing."""
-    if dtype == "auto":
-        return
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-
-
 def brief(error: Exception) -> str:
     """Kind and beginning of another library's error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _gguf(reference: ModelReference) -> dict[str, Any]:
-    if reference.gguf_file is None:
-        return {}
-    needs_gguf()
-    return {"gguf_file": reference.gguf_file}
+def _options(reference: ModelReference) -> dict[str, Any]:
+    """What every call to transformers is given for this model."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if reference.gguf_file is not None:
+        needs_gguf()
+        check_gguf(reference.path)
+        options["gguf_file"] = reference.gguf_file
+    return options
 
 
 def needs_gguf() -> None:

@@ -17,10 +17,11 @@ from ..base.ranks import Ranks, all_ranks
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
-from ..checkpoints.write import check_masks, save_configs, save_record, save_weights
+from ..checkpoints.write import check_masks, check_settings, save_configs, save_pruned, save_record
 from ..models.device import choose_device, matrix_products
+from ..models.dtypes import cast_parameters
 from ..models.linears import matrices_of_model, prunable
-from ..models.loading import ModelReference, cast_parameters, load_model, load_tokenizer, resolve_model
+from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from ..models.source import ModelSource
 from ..models.wrappers import causal_lm, default_torch, same_modes
 from ..tensors.budget import Shares, patterns_of
@@ -221,6 +222,8 @@ class BarberSparsifier:
     ) -> SparsifyResult:
         """Change the model in place; the first rank writes it, if there is an output directory."""
         reports: list[BlockReport] = []
+        if output is not None:
+            check_settings(self.model)
         with staged(output) if output is not None and run.plan.ranks.first else nullcontext() as partial:
             shares = _share_sparsity(run, quiet)
             masks = _prune_layers(run, reports, callbacks, quiet)
@@ -228,8 +231,7 @@ class BarberSparsifier:
             check_masks(weights, masks, run.plan.pattern)
             result = SparsifyResult(masks, describe(run, masks, shares), reports, shares)
             if partial is not None:
-                shard = self.reference.shard_bytes if self.reference else None
-                save_weights(partial, self.model, result.sparsity_config, shard)
+                save_pruned(partial, self.model, result.sparsity_config, self.reference)
                 self._save_rest(partial, run, result)
         run.plan.ranks.wait()
         return result
@@ -248,7 +250,8 @@ class BarberSparsifier:
         progress.check()
         masks, partial = progress.masks(), progress.directory.parent
         result = SparsifyResult(masks, describe(run, masks, shares), progress.reports, shares)
-        save_configs(partial, source.model, result.sparsity_config, source.disk.layout, progress.output.bytes)
+        record, size = result.sparsity_config, progress.output.bytes
+        save_configs(partial, source.model, record, self.reference, source.disk.layout, size)
         self._save_rest(partial, run, result)
         for fault in verify_checkpoint(partial).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
@@ -256,7 +259,8 @@ class BarberSparsifier:
 
     def _save_rest(self, directory: Path, run: Run, result: SparsifyResult) -> None:
         settings = run.config.model_dump(mode="json")
-        save_record(directory, self.tokenizer, settings, result.sparsity_config, result.masks, result.as_report())
+        record, report = result.sparsity_config, result.as_report()
+        save_record(directory, self.tokenizer, self.reference, settings, record, result.masks, report)
         if self.reference:
             step = {"name": "prune", "producer": run.config.producer_name}
             carry_structure(self.reference.directory, directory, step)

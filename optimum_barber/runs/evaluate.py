@@ -8,6 +8,7 @@ import torch
 from ..base.calibration import CalibrationConfig
 from ..checkpoints.names import ADAPTER_CONFIG_NAME
 from ..models.device import choose_device, working_dtype
+from ..models.dtypes import check_dtype
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from ..text.perplexity import perplexity
 from ..text.sources import read_texts
@@ -70,5 +71,6 @@ def load_adapted(adapter: Path, dtype: str, device: torch.device) -> tuple[Any, 
 
     model = load_adapter(adapter)
     if dtype != "auto":
+        check_dtype(model, dtype)
         model = model.to(getattr(torch, dtype))
     return model.to(device), resolve_model(model.get_base_model().config.name_or_path)

@@ -14,11 +14,13 @@ from tqdm.auto import tqdm
 from ..base.errors import BarberError
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
+from ..checkpoints.carry import save_tokenizer
 from ..checkpoints.experts import PrunedExperts
 from ..checkpoints.names import EXPERTS_NAME, REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
-from ..checkpoints.write import ONE_FILE
+from ..checkpoints.write import check_settings, save_model
 from ..models.device import choose_device
+from ..models.dtypes import check_dtype
 from ..models.loading import PretrainedTool
 from ..models.measure import size_of
 from ..models.wrappers import keep_modes
@@ -83,7 +85,10 @@ class BarberShrinker(PretrainedTool):
             raise BarberError("picture is optimum_barber.runs.report.write_report(DIR, 'report') since 0.2.0")
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
         if config.dtype != "auto":
+            check_dtype(self.model, config.dtype)
             self.model.to(getattr(torch, config.dtype))
+        if output is not None:
+            check_settings(self.model)
         if config.remove_experts is not None:
             return self._without_experts(config, config.remove_experts, calibration, output, quiet)
         cut = plan_cut(self.model, config)
@@ -97,10 +102,8 @@ class BarberShrinker(PretrainedTool):
         return result
 
     def _save(self, partial: Path, result: ShrinkResult, record: str) -> None:
-        shard = self.reference.shard_bytes if self.reference else None
-        result.model.save_pretrained(partial, max_shard_size=shard or ONE_FILE)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(partial)
+        save_model(partial, result.model, self.reference)
+        save_tokenizer(partial, self.tokenizer, self.reference)
         write_json(partial / record, result.structure.model_dump())
         write_json(partial / REPORT_NAME, result.report)
 

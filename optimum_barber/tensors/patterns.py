@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ..base.errors import BarberError
+from ..base.errors import BarberError, shown
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class SparsityPattern:
             if sparsity is None:
                 raise BarberError("sparsity is missing: give a number in (0, 1), or a pattern such as 2:4")
             return cls(sparsity)
-        match = re.fullmatch(r"(\d+):(\d+)", pattern)
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", pattern)
         if not match or not 0 < int(match[1]) < int(match[2]):
-            raise BarberError(f"pattern {pattern!r} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4")
+            raise BarberError(
+                f"pattern {shown(pattern)} is not legal: 'unstructured' or N:M with 0 < N < M, such as 2:4"
+            )
         keep, group = int(match[1]), int(match[2])
         implied = 1 - keep / group
         if sparsity is not None and abs(sparsity - implied) > 1e-9:

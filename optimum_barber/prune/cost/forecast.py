@@ -98,7 +98,7 @@ def forward_flops(source: ModelSource, length: int) -> int:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.model.config)
+        model = AutoModelForCausalLM.from_config(source.model.config, trust_remote_code=False)
         tokens, mask = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, 1, length, length)
     decoder = getattr(model, model.base_model_prefix, model)
     for attention_mask in (mask, None):  # most models look into a mask that they make themselves

@@ -21,9 +21,10 @@ from ...checkpoints.pruned import carry_structure
 from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
-from ...checkpoints.write import module_sparsity, save_record, save_weights
+from ...checkpoints.write import module_sparsity, save_pruned, save_record
 from ...models.device import choose_device
-from ...models.loading import PretrainedTool, cast_parameters, load_model, load_tokenizer, resolve_model
+from ...models.dtypes import cast_parameters
+from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
 from ...models.wrappers import keep_modes
 from ...tensors.masks import PackedMask
 from ...text.sources import text_files
@@ -162,8 +163,8 @@ class BarberRefiner(PretrainedTool):
         if (sparse / REPORT_NAME).is_file():
             report = read_json(sparse / REPORT_NAME)
         report["refine"] = result.as_report()
-        save_weights(directory, self.model, record, self.reference.shard_bytes if self.reference else None)
-        save_record(directory, self.tokenizer, None, record, result.masks, report)
+        save_pruned(directory, self.model, record, self.reference)
+        save_record(directory, self.tokenizer, self.reference, None, record, result.masks, report)
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from ...base.errors import BarberError
 from ...base.memory import return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
-from ...checkpoints.names import GENERATION_CONFIG_NAME
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
 from ...models.activations import Activations
 from ...models.architectures import decoder_path
-from ...models.loading import ModelReference, brief, empty_model, load_config
+from ...models.loading import ModelReference, brief, empty_model, load_config, load_generation_config
 from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
@@ -56,9 +55,11 @@ class DiskCheckpoint:
 
 def model_without_weights(reference: ModelReference, weights: StoredWeights, dtype: str = "auto") -> Any:
     """Build the causal LM and name the stored weights as loading would; raises BarberError if they do not fit."""
-    from transformers import GenerationConfig
-
     config = load_config(reference)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > weights.count:
+        held = f"its files hold {weights.count} tensors"
+        raise BarberError(f"model {reference.name!r}: its configuration says {layers} layers, {held}")
     try:
         if dtype == "auto":
             chosen = getattr(config, "dtype", None) or weights.dtype
@@ -66,8 +67,8 @@ def model_without_weights(reference: ModelReference, weights: StoredWeights, dty
             chosen = getattr(torch, dtype)
         model = empty_model(config, dtype=chosen)
         _keep_dtypes(model, chosen)
-        if reference.gguf_file is None and (reference.directory / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(reference.directory)
+        if reference.gguf_file is None and model.can_generate():
+            model.generation_config = load_generation_config(reference)
         weights.match_names(model)
     except Exception as error:  # whatever transformers raises on a bad configuration
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
@@ -91,13 +92,19 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
     once = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()  # of tied weights the first
     for parameter, empty in sorted(state.items()):
         for name, part in weights.tensors_of(parameter, empty).items():
-            shape = tuple(part.shape)
             if name not in entries and parameter in once:
                 return f"its files have no {name}"
-            if name in entries and entries[name].shape != shape:
-                stored = entries[name].shape
-                raise BarberError(f"model {weights.name!r}: {name} has shape {stored}, its config says {shape}")
+            if name in entries:
+                _check_entry(f"model {weights.name!r}", name, entries[name], part)
     return None
+
+
+def _check_entry(model: str, name: str, stored: Entry, tensor: Tensor) -> None:
+    """Refuse a stored weight that is not the parameter which the configuration says."""
+    if tensor.is_floating_point() and not stored.dtype.is_floating_point:
+        raise BarberError(f"{model} is quantized: {name} is stored as {stored.dtype}")
+    if stored.shape != tuple(tensor.shape):
+        raise BarberError(f"{model}: {name} has shape {stored.shape}, its config says {tuple(tensor.shape)}")
 
 
 class DiskSource(ModelSource):

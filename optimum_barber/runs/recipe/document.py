@@ -78,7 +78,7 @@ def parse_document(text: str, name: str) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BarberError(f"{name}:{line}: no YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise BarberError(f"{name}: no YAML: {error}") from None
+        raise BarberError(f"{name}: no YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise BarberError(f"{name}: nested too deeply") from None
     return document

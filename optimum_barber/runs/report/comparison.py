@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...base.files import read_json
+from ...base.files import beside, read_json
 from ...checkpoints.record import fingerprint_of
 from .block_charts import LAYER, MEBIBYTE, layer_of
 from .page import MOST_SERIES, Bars, Lines, Page, Rows, Section, Series, Table, grouped, settings_table
@@ -21,7 +21,7 @@ def comparison_page(directory: Path) -> Page:
     content = read_json(directory / COMPARE_NAME)
     cells = []
     for name in content["cells"]:
-        path = directory / "cells" / f"{name}.json"
+        path = beside(directory / COMPARE_NAME, f"{name}.json", "cells")
         if path.is_file():
             cell = read_json(path)
             if "error" in cell or cell["fingerprint"] == content["fingerprints"][name]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...base.files import read_json
+from ...base.files import beside, read_json
 from ...checkpoints.names import REPORT_NAME, SPARSITY_NAME
 from ...checkpoints.record import read_record
 from ..recipe.stage import MODEL, RUN_NAME, read_stage
@@ -18,6 +18,8 @@ Stages = Mapping[str, Mapping[str, Any]]
 def run_page(directory: Path) -> Page:
     """The page of a run's directory."""
     run = read_json(directory / RUN_NAME)
+    for stage in run["stages"]:
+        beside(directory / RUN_NAME, stage)
     return recipe_page(run["name"], run.get("settings") or {}, run["stages"], directory, run["software"])
 
 

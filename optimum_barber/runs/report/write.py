@@ -1,6 +1,7 @@
 """From a finished run to files: one HTML page and, in a directory, one picture for each chart."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ...base.errors import BarberError
 from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
 from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from ...models.loading import brief
 from ..recipe.stage import RUN_NAME
 from .charts import check_drawing, save
 from .checkpoint_page import Evaluation, cell_page, checkpoint_page, shrunk_page
@@ -18,7 +20,12 @@ from .recipe_page import run_page
 
 INDEX_NAME = "index.html"
 REPORT_PAGE = "report.html"
-KINDS = (COMPARE_NAME, RUN_NAME, SPARSITY_NAME, STRUCTURE_NAME)  # the file that tells what a run is
+PAGES: dict[str, Callable[[Path, Evaluation], Page]] = {  # by the file that tells what a run is
+    COMPARE_NAME: lambda path, _: comparison_page(path),
+    RUN_NAME: lambda path, _: run_page(path),
+    SPARSITY_NAME: checkpoint_page,
+    STRUCTURE_NAME: shrunk_page,
+}
 
 
 def page_of(run: str | Path, evaluation: Evaluation = ()) -> Page:
@@ -32,21 +39,16 @@ def page_of(run: str | Path, evaluation: Evaluation = ()) -> Page:
         BarberError: it is none of these, or its files are broken.
     """
     path = Path(run)
-    if path.is_file() and path.suffix == ".json":
-        return cell_page(path)
-    kinds = [kind for kind in KINDS if (path / kind).is_file()]
-    if not kinds:
-        raise BarberError(f"{run} is no finished run: it holds none of {', '.join(KINDS)}")
+    a_cell = path.is_file() and path.suffix == ".json"
+    kinds = [kind for kind in PAGES if (path / kind).is_file()]
+    if not kinds and not a_cell:
+        raise BarberError(f"{run} is no finished run: it holds none of {', '.join(PAGES)}")
     try:
-        if kinds[0] == COMPARE_NAME:
-            return comparison_page(path)
-        if kinds[0] == RUN_NAME:
-            return run_page(path)
-        if kinds[0] == SPARSITY_NAME:
-            return checkpoint_page(path, evaluation)
-        return shrunk_page(path, evaluation)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BarberError(f"{path} holds a record that is not whole: {type(error).__name__} {error}") from None
+        return cell_page(path) if a_cell else PAGES[kinds[0]](path, evaluation)
+    except BarberError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise BarberError(f"{path} holds a record that is not whole: {brief(error)}") from None
 
 
 def write_report(
