@@ -132,7 +132,7 @@ def check_weights(source: ModelSource, targets: Iterable[str], ranks: Ranks = AL
     """
     names = {f"{name}.weight": name for name in targets}
     dtypes = {name: tensor.dtype for name, tensor in source.model.state_dict().items()}
-    usual: torch.dtype = source.model.dtype
+    usual = next(source.model.parameters()).dtype
     for name, weight in islice(source.weights(), ranks.index, None, ranks.count):
         ends = extremes(weight)
         if not ends.isfinite().all():
