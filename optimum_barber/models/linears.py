@@ -120,7 +120,7 @@ def check_shared(source: ModelSource, targets: Iterable[str]) -> None:
     linears = matrices_of_model(source)
     for name in targets:
         weight = linears[name].weight
-        owner = owners.setdefault(weight.data_ptr() or id(weight), name)  # 0 on the meta device
+        owner = owners.setdefault(id(weight) if weight.is_meta else weight.data_ptr(), name)
         if owner != name:
             raise BarberError(f"model shares one weight between {owner} and {name}, which need a mask each")
 
