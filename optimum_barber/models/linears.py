@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
-import torch
 from torch import nn
 
 from ..base.errors import BarberError

@@ -114,7 +114,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
         BarberError: it cannot be read, it is not a causal LM's, it is quantized without `quantized`, or transformers
             would take other weights than those beside it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     name = reference.name
     options = _options(reference)
@@ -126,13 +126,27 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
     check_numbers(name, config.to_dict())
     if reference.gguf_file is None:
         _check_weights_of(reference, config, quantized)
-    classes: Any = AutoModelForCausalLM._model_mapping
-    own = classes[type(config)].__name__ if type(config) in classes else None
+    kind = auto_class(config)
+    own = kind._model_mapping[type(config)].__name__ if kind is not None else None
     stated = getattr(config, "architectures", None) or [own]
     stated = stated if isinstance(stated, list) else [stated]
     if own is None or not any(_is_causal(other, own) for other in stated):
         raise BarberError(f"model {name!r} is not a causal LM but {', '.join(map(str, stated))}")
     return config
+
+
+def auto_class(config: Any) -> Any:
+    """Return the Auto class that loads a configuration's model: a causal LM, or one inside a model of images and text.
+
+    It is None where there is neither.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    for kind in kinds:
+        if type(config) in kind._model_mapping:
+            return kind
+    return None
 
 
 def _is_causal(stated: object, own: str) -> bool:
@@ -168,10 +182,10 @@ def empty_model(config: Any, **options: Any) -> Any:
     `options` are those of `from_config`, such as `dtype` and `attn_implementation`.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
+    kind = auto_class(config)
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        model: Any = kind.from_config(config, trust_remote_code=False, **options)
     model.tie_weights()
     return model.eval()
 
@@ -194,19 +208,17 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
         options["dtype"] = getattr(torch, dtype)
     else:
         options["dtype"] = torch.float16 if reference.gguf_file else "auto"
-    model = _loaded(reference, options)
+    model = _loaded(reference, auto_class(config), options)
     if model.dtype == torch.float16 and any(extremes(parameter).isinf().any() for parameter in model.parameters()):
-        check_dtype(_loaded(reference, {**options, "dtype": torch.float32}), "float16")
+        check_dtype(_loaded(reference, auto_class(config), {**options, "dtype": torch.float32}), "float16")
     return _plain_model(model) if reference.gguf_file else model
 
 
-def _loaded(reference: ModelReference, options: Mapping[str, Any]) -> Any:
-    """The causal LM as transformers loads it, with all of its weights from the files."""
-    from transformers import AutoModelForCausalLM
-
+def _loaded(reference: ModelReference, kind: Any, options: Mapping[str, Any]) -> Any:
+    """The model as the Auto class `kind` loads it, with all of its weights from the files."""
     options = {**_options(reference), **options}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             reference.directory,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

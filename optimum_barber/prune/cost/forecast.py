@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.device import matrix_products
+from ...models.loading import auto_class
 from ...models.source import ModelSource
 from ...tensors.patterns import SparsityPattern
 from ..settings import BarberConfig
@@ -95,10 +96,8 @@ def forward_flops(source: ModelSource, length: int) -> int:
 
     Where the model cannot run without weights, they are those of the Linears alone.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.model.config, trust_remote_code=False)
+        model = auto_class(source.model.config).from_config(source.model.config, trust_remote_code=False)
         tokens, mask = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, 1, length, length)
     decoder = getattr(model, model.base_model_prefix, model)
     for attention_mask in (mask, None):  # most models look into a mask that they make themselves
