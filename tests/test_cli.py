@@ -302,7 +302,7 @@ def test_every_setting_has_a_flag_with_a_metavar_of_its_own(capsys):
     assert set(MASKS) < set(names)
     for name in names:
         flag = FLAGS.get(name, ["--" + name.removesuffix("s" if name.endswith("_args") else "").replace("_", "-")])[0]
-        assert re.search(rf"^  {flag} ", everything, re.MULTILINE), flag
+        assert re.search(rf"^  {flag}\s", everything, re.MULTILINE), flag
     for name in ReconstructConfig.model_fields:
         assert ("--reconstruct-" + name.replace("_", "-") in everything) == (name != "method")
     for command in COMMANDS:

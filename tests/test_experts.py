@@ -23,7 +23,8 @@ HALF = SparsityPattern(0.5)
 
 def mixtral(experts=4, **sizes):
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(**{**SIZES, **sizes}, num_local_experts=experts, num_experts_per_tok=2)
+    settings = {**SIZES, "num_experts_per_tok": 2, **sizes}
+    config = transformers.MixtralConfig(**settings, num_local_experts=experts)
     return transformers.MixtralForCausalLM(config).eval()
 
 

@@ -204,8 +204,9 @@ def verify_adapter(adapter: str | Path, model: str | Path | None = None) -> Veri
         outcome.faults.append(str(error))
         return outcome
     outcome.zeros = 0
+    matrices, _ = masked.linears_by_mask(merged, base.masks)
     for name, mask in base.masks.items():
-        weight = merged.get_parameter(f"{name}.weight").detach()
+        weight = matrices[name].weight.detach()
         kept = mask.pruned - int(weight[~mask.unpack()].count_nonzero())
         outcome.zeros += kept
         if kept < mask.pruned:

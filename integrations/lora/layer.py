@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.tensors.masks import PackedMask
@@ -47,17 +48,18 @@ def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 class MaskedLinear(Linear):
-    """peft's LoRA layer over one pruned Linear; every adapter on it is masked.
+    """peft's LoRA layer over one pruned Linear, or its transposed form of GPT-2; every adapter on it is masked.
 
     `keep`, (out, in), is held at one bit a weight and is no part of any state dict.
     """
 
     keep_bits: Tensor
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, keep: PackedMask, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, keep: PackedMask, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, **kwargs)
-        self.register_buffer("keep_bits", keep.bits.to(base_layer.weight.device), persistent=False)
+        self.register_buffer("keep_bits", keep.bits.to(base_layer.get_parameter("weight").device), persistent=False)
         self.keep_shape = keep.shape
+        self.fan_in_fan_out = isinstance(base_layer, Conv1D)  # its weight is (in, out)
         self.cast_input_dtype_enabled = False  # the delta takes the dtype of the input, not the other way round
 
     @property
@@ -77,12 +79,17 @@ class MaskedLinear(Linear):
         if not plain or (self.training and not isinstance(self.lora_dropout[active[0]], nn.Identity)):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        layer = self.get_base_layer()
-        return _recomputed(_changed_linear, x, layer.weight, layer.bias, *self.factors(active[0]), self.keep)
+        bias = self.get_base_layer().bias
+        return _recomputed(_changed_linear, x, self._weight(), bias, *self.factors(active[0]), self.keep)
+
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.get_base_layer().get_parameter("weight")
+        return weight.t() if self.fan_in_fan_out else weight
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """ΔW of an adapter, (out, in), float32, zero where pruned."""
-        return masked_delta(*self.factors(adapter), self.keep).detach()
+        """ΔW of an adapter, of the shape of the layer's weight, float32, zero where pruned."""
+        delta = masked_delta(*self.factors(adapter), self.keep).detach()
+        return delta.t() if self.fan_in_fan_out else delta
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor, float]:
         """A, B and s of an adapter."""

@@ -1,7 +1,7 @@
 """LoRA that keeps the mask: peft's LoRA over a pruned model, with the change masked in training and in every merge."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import accumulate, product
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import read_json_object, write_json
@@ -18,6 +19,8 @@ from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
 from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.write import software
 from optimum_barber.integrations.lora.layer import MaskedLinear
+from optimum_barber.models.linears import matrices_of_model, module_names
+from optimum_barber.models.source import ModelSource
 from optimum_barber.models.wrappers import causal_lm, default_torch
 from optimum_barber.tensors.masks import PackedMask
 
@@ -73,16 +76,18 @@ class MaskedLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._register_custom_module({nn.Linear: _without_masks})  # type: ignore[dict-item]
+        self._register_custom_module(_for_linears(_without_masks))
 
     @classmethod
-    def of(cls, config: LoraConfig, masks: Mapping[str, PackedMask]) -> "MaskedLoraConfig":
-        """Bind settings to `masks`; target modules are all pruned Linears by default."""
+    def of(cls, config: LoraConfig, masks: Mapping[str, PackedMask], model: nn.Module) -> "MaskedLoraConfig":
+        """Bind settings to the `masks` of a model; target modules are all pruned Linears by default."""
         settings = {field.name: getattr(config, field.name) for field in fields(LoraConfig) if field.init}
         if settings["target_modules"] is None:
-            settings["target_modules"] = sorted(masks)
+            settings["target_modules"] = sorted(pruned_modules(model, masks))
+        _, modules = linears_by_mask(model, masks)
         masked = cls(**settings, mask_fingerprint=mask_fingerprint(masks))
-        masked._register_custom_module({nn.Linear: partial(_masked_layer, masks)})  # type: ignore[dict-item]
+        in_memory = {modules[name]: mask for name, mask in masks.items() if name in modules}
+        masked._register_custom_module(_for_linears(partial(_masked_layer, in_memory)))
         return masked
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,12 +117,17 @@ class MaskedLoraConfig(LoraConfig):
         write_json(Path(save_directory) / ADAPTER_MASKS_NAME, binding.model_dump())
 
 
+def _for_linears(function: Any) -> dict[Any, Any]:
+    """What peft calls for a Linear, and for its transposed form of GPT-2."""
+    return {nn.Linear: function, Conv1D: function}
+
+
 def _without_masks(*args: Any, **kwargs: Any) -> None:
     raise BarberError("a MaskedLoraConfig without its masks cannot be applied: use masked_lora or load_adapter")
 
 
 def _masked_layer(
-    masks: Mapping[str, PackedMask], target: nn.Linear, adapter_name: str, **kwargs: Any
+    masks: Mapping[str, PackedMask], target: nn.Module, adapter_name: str, **kwargs: Any
 ) -> MaskedLinear | None:
     keep = masks.get(kwargs["target_name"])
     return None if keep is None else MaskedLinear(target, adapter_name, keep, **kwargs)  # None: peft's own layer
@@ -143,7 +153,31 @@ def masked_lora(model: nn.Module, masks: Mapping[str, PackedMask], config: LoraC
         raise BarberError(f"adapter settings {type(config).__name__} are not supported: legal is peft's LoraConfig")
     _check_config(config, masks)
     check_zeros(model, masks)
-    return get_peft_model(model, MaskedLoraConfig.of(config, masks))
+    return get_peft_model(model, MaskedLoraConfig.of(config, masks, model))
+
+
+def linears_by_mask(model: nn.Module, masks: Iterable[str]) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """Return the prunable matrices of a model, and the module that has each as its weight, by the names of masks.
+
+    Files may have other names than memory, and experts have no module of their own.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if linears.keys() >= set(masks):
+        return linears, {name: name for name in linears}
+    source = ModelSource(model)
+    return matrices_of_model(source), module_names(source)
+
+
+def pruned_modules(model: nn.Module, masks: Iterable[str]) -> list[str]:
+    """Return the names in memory of all pruned Linears; refuse experts in a tensor of all, which LoRA cannot hold."""
+    _, modules = linears_by_mask(model, masks)
+    for name in masks:
+        if name not in modules:
+            legal = next(iter(modules.values()), "none of this model's")
+            raise BarberError(
+                f"LoRA cannot hold {name}, an expert in a tensor of all: give Linears as targets, such as {legal}"
+            )
+    return [modules[name] for name in masks]
 
 
 def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
@@ -151,7 +185,7 @@ def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
     plain = LoraConfig()
     for name in (field.name for field in fields(LoraConfig)):
         value, legal = getattr(config, name), getattr(plain, name)
-        if name not in FREE and value != legal:
+        if name not in FREE and value not in (legal, []):  # peft writes an empty list for experts that it leaves alone
             raise BarberError(f"LoRA setting {name}={value!r} is not supported on a pruned model: legal is {legal!r}")
     if config.init_lora_weights not in INITIALISATIONS:
         legal = ", ".join(map(repr, INITIALISATIONS))
@@ -165,11 +199,11 @@ def _check_config(config: LoraConfig, masks: Mapping[str, PackedMask]) -> None:
 
 def check_zeros(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:
     """Check that the model has all masked Linears, and exact zeros where they are pruned."""
+    matrices, _ = linears_by_mask(model, masks)
     for name, mask in masks.items():
-        try:
-            weight = model.get_parameter(f"{name}.weight")
-        except AttributeError:
-            raise BarberError(f"model has no Linear {name}, for which there is a mask") from None
+        if name not in matrices:
+            raise BarberError(f"model has no Linear {name}, for which there is a mask")
+        weight = matrices[name].weight
         if tuple(weight.shape) != tuple(mask.shape):
             raise BarberError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}")
         filled = int(weight.detach().cpu()[~mask.unpack()].count_nonzero())

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import read_json, read_json_object, write_json
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.checkpoint import load_weights, save_adapter
-from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora
+from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora, pruned_modules
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.models.architectures import architecture_of, decoder_stack
 from optimum_barber.models.device import choose_device, working_dtype
 from optimum_barber.models.linears import check_globs, matches
+from optimum_barber.models.matrices import is_matrix
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.windows import TokenWindows
 
@@ -68,12 +69,13 @@ def train_lora(
         "windows": windows.as_dict(),
     }
     folder = scratch or output.with_name(output.name + ".training")
+    targets = _target_linears(opened, settings.targets)
     _begin_run(folder, run)
     opened.model.to(device)
     before = after = None
     if held_out:
         before = perplexity(opened.model, held_out, quiet).as_dict()
-    adapter = _new_adapter(opened, settings)
+    adapter = _new_adapter(opened, settings, targets)
     trainer = _make_trainer(adapter, folder, settings, windows.tokens, quiet)
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -90,9 +92,8 @@ def train_lora(
     return report
 
 
-def _new_adapter(opened: PrunedModel, settings: LoraSettings) -> PeftModel:
+def _new_adapter(opened: PrunedModel, settings: LoraSettings, targets: list[str]) -> PeftModel:
     set_seed(settings.seed)
-    targets = _target_linears(opened.model, list(opened.masks), settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout, use_rslora=settings.use_rslora, target_modules=targets,
@@ -100,14 +101,15 @@ def _new_adapter(opened: PrunedModel, settings: LoraSettings) -> PeftModel:
     return masked_lora(opened.model, opened.masks, config)
 
 
-def _target_linears(model: nn.Module, pruned: Sequence[str], globs: Sequence[str]) -> list[str]:
+def _target_linears(opened: PrunedModel, globs: Sequence[str]) -> list[str]:
     """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder."""
-    if pruned and not globs:
-        return list(pruned)
+    model = opened.model
+    if opened.masks and not globs:
+        return pruned_modules(model, opened.masks)
     if not globs:
         path, _ = decoder_stack(model, architecture_of(model))
         globs = [f"{path}.*"]
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if is_matrix(module)]
     check_globs("target", globs, linears)
     return [name for name in linears if matches(name, globs)]
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from optimum_barber.base.errors import MissingExtraError
+from optimum_barber.base.errors import BarberError, MissingExtraError
 from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
 from optimum_barber.checkpoints.write import save_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.device import choose_device
-from optimum_barber.models.linears import check_weights, linear_shapes, target_names
+from optimum_barber.models.linears import check_weights, linear_shapes, matrices_of_model, module_names, target_names
+from optimum_barber.models.matrices import MatrixView
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import BlockReport, Plan, prune
 from optimum_barber.prune.producers import LinearInput, Produced, Producer
@@ -97,7 +98,9 @@ def quantize_model(
     opened = PrunedModel.load(model)
     before = _weight_bytes(opened.model)
     scales, reports = quantize_blocks(opened, settings, windows, quiet, device)
-    compressor = compress(opened.model, scales, settings.bits, settings.group_size)
+    modules = module_names(ModelSource(opened.model))
+    in_memory = {modules[name]: scale for name, scale in scales.items()}
+    compressor = compress(opened.model, in_memory, settings.bits, settings.group_size)
     save_compressed(output, opened, compressor)
     step = {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
     carry_masks(opened.reference.directory, output, step)
@@ -118,7 +121,9 @@ def quantize_blocks(
     """
     source = ModelSource(opened.model, choose_device(device))
     shapes = linear_shapes(source)
-    settings.check_widths({name: shapes[name][1] for name in target_names(shapes, settings.ignore)})
+    targets = target_names(shapes, settings.ignore)
+    check_packable(source, targets)
+    settings.check_widths({name: shapes[name][1] for name in targets})
     check_weights(source, [])
     quantizer, reports = MaskedQuantizer(opened, settings), list[BlockReport]()
     producer = Producer(quantizer, frozenset(["gram"] if settings.method == "gptq" else []))
@@ -132,6 +137,23 @@ def quantize_blocks(
 
         prune(source, windows.tokens, plan, finished)
     return quantizer.scales, reports
+
+
+def check_packable(source: ModelSource, targets: Sequence[str]) -> None:
+    """Refuse what compressed-tensors cannot pack, and a model that transformers could not read back."""
+    for name, pieces in source.names.pieces.items():
+        if len({piece.tensor for piece in pieces}) > 1:
+            raise BarberError(
+                f"quantization is not supported for {source.model_type}: transformers puts {name} together from "
+                f"{pieces[0].tensor} and others, which it does in unquantized models only"
+            )
+    linears = matrices_of_model(source)
+    for name in targets:
+        if isinstance(linears[name], MatrixView):
+            kind = "an expert in a tensor of all" if linears[name].expert is not None else "a transposed Linear"
+            raise BarberError(
+                f"quantization cannot pack {name}, {kind}: legal are Linears; leave the others as they are by ignore"
+            )
 
 
 def compress(model: nn.Module, scales: Mapping[str, Tensor], bits: int, group_size: int | None) -> Any:

@@ -48,11 +48,19 @@ class ForeignWeights:
 
     def form(self, name: str) -> str:
         """The form in which the weight of a Linear is stored, one of `FORMS`."""
+        if self.weights.has_expert(name):
+            return FORMS[".weight"]
         return FORMS[self.modules[self.locate(name)]]
 
-    def linear(self, name: str) -> Tensor:
-        """The weight of a Linear, (out, in), zero where it is pruned; raises BarberError if part is missing."""
-        module = self.locate(name)
+    def linear(self, name: str, transposed: bool = False) -> Tensor:
+        """The weight of a Linear, (out, in), zero where it is pruned; raises BarberError if part is missing.
+
+        `transposed` if the files have (in, out).
+        """
+        weight = self.weights.linear(name) if self.weights.has_expert(name) else self._stored(self.locate(name))
+        return weight.t() if transposed else weight
+
+    def _stored(self, module: str) -> Tensor:
         ending = self.modules[module]
         if ending == ".weight_orig":
             return self._masked(module, f"{module}.weight_orig", [f"{module}.weight_mask"])

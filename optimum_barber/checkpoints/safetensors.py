@@ -120,10 +120,15 @@ class SafetensorsWeights:
             raise BarberError(f"model {self.name!r}: {module} is not packed as symmetric groups of 4 or 8 bits")
         return Quantized(unpack_codes(packed, fitting[0], width), scale).dequantize()
 
+    def has_expert(self, module: str) -> bool:
+        """True if the name is that of one expert in a tensor of all."""
+        return f"{module}.weight" not in self.entries and self._expert(module) is not None
+
     def _expert(self, module: str) -> Tensor | None:
         parent, _, index = module.rpartition(".")
         for key in (parent, f"{parent}.weight"):
-            if key in self.entries and index.isdecimal() and int(index) < len(self.tensor(key)):
+            entry = self.entries.get(key)
+            if entry and len(entry.shape) == 3 and index.isdecimal() and int(index) < entry.shape[0]:
                 return self.tensor(key)[int(index)]
         return None
 

@@ -26,6 +26,7 @@ examples:
       --vary granularity=block,layer,output,input --calibration text.txt --evaluation test.txt -o DIR
 """
 AXIS_FLAGS = ("producers", "rebuilds", "patterns", "sparsities", "vary", "rebuild_args")
+MASKS = ("ignore", "allow_dense_rest", "calibrate_all_experts", "effort", "allocation", "allocation_args")
 EVALUATION = ("evaluation", "windows", "tasks", "limit", "task_batch_size")
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(parser.add_argument_group("axes"), CompareSettings, AXIS_FLAGS)
     add_fields(parser.add_argument_group("evaluation"), CompareSettings, EVALUATION)
     masks = parser.add_argument_group("masks, the same for all cells")
-    add_fields(masks, BarberConfig, ("ignore", "allow_dense_rest", "effort", "allocation", "allocation_args"))
+    add_fields(masks, BarberConfig, MASKS)
     add_shared(parser)
 
 

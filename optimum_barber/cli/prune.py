@@ -31,6 +31,7 @@ MASKS = (
     "pattern",
     "ignore",
     "allow_dense_rest",
+    "calibrate_all_experts",
     "allocation",
     "allocation_args",
 )

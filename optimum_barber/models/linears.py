@@ -1,7 +1,7 @@
 """The Linears of a model that pruning may touch: names, shapes, and whether their weights are sound."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
@@ -12,10 +12,23 @@ from ..base.ranks import ALONE, Ranks
 from ..tensors.budget import Sizes
 from .architectures import is_cross_attention
 from .dtypes import check_range, extremes
+from .matrices import is_transposed
 from .source import ModelSource
 
 logger = logging.getLogger(__name__)
 MOST_DENSE = 0.1  # of the weights of all layers
+
+
+class Shapes(dict[str, tuple[int, int]]):
+    """Shapes (out, in) of Linears by full name.
+
+    Attributes:
+        transposed: names of those that the files hold as (in, out).
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Linear]) -> None:
+        super().__init__({name: (linear.out_features, linear.in_features) for name, linear in linears.items()})
+        self.transposed = {name for name, linear in linears.items() if is_transposed(linear)}
 
 
 def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:
@@ -38,12 +51,22 @@ def matrices_of_model(source: ModelSource) -> dict[str, nn.Linear]:
     return linears
 
 
-def linear_shapes(source: ModelSource) -> dict[str, tuple[int, int]]:
+def module_names(source: ModelSource) -> dict[str, str]:
+    """Return the name in memory of the module that has each prunable matrix as its weight, by name in the files.
+
+    Experts in a parameter of all are left out.
+    """
+    owners = {id(module._parameters.get("weight")): name for name, module in source.model.named_modules()}
+    names: dict[str, str] = {}
+    for index in range(len(source)):
+        for matrices in source.structure(index).matrices.values():
+            names |= {name: owners[id(weight)] for name, weight in matrices.sources.items() if id(weight) in owners}
+    return names
+
+
+def linear_shapes(source: ModelSource) -> Shapes:
     """Return the shape (out, in) of every Linear of every block, by full name."""
-    shapes = {}
-    for linears in block_shapes(source).values():
-        shapes.update(linears)
-    return shapes
+    return Shapes(matrices_of_model(source))
 
 
 def dense_rest(source: ModelSource) -> dict[str, float]:
@@ -66,19 +89,32 @@ def dense_rest(source: ModelSource) -> dict[str, float]:
     return {name: size / total for name, size in sizes.items()}
 
 
+def spelled_shares(rest: Mapping[str, float]) -> str:
+    """Spell what stays dense, the largest share first."""
+    return ", ".join(f"{name} {rest[name]:.2%}" for name in sorted(rest, key=rest.__getitem__, reverse=True))
+
+
 def check_dense_rest(source: ModelSource, allowed: bool) -> None:
     """Say what stays dense; refuse a model of which that is more than a tenth, unless it is `allowed`."""
     rest = dense_rest(source)
     if not rest:
         return
     share = sum(rest.values())
-    listed = ", ".join(f"{name} {rest[name]:.2%}" for name in sorted(rest, key=rest.__getitem__, reverse=True))
+    listed = spelled_shares(rest)
     if share > MOST_DENSE and not allowed:
         raise BarberError(
             f"model has {share:.1%} of its layers' weights in parts that cannot be pruned ({listed}); "
             "--allow-dense-rest prunes the others"
         )
     logger.warning("%.2f %% of the layers' weights stay dense: %s", 100 * share, listed)
+
+
+def check_routed(source: ModelSource) -> None:
+    """Refuse a model without experts to which a router sends tokens."""
+    for index in range(len(source)):
+        if any(matrices.routed() for matrices in source.structure(index).matrices.values()):
+            return
+    raise BarberError(f"calibrate_all_experts needs tokens that are routed to experts: {source.model_type} has none")
 
 
 def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:

@@ -62,6 +62,10 @@ class Matrices:
         name = piece.matrix
         self.linears[name], self.pieces[name], self.sources[name] = linear, piece, source
 
+    def routed(self) -> list["RoutedExperts"]:
+        """Return the experts to which a router sends tokens."""
+        return [forward for _, forward in self.forwards if isinstance(forward, RoutedExperts)]
+
     def parameters(self) -> set[int]:
         """Return the identities of all parameters that hold a matrix."""
         return {id(source) for source in self.sources.values()}
@@ -110,8 +114,9 @@ def _see_every_token(module: nn.Module) -> bool:
 def _collect(name: str, module: nn.Module, names: FileNames, matrices: Matrices, routed: bool) -> None:
     if is_experts(module):
         views = _experts(name, module, names, matrices)
-        forward = _on_every_token if _see_every_token(module) else _routed
-        matrices.forwards.append((module, partial(forward, module, views)))
+        every = _see_every_token(module)
+        forward = partial(_on_every_token, module, views) if every else RoutedExperts(module, views)
+        matrices.forwards.append((module, forward))
     elif type(module).__name__ == "Conv1D":
         weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
         view = MatrixView(weight.data.t(), bias.data, transposed=True)
@@ -200,22 +205,53 @@ def _views(weight: Tensor, pieces: Sequence[Piece], transposed: bool) -> _Projec
     return _Projection(linears, whole)
 
 
-def _routed(
-    module: Any, experts: Sequence[Expert], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
-    """Compute each expert on the tokens that are routed to it, and add up their outputs by the routing weights."""
-    output = torch.zeros_like(hidden_states)
-    for index, (first, down) in enumerate(experts):
-        place, tokens = torch.where((top_k_index == index).t())
-        states = first(hidden_states[tokens], tokens)
-        states = module._apply_gate(states) if module.has_gate else module.act_fn(states)
-        routing = top_k_weights[tokens, place, None]
-        states = down(states, tokens, routing[:, 0])
-        if module.has_post_expert_norm:
-            states = module.post_expert_norm(states)
-        weighted = states * routing
-        output.index_add_(0, tokens, weighted.to(output.dtype))
-    return output
+@dataclass(frozen=True)
+class RoutedExperts:
+    """The forward of experts to which a router sends tokens."""
+
+    module: Any
+    experts: Sequence[Expert]
+
+    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Compute each expert on the tokens that are routed to it, and add up outputs by the routing weights."""
+        output = torch.zeros_like(hidden_states)
+        for index, (first, down) in enumerate(self.experts):
+            place, tokens = _tokens_of(index, top_k_index, len(self.experts))
+            routing = top_k_weights[tokens, place, None]
+            states = down(self._states(first, hidden_states[tokens], tokens), tokens, routing[:, 0])
+            if self.module.has_post_expert_norm:
+                states = self.module.post_expert_norm(states)
+            weighted = states * routing
+            output.index_add_(0, tokens, weighted.to(output.dtype))
+        return output
+
+    def on_all_tokens(self, hidden_states: Tensor, *_: Any) -> Tensor:
+        """Compute each expert on all tokens for those who look at its Linears; the output is zero."""
+        for first, down in self.experts:
+            down(self._states(first, hidden_states))
+        return torch.zeros_like(hidden_states)
+
+    def linears(self) -> set[nn.Linear]:
+        """Return the matrices of all experts."""
+        linears: set[nn.Linear] = set()
+        for first, down in self.experts:
+            linears.update([*first.linears, *down.linears])
+        return linears
+
+    def _states(self, first: _Projection, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        states: Tensor = first(x, tokens)
+        module = self.module
+        activated: Tensor = module._apply_gate(states) if module.has_gate else module.act_fn(states)
+        return activated
+
+
+def _tokens_of(expert: int, top_k_index: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """Which tokens are routed to an expert, and as which of their choices; without values, an even share of them."""
+    if not top_k_index.is_meta:
+        place, tokens = torch.where((top_k_index == expert).t())
+        return place, tokens
+    rows = (top_k_index.numel() + expert) // experts
+    return top_k_index.new_empty(rows), top_k_index.new_empty(rows)
 
 
 def _on_every_token(module: Any, experts: Sequence[Expert], hidden_states: Tensor) -> Tensor:

@@ -14,6 +14,15 @@ from ..base.errors import BarberError
 from .limits import positions
 from .loading import empty_model
 
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+
+
+def experts_per_token(config: Any) -> int | None:
+    """Return how many experts see a token by a model's configuration; None where it does not say."""
+    text = config.get_text_config()
+    numbers = [getattr(text, name, None) for name in EXPERTS_PER_TOKEN]
+    return next((number for number in numbers if isinstance(number, int)), None)
+
 
 def size_of(model: nn.Module) -> dict[str, int]:
     """Count parameters and bytes of the weights, tied ones once."""

@@ -32,7 +32,7 @@ class ModelSource:
     def __init__(
         self, model: nn.Module, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.model = model.eval()
+        self.model = model
         self.architecture = architecture_of(model)
         self.path, self.stack = decoder_stack(model, self.architecture)
         self.home = next(model.parameters()).device
@@ -46,11 +46,6 @@ class ModelSource:
         for index, layer in enumerate(self.stack):
             check_layer(layer, f"{self.path}.{index}")
         self.names = FileNames.of(model)
-        if self.architecture.generic:
-            blocks = layer_blocks(self.stack[0], self.architecture)
-            looked_at = ", ".join(f"{name} ({' + '.join(members)})" for name, members in blocks.items())
-            message = "%s is not in the table of architectures; the blocks of its first layer are %s"
-            logger.warning(message, self.model_type, looked_at)
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -73,11 +68,17 @@ class ModelSource:
     def record(self, windows: Tensor) -> None:
         """Record how the model calls its layers and these their blocks, and check that replays are exact."""
         self.windows = windows
+        self.model.eval()
+        if self._ends is None and self.architecture.generic:
+            blocks = layer_blocks(self.stack[0], self.architecture)
+            looked_at = ", ".join(f"{name} ({' + '.join(members)})" for name, members in blocks.items())
+            message = "%s is not in the table of architectures; the blocks of its first layer are %s"
+            logger.warning(message, self.model_type, looked_at)
         others = windows[(windows != windows[0]).any(1)]
         ends = torch.cat([windows[:1], others[-1:] if len(others) else windows[:1]])
         if self._ends is None or not torch.equal(ends, self._ends):
             self._ends = ends
-            with self.outer():
+            with self.outer(), experts_one_by_one(self.model):
                 self._replays = record_replays(self, ends)
 
     def outer(self) -> AbstractContextManager[None]:
@@ -117,6 +118,18 @@ class ModelSource:
     def structure(self, index: int) -> LayerStructure:
         """The blocks and matrices of a layer, which may be without weights."""
         return LayerStructure.of(f"{self.path}.{index}", self.stack[index], self.architecture, self.names)
+
+    @contextmanager
+    def computing_by_linears(self) -> Iterator[dict[str, nn.Linear]]:
+        """Inside, the whole model computes by its matrices as Linears, which are yielded by name in the files."""
+        linears: dict[str, nn.Linear] = {}
+        with ExitStack() as stack:
+            for index in range(len(self)):
+                for matrices in self.structure(index).matrices.values():
+                    linears |= matrices.linears
+                    for module, forward in matrices.forwards:
+                        stack.enter_context(forward_of(module, forward))
+            yield linears
 
     def run(self, window: Tensor) -> Any:
         """Run the model without its head on a window, (1, length) int64."""
@@ -176,6 +189,24 @@ class ModelSource:
 
     def _working(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+
+@contextmanager
+def experts_one_by_one(model: nn.Module) -> Iterator[None]:
+    """Inside, a model computes and adds up its experts in their order, as its own code does, and not by a kernel."""
+    name = "_experts_implementation"
+    before: dict[int, tuple[Any, str]] = {}
+    for part in model.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, name, None):
+            before.setdefault(id(config), (config, getattr(config, name)))
+    for config, _ in before.values():
+        setattr(config, name, "eager")
+    try:
+        yield
+    finally:
+        for config, implementation in before.values():
+            setattr(config, name, implementation)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What would be pruned in a model, an estimate of memory and time, and what runs it: from its configuration alone."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from ..base.errors import BarberError
 from ..checkpoints.runtimes import report
 from ..models.architectures import ARCHITECTURES
 from ..models.device import choose_device
-from ..models.linears import linear_shapes
+from ..models.linears import dense_rest, linear_shapes, spelled_shares
 from ..models.loading import ModelReference, empty_model, load_config
 from ..models.source import ModelSource
 from ..text.windows import sequence_length
@@ -30,15 +32,49 @@ def inspect_model(reference: ModelReference, samples: int, length: int | None) -
         f"architecture  {config.model_type} ({origin})",
         f"layers        {len(source)} x {type(source.stack[0]).__name__} in {source.path}",
     ]
-    first = source.structure(0)
-    for block, matrices in first.matrices.items():
-        shapes = []
-        for name, linear in matrices.linears.items():
-            short = name.removeprefix(f"{first.name}.")
-            shapes.append(f"{short} {linear.out_features}x{linear.in_features}")
-        lines.append(f"{block.removeprefix(f'{first.name}.'):<13} {', '.join(shapes)}")
+    lines += _layers(source)
+    rest = dense_rest(source)
+    if rest:
+        lines.append(f"dense         {spelled_shares(rest)} of the layers' weights")
     lines += _estimate(source, samples, sequence_length(config, length))
     return "\n".join(lines) + "\n"
+
+
+def _layers(source: ModelSource) -> list[str]:
+    """Describe the blocks of each kind of layer, with the numbers of the layers where there are several kinds."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(source)):
+        blocks = []
+        layer = source.structure(index)
+        for block, matrices in layer.matrices.items():
+            linears = ", ".join(_grouped(matrices.linears, index))
+            blocks.append(f"{block.removeprefix(f'{layer.name}.'):<13} {linears}")
+        kinds.setdefault(tuple(blocks), []).append(index)
+    lines: list[str] = []
+    for kind, indices in kinds.items():
+        if len(kinds) > 1:
+            lines.append(f"of layers     {', '.join(map(str, indices))}")
+        lines += kind
+    return lines
+
+
+def _grouped(linears: Mapping[str, nn.Linear], layer: int) -> list[str]:
+    """Spell names within the layer and shapes; those that differ in a number alone, such as experts, as one."""
+    numbers: dict[str, list[int]] = {}
+    for name, linear in linears.items():
+        short = re.sub(rf"^.*?\.{layer}\.", "", name, count=1)
+        number = re.search(r"(?<=\.)\d+(?=\.|$)", short)
+        if number:
+            short = f"{short[: number.start()]}{{}}{short[number.end() :]}"
+        numbers.setdefault(f"{short} {linear.out_features}x{linear.in_features}", []).extend(
+            [int(number[0])] if number else []
+        )
+    spelled = []
+    for text, found in numbers.items():
+        whole = found == list(range(len(found))) and len(found) > 1
+        among = f"{{0..{len(found) - 1}}}" if whole else "{" + ",".join(map(str, found)) + "}"
+        spelled.append(text.replace("{}", among))
+    return spelled
 
 
 def inspect_targets(reference: ModelReference) -> str:

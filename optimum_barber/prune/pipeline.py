@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,8 +17,10 @@ from ..base.memory import peak_memory
 from ..base.ranks import ALONE, Ranks
 from ..models.activations import Activations, retry_with_fewer_samples
 from ..models.blocks import Block, DecoderLayer
+from ..models.calls import forward_of
+from ..models.matrices import RoutedExperts, is_transposed
 from ..models.source import ModelSource
-from ..tensors.input_statistics import InputRecorder
+from ..tensors.input_statistics import InputRecorder, InputStatistics
 from ..tensors.masks import PackedMask
 from ..tensors.patterns import SparsityPattern
 from .block_cache import Masks
@@ -75,6 +78,7 @@ class Plan:
         batch_size: samples on the device at once; None for all.
         scratch: folder for activations; None to hold them in memory.
         exact: whether the producer must meet the pattern's sparsity.
+        all_experts: whether the producer's statistics are of all tokens for every expert, routed to it or not.
         relative_error: whether the error of a token counts relative to the size of its residual stream.
         ranks: that share the samples; all of them prune the same layers.
         patterns: of blocks and Linears by name, where they have a share of the budget of their own.
@@ -90,6 +94,7 @@ class Plan:
     batch_size: int | None = None
     scratch: Path | None = None
     exact: bool = True
+    all_experts: bool = False
     relative_error: bool = False
     ranks: Ranks = ALONE
     patterns: Mapping[str, SparsityPattern] = field(default_factory=dict)
@@ -193,7 +198,10 @@ def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: lis
     for name, linear in block.linears.items():
         if not any(fnmatchcase(name, glob) for glob in plan.ignore):
             linears[name] = linear
-    trial = watch(layer, block, hidden, outputs, linears, plan.producer.needs, plan.pattern_of(block.name), plan.ranks)
+    needs = plan.producer.needs
+    trial = watch(layer, block, hidden, outputs, linears, needs, plan.pattern_of(block.name), plan.ranks)
+    if plan.all_experts and needs:
+        trial.statistics |= statistics_of_experts(layer, trial, needs)
     if plan.relative_error:
         trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
     return trial
@@ -241,6 +249,25 @@ def watch(
     return Trial(block, linears, inputs, targets, pattern, statistics=recorder.result(ranks), ranks=ranks)
 
 
+def statistics_of_experts(layer: DecoderLayer, trial: Trial, needs: frozenset[str]) -> dict[str, InputStatistics]:
+    """Statistics of the routed experts on trial from all tokens, whose outputs nobody uses.
+
+    The input of a down projection is what its own expert makes of each token.
+    """
+    experts = {module: forward for module, forward in layer.forwards if isinstance(forward, RoutedExperts)}
+    routed: set[nn.Linear] = set()
+    for forward in experts.values():
+        routed |= forward.linears()
+    linears = {name: linear for name, linear in trial.linears.items() if linear in routed}
+    with ExitStack() as stack:
+        recorder = stack.enter_context(InputRecorder(linears, needs))
+        for module, forward in experts.items():
+            stack.enter_context(forward_of(module, forward.on_all_tokens))
+        for x in trial.inputs if linears else ():
+            trial.forward(x)
+    return recorder.result(trial.ranks)
+
+
 def produce(trial: Trial, plan: Plan) -> Masks:
     """The producer's masks, checked; weights that it changes become those of the trial.
 
@@ -254,7 +281,8 @@ def produce(trial: Trial, plan: Plan) -> Masks:
             message = "no token reaches %d of %d Linears of a block, such as %s: they are pruned by magnitude"
             logger.warning(message, len(unreached), len(trial.linears), unreached[0])
     for name in trial.linears:
-        linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed)
+        stored = is_transposed(trial.linears[name])
+        linear = LinearInput(name, trial.weight(name), plan.pattern_of(name), trial.statistics[name], plan.seed, stored)
         made = ask(plan.producer, linear, plan.arguments, plan.exact)
         masks[name] = made.keep
         if made.weight is not None:

@@ -6,7 +6,15 @@ from typing import Any
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.ranks import ALONE, Ranks
-from ..models.linears import check_dense_rest, check_shared, check_weights, linear_shapes, target_names
+from ..models.linears import (
+    Shapes,
+    check_dense_rest,
+    check_routed,
+    check_shared,
+    check_weights,
+    matrices_of_model,
+    target_names,
+)
 from ..models.source import ModelSource
 from ..tensors.patterns import SparsityPattern
 from ..text.windows import TokenWindows
@@ -41,8 +49,8 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     arguments = parse_arguments(producer.function, config.producer_name, config.producer_args)
     check_allocation(config, producer)
     chain_of(config.rebuild)  # unknown names first of all
-    shapes = linear_shapes(source)
-    targets = {name: shapes[name] for name in target_names(shapes, config.ignore)}
+    linears = matrices_of_model(source)
+    targets = Shapes({name: linears[name] for name in target_names(linears, config.ignore)})
     pattern = _pattern_of(config, producer, arguments, targets)
     for name, (_, width) in targets.items():
         pattern.check_width(name, width)
@@ -52,6 +60,8 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     check_allocation(config, producer)
     check_dense_rest(source, config.allow_dense_rest)
     check_shared(source, targets)
+    if config.calibrate_all_experts:
+        check_routed(source)
     check_weights(source, targets, ranks)
     return Plan(
         producer=producer,
@@ -63,6 +73,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
         seed=config.seed,
         batch_size=config.batch_size,
         exact=producer.brings_pattern is None,
+        all_experts=config.calibrate_all_experts,
         relative_error=config.rebuild.error == "relative",
         ranks=ranks,
     )
@@ -80,9 +91,7 @@ def check_allocation(config: BarberConfig, producer: Producer) -> None:
         )
 
 
-def _pattern_of(
-    config: BarberConfig, producer: Producer, arguments: dict[str, Any], shapes: dict[str, tuple[int, int]]
-) -> SparsityPattern:
+def _pattern_of(config: BarberConfig, producer: Producer, arguments: dict[str, Any], shapes: Shapes) -> SparsityPattern:
     """The configured pattern, or the one that a producer of outside masks brings."""
     if producer.brings_pattern is None:
         return config.sparsity_pattern()

@@ -82,6 +82,11 @@ class PruneSettings(BaseModel):
         False, description="prune a model of which more than a tenth of the layers' weights cannot be pruned"
     )
 
+    calibrate_all_experts: bool = Field(
+        False,
+        description="let the producer see every expert on all tokens, not on those alone that are routed to it",
+    )
+
     @field_serializer("producer")
     def _producer_name(self, producer: Any) -> str:
         return producer if isinstance(producer, str) else getattr(producer, "__qualname__", type(producer).__name__)

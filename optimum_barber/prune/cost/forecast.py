@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.device import matrix_products
+from ...models.linears import matrices_of_model
 from ...models.loading import auto_class
 from ...models.source import ModelSource
 from ...tensors.patterns import SparsityPattern
@@ -75,19 +76,22 @@ def forecast(source: ModelSource, config: BarberConfig, pattern: SparsityPattern
     The layers of `source` may be without weights; `pattern` counts, not that of `config`.
     """
     passes, sweeps, unknown = work_of(config, pattern, samples)
-    weights = sum(weight.numel() for weight in weights_of(source.stack))
+    weights = sum(linear.weight.numel() for linear in matrices_of_model(source).values())
     flops = passes * samples * forward_flops(source, length) + SWEEP * sweeps * weights
     with matrix_products(config.precision):
-        rate = layer_rate(weights_of(source.stack[0]), length, source.device)
+        rate = layer_rate(_timed_weights(source), length, source.device)
     line = f"time          {spelled(flops / rate)}, with nothing beside it"
     if unknown:
         line += f"; not included, as unknown: {', '.join(unknown)}"
     return line
 
 
-def weights_of(module: nn.Module) -> list[Tensor]:
-    """The weights of all Linears, (out, in), which may be without values."""
-    return [linear.weight for linear in module.modules() if isinstance(linear, nn.Linear)]
+def _timed_weights(source: ModelSource) -> list[Tensor]:
+    """Return the weights of the first layer's Linears, of experts those of one; they may be without values."""
+    weights: list[Tensor] = []
+    for matrices in source.structure(0).matrices.values():
+        weights += [linear.weight for linear in matrices.linears.values() if not getattr(linear, "expert", None)]
+    return weights
 
 
 @torch.no_grad()
@@ -101,10 +105,11 @@ def forward_flops(source: ModelSource, length: int) -> int:
         tokens, mask = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, 1, length, length)
     decoder = getattr(model, model.base_model_prefix, model)
     for attention_mask in (mask, None):  # most models look into a mask that they make themselves
-        with suppress(Exception), FlopCounterMode(display=False) as counter:
+        linears = ModelSource(model).computing_by_linears()
+        with suppress(Exception), linears, FlopCounterMode(display=False) as counter:
             decoder(input_ids=tokens, attention_mask=attention_mask, use_cache=False)
             return int(counter.get_total_flops())
-    return sum(2 * length * weight.numel() for weight in weights_of(source.stack))
+    return sum(2 * length * linear.weight.numel() for linear in matrices_of_model(source).values())
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...base.errors import BarberError
+from ...models.matrices import Matrices
+from ...models.measure import experts_per_token
 from ...models.source import ModelSource
 from ..block_cache import CLOSING_BYTES
 
@@ -122,15 +124,13 @@ def needs_of(
     for index, layer in enumerate(source.stack):
         layer_size = max(layer_size, sum(parameter.numel() for parameter in layer.parameters()))
         for matrices in source.structure(index).matrices.values():
-            input_widths, outputs = set(), 0
+            inputs = {(getattr(linear, "expert", None), linear.in_features) for linear in matrices.linears.values()}
             for linear in matrices.linears.values():
-                input_widths.add(linear.in_features)
-                outputs += linear.out_features
                 prunable += linear.weight.numel()
                 if linear.out_features == hidden_size:
                     closing_width = max(closing_width, linear.in_features)
-            gram_size = max(gram_size, sum(width**2 for width in input_widths))
-            output_width = max(output_width, outputs)
+            gram_size = max(gram_size, sum(width**2 for _, width in inputs))
+            output_width = max(output_width, computed_width(matrices, source.model.config))
     return Needs(
         layer=FLOAT32 * layer_size,
         gram=FLOAT32 * grams * gram_size,
@@ -140,6 +140,16 @@ def needs_of(
         windows=windows,
         checkpoint=checkpoint + 2 * prunable // 8,  # the masks of each layer, and the mask file
     )
+
+
+def computed_width(matrices: Matrices, config: Any) -> int:
+    """Return the outputs of all Linears of a block for a token, at most; each token is routed to some experts only."""
+    width = sum(linear.out_features for linear in matrices.linears.values())
+    for routed in matrices.routed():
+        of_all = sum(linear.out_features for linear in routed.linears())
+        number = min(experts_per_token(config) or len(routed.experts), len(routed.experts))
+        width -= of_all - of_all * number // len(routed.experts)
+    return width
 
 
 def with_batch_size(needs: Needs, device_memory: int | None) -> Needs:

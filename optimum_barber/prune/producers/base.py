@@ -19,6 +19,7 @@ class LinearInput:
         name: full name of the Linear, such as "model.layers.0.mlp.up_proj".
         weight: dense W, (out, in), float32; not to be changed.
         statistics: of the Linear's input on the sparse stream: those that the producer asked for.
+        transposed: whether the model's files hold the weight as (in, out).
     """
 
     name: str
@@ -26,6 +27,7 @@ class LinearInput:
     pattern: SparsityPattern
     statistics: InputStatistics = field(default_factory=InputStatistics)
     seed: int = 0
+    transposed: bool = False
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Producer:
         function: takes a `LinearInput` and keyword-only arguments; returns a keep mask or `Produced`.
         needs: names of the input statistics to collect, out of `STATISTICS`.
         brings_pattern: for masks from outside, says what pattern they have; takes the shapes of the Linears by
-            name and the producer's arguments.
+            name (a `Shapes`) and the producer's arguments.
     """
 
     function: ProducerFunction

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -33,27 +33,28 @@ def pattern_of_weights(
 ) -> SparsityPattern:
     """The N:M that every Linear holds, else unstructured with the sparsity of all of them together; logged."""
     _sparse_weights.cache_clear()
-    weights = _sparse_weights(sparse_model)
+    weights, transposed = _sparse_weights(sparse_model), getattr(shapes, "transposed", ())
     pruned = total = 0
     for name, shape in shapes.items():
-        weight = weights.linear(name)
+        weight = weights.linear(name, name in transposed)
         if tuple(weight.shape) != shape:
-            got = tuple(weight.shape)
-            raise BarberError(f"sparse model {sparse_model!r}: {name} has shape {got}, the model's is {shape}")
+            order = -1 if name in transposed else 1
+            got, expected = tuple(weight.shape)[::order], shape[::order]
+            raise BarberError(f"sparse model {sparse_model!r}: {name} has shape {got}, the model's is {expected}")
         pruned += int((weight == 0).count_nonzero())
         total += weight.numel()
     if not 0 < pruned < total:
         raise BarberError(f"sparse model {sparse_model!r} has {pruned} zeros in {total} weights: nothing to learn from")
-    pattern = _pattern(weights, list(shapes), pruned / total)
+    pattern = _pattern(lambda name: weights.linear(name, name in transposed), list(shapes), pruned / total)
     forms = ", ".join(f"{count} as {form}" for form, count in Counter(map(weights.form, shapes)).items())
     logger.warning("sparse model %r: %.4f zeros, pattern %s, Linears: %s", sparse_model, pruned / total, pattern, forms)
     return pattern
 
 
-def _pattern(weights: ForeignWeights, names: list[str], sparsity: float) -> SparsityPattern:
+def _pattern(weight_of: Callable[[str], Tensor], names: list[str], sparsity: float) -> SparsityPattern:
     for keep, group in PATTERNS:
         likely = 0 <= sparsity - (1 - keep / group) <= CHANCE
-        if likely and all(_holds(weights.linear(name), keep, group) for name in names):
+        if likely and all(_holds(weight_of(name), keep, group) for name in names):
             return SparsityPattern(1 - keep / group, keep, group)
     return SparsityPattern(sparsity)
 
@@ -66,7 +67,7 @@ def _holds(weight: Tensor, keep: int, group: int) -> bool:
 @producer("existing", brings_pattern=pattern_of_weights)
 def existing(linear: LinearInput, *, sparse_model: str, keep_weights: bool = False) -> Produced:
     """Keep what is not zero in `sparse_model`; with `keep_weights` also the values that it has there."""
-    sparse = _sparse_weights(sparse_model).linear(linear.name)
+    sparse = _sparse_weights(sparse_model).linear(linear.name, linear.transposed)
     sparse, pattern = sparse.to(linear.weight), linear.pattern
     keep = sparse != 0
     if pattern.semi_structured:
@@ -98,4 +99,4 @@ def masks(linear: LinearInput, *, masks: str, weights: str = "") -> Tensor | Pro
     keep = _mask_file(masks)[linear.name].unpack().to(linear.weight.device)
     if not weights:
         return keep
-    return Produced(keep, _checkpoint(weights).linear(linear.name).to(linear.weight))
+    return Produced(keep, _checkpoint(weights).linear(linear.name, linear.transposed).to(linear.weight))

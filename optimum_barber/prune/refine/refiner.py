@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ...checkpoints.write import module_sparsity, save_pruned, save_record
 from ...models.device import choose_device
 from ...models.dtypes import cast_parameters
 from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
+from ...models.source import ModelSource
 from ...models.wrappers import keep_modes
 from ...tensors.masks import PackedMask
 from ...text.sources import text_files
@@ -111,8 +112,14 @@ class BarberRefiner(PretrainedTool):
         output = None
         if save_dir is not None:
             output = check_output(save_dir, overwrite, self.inputs(sparse, config))
-        record, trial, windows = self._open(sparse, config, calibration)
-        with staged(output) if output is not None else nullcontext() as partial:
+        if several_ranks():
+            raise BarberError("refine works in one process, without a process group of several")
+        record = read_record(sparse)
+        model = self.model.requires_grad_(False).to(choose_device(config.device), torch.float32)
+        with ExitStack() as stack:
+            linears = stack.enter_context(ModelSource(model.eval()).computing_by_linears())
+            trial, windows = self._open(sparse, record, linears, config, calibration)
+            partial = stack.enter_context(staged(output)) if output is not None else None
             before = trial.masks
             with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
 
@@ -125,7 +132,7 @@ class BarberRefiner(PretrainedTool):
             packed = {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
             swaps = swap_count(before, trial.masks)
             step = _refine_step(config, windows, len(rounds), swaps)
-            modules = {name: module_sparsity(mask) for name, mask in packed.items()}
+            modules = {name: module_sparsity(mask, record.modules[name].transposed) for name, mask in packed.items()}
             record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
             result = RefineResult(packed, record, swaps, rounds)
             if partial is not None:
@@ -133,21 +140,23 @@ class BarberRefiner(PretrainedTool):
         return result
 
     def _open(
-        self, sparse: Path, config: RefineConfig, calibration: Sequence[str] | Tensor | TokenWindows | None
-    ) -> tuple[SparsityConfig, Trial, TokenWindows]:
-        if several_ranks():
-            raise BarberError("refine works in one process, without a process group of several")
-        record = read_record(sparse)
+        self,
+        sparse: Path,
+        record: SparsityConfig,
+        linears: Mapping[str, nn.Linear],
+        config: RefineConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None,
+    ) -> tuple[Trial, TokenWindows]:
+        """The dense model on trial, at the masks of the checkpoint."""
         packed = MaskFile(sparse / record.masks)
-        model = self.model.eval().requires_grad_(False).to(choose_device(config.device), torch.float32)
-        linears = linears_under(model, record, SafetensorsWeights.open(sparse), packed)
-        windows = windows_for(model, self.tokenizer, config.calibration, config.seed, calibration)
+        pruned = linears_under(self.model, linears, record, SafetensorsWeights.open(sparse), packed)
+        windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
         check_windows(windows.tokens)
         if self.reference is not None:
             record.base_model["name"] = self.reference.full_name
-        trial = trial_of(model, linears, windows.tokens, record.sparsity_pattern())
-        trial.masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in linears.items()}
-        return record, trial, windows
+        trial = trial_of(self.model, pruned, windows.tokens, record.sparsity_pattern())
+        trial.masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in pruned.items()}
+        return trial, windows
 
     def inputs(self, sparse: Path, config: RefineConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
@@ -180,16 +189,20 @@ def _refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, 
 
 
 def linears_under(
-    model: nn.Module, record: SparsityConfig, weights: SafetensorsWeights, masks: Mapping[str, PackedMask]
+    model: nn.Module,
+    matrices: Mapping[str, nn.Linear],
+    record: SparsityConfig,
+    weights: SafetensorsWeights,
+    masks: Mapping[str, PackedMask],
 ) -> dict[str, nn.Linear]:
-    """The pruned Linears of the dense model; refused is another model, or a checkpoint with other values than its."""
-    modules = dict(model.named_modules())
+    """The pruned ones of the dense model's matrices; refused is another model, or a checkpoint with other values."""
     linears: dict[str, nn.Linear] = {}
     for name, recorded in record.modules.items():
-        linear = modules.get(name)
-        if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != recorded.shape:
+        linear = matrices.get(name)
+        if linear is None or tuple(linear.weight.shape) != recorded.shape:
             raise BarberError(f"base has no Linear {name} of shape {recorded.shape}: it is another model")
-        sparse, dense, keep = weights.linear(name), linear.weight.detach().cpu(), masks[name].unpack()
+        sparse, dense = weights.linear(name, recorded.transposed), linear.weight.detach().cpu()
+        keep = masks[name].unpack()
         if masks[name].pruned and not dense[~keep].any():
             raise BarberError(f"base is pruned itself: all of {name} that the masks prune is zero there")
         if not torch.equal(sparse, torch.where(keep, dense, 0).to(sparse.dtype)):
@@ -202,14 +215,20 @@ def linears_under(
     return linears
 
 
-def _check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Iterable[str]) -> None:
-    state, seen = model.state_dict(), {f"{name}.weight" for name in pruned}
-    for key in weights.entries.keys() & state.keys() - seen:
-        held = weights.tensor(key)
-        if not torch.equal(held, state[key].cpu().to(held.dtype)):
-            raise BarberError(
-                f"{key} differs from the dense model's: refine takes all but masks from that, and would lose it"
-            )
+def _check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Container[str]) -> None:
+    weights.match_names(model)
+    for name, parameter in model.state_dict().items():
+        for piece in weights.names.of_parameter(name, parameter):
+            if piece.tensor not in weights.entries or piece.matrix in pruned:
+                continue
+            held, dense = weights.tensor(piece.tensor), piece.part_of(parameter)
+            if piece.index is not None:
+                held, dense = held[piece.index], dense[piece.index]
+            if not torch.equal(held, dense.cpu().to(held.dtype)):
+                raise BarberError(
+                    f"{piece.tensor} differs from the dense model's: refine takes all but masks from that, and would "
+                    "lose it"
+                )
 
 
 def check_windows(tokens: Tensor) -> None:
