@@ -14,10 +14,10 @@ LATENT: dict[str, Any] = {  # multi-head latent attention
     "v_head_dim": 16,
 }  # fmt: skip
 ROUTED: dict[str, Any] = {
-    "moe_intermediate_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "moe_intermediate_size": 64, "n_routed_experts": 6, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1,
     "n_shared_experts": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 4, "moe_intermediate_size": 64}
 MAMBA: dict[str, Any] = {
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16
 }  # fmt: skip
@@ -120,11 +120,11 @@ SIZES: dict[str, dict[str, Any]] = {
 GENERAL: dict[str, Any] = {  # tried on every configuration that has such a setting
     **HEADS, **LATENT, **ROUTED, **EXPERTS,
     "n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 256, "n_ctx": 256, "d_model": 64, "n_heads": 4,
-    "n_layers": 2, "ffn_dim": 128, "word_embed_proj_dim": 64, "num_local_experts": 4,
+    "n_layers": 2, "ffn_dim": 128, "word_embed_proj_dim": 64, "num_local_experts": 6,
     "shared_expert_intermediate_size": 64, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4,
     "encoder_attention_heads": 4, "decoder_ffn_dim": 128, "encoder_ffn_dim": 128, "embedding_size": 64,
     "sliding_window": 32, "num_layers": 2, "d_ff": 128, "num_heads": 4, "d_kv": 16, "rotary_dim": 8,
-    "multi_query": False, "state_size": 8, "num_groups": 1, "moe_num_experts": 4, "moe_topk": 2,
+    "multi_query": False, "state_size": 8, "num_groups": 1, "moe_num_experts": 6, "moe_topk": 4,
     "ffn_hidden_size": 128, "ffn_hidden_dim": 128, "num_key_value_heads": 2,
 }  # fmt: skip
 

@@ -184,6 +184,12 @@ def test_no_block_gets_worse_and_counts_are_exact(family, pattern):
     assert sum(2 * mask.pruned - mask.weights for mask in masks.values()) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_replays_give_the_bits_of_the_model(family, dtype):
+    ModelSource(MIXTURES[family](), dtype=dtype).begin(tiny_windows())
+
+
 @pytest.mark.parametrize("family", MIXTURES)
 def test_from_disk_and_from_memory_the_same_files(family, tmp_path, tokenizer):
     model = MIXTURES[family](vocab_size=len(tokenizer))
