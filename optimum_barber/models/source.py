@@ -77,9 +77,9 @@ class ModelSource:
         others = windows[(windows != windows[0]).any(1)]
         ends = torch.cat([windows[:1], others[-1:] if len(others) else windows[:1]])
         if self._ends is None or not torch.equal(ends, self._ends):
-            self._ends = ends
             with self.outer(), experts_one_by_one(self.model):
                 self._replays = record_replays(self, ends)
+            self._ends = ends
 
     def outer(self) -> AbstractContextManager[None]:
         """Context manager: the model's weights outside of its layers are there."""
