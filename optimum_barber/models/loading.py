@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
 from .bounds import check_gguf, check_numbers
 from .dtypes import check_dtype, extremes
-from .wrappers import causal_lm
 
 SMALL_FILES = (  # that go with a model, by pattern
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
@@ -259,21 +257,6 @@ def load_tokenizer(reference: ModelReference) -> Any:
     except Exception as error:  # whatever transformers raises on missing or bad files
         reason = _reason(reference, "tokenizer_config.json", "AutoTokenizer", error)
         raise BarberError(f"model {reference.name!r} has no usable tokenizer: {reason}") from None
-
-
-class PretrainedTool:
-    """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer."""
-
-    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
-        self.model = causal_lm(model)
-        self.tokenizer = tokenizer
-        self.reference = reference
-
-    @classmethod
-    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
-        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
-        reference = resolve_model(str(model))
-        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
 
 
 def brief(error: Exception) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
@@ -27,7 +26,7 @@ from ..models.wrappers import causal_lm, default_torch, same_modes
 from ..tensors.budget import Shares, patterns_of
 from ..tensors.masks import PackedMask
 from ..text.sources import text_files
-from ..text.windows import TokenWindows, windows_for
+from ..text.windows import Calibration, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, check_error, describe
 from .pipeline import BlockReport, prune
@@ -37,7 +36,6 @@ from .streaming.disk import DiskCheckpoint, DiskSource
 from .streaming.fit import fitting_needs, preview
 from .streaming.progress import Progress, open_progress, result_settings
 
-Calibration = Sequence[str] | Tensor | TokenWindows | None
 Callback = Callable[[BlockReport], None]
 STREAM = ("auto", "always", "never")
 

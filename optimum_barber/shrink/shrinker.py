@@ -1,14 +1,12 @@
 """The public verb of structured pruning: a causal LM in, a smaller one out, with a record of what stayed."""
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base.errors import BarberError
@@ -21,11 +19,11 @@ from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import check_settings, save_model
 from ..models.device import choose_device
 from ..models.dtypes import check_dtype
-from ..models.loading import PretrainedTool
 from ..models.measure import size_of
+from ..models.tool import PretrainedTool
 from ..models.wrappers import keep_modes
 from ..text.sources import text_files
-from ..text.windows import TokenWindows, windows_for
+from ..text.windows import Calibration, TokenWindows, windows_for
 from .cut import cut_model
 from .cut_errors import mean_contributions
 from .experts import describe_removal, plan_removal, remove_experts
@@ -34,8 +32,6 @@ from .plan import Cut, plan_cut, reads_text
 from .scan import choose_units
 from .settings import ShrinkConfig
 from .units import Kept
-
-Calibration = Sequence[str] | Tensor | TokenWindows | None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
 from ..models.limits import positions, vocabulary
-from .given import given
+from .python_input import windows_or_documents
 from .sources import read_texts, split_by_document
 from .tokens import Encoder, check_tokens
 
@@ -176,6 +176,9 @@ def calibration_windows(
     return TokenWindows(tokens, "+".join(names), "calibration", len(tokens)).under(encoder)
 
 
+Calibration = Sequence[Any] | Tensor | TokenWindows | None  # what callers may give; see `windows_or_documents`
+
+
 def windows_for(model: Any, tokenizer: Any, settings: CalibrationConfig, seed: int, source: Any = None) -> TokenWindows:
     """Return the calibration windows of a run.
 
@@ -184,11 +187,11 @@ def windows_for(model: Any, tokenizer: Any, settings: CalibrationConfig, seed: i
         tokenizer: of the model; None where `source` is tokens.
         settings: names the texts, and how windows are cut.
         seed: decides the windows.
-        source: windows, or what `given` reads as tokens or documents; None for the texts of `settings`.
+        source: windows, or what `windows_or_documents` reads as tokens or documents; None for the texts of `settings`.
     """
     if isinstance(source, TokenWindows):
         return _fitting(model, source)
-    documents = None if source is None else given(source, settings.text_field)
+    documents = None if source is None else windows_or_documents(source, settings.text_field)
     if isinstance(documents, Tensor):
         return _fitting(model, TokenWindows(documents, "tokens", "calibration", len(documents)))
     if tokenizer is None:

@@ -24,8 +24,9 @@ from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_pruned, save_record
 from ...models.device import choose_device
 from ...models.dtypes import cast_parameters
-from ...models.loading import PretrainedTool, load_model, load_tokenizer, resolve_model
+from ...models.loading import load_model, load_tokenizer, resolve_model
 from ...models.source import ModelSource
+from ...models.tool import PretrainedTool
 from ...models.wrappers import keep_modes
 from ...tensors.masks import PackedMask
 from ...text.sources import text_files

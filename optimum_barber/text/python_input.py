@@ -16,7 +16,7 @@ LEGAL = "give a list of texts, a data set with a text field, or token windows (s
 MOST = 1_000_000  # items of an iterator, which may have no end
 
 
-def given(source: Any, field: str) -> Tensor | list[Any]:
+def windows_or_documents(source: Any, field: str) -> Tensor | list[Any]:
     """Return token windows, (samples, length) int64 on the CPU, or documents.
 
     Args:

@@ -18,7 +18,7 @@ from optimum_barber import (
 )
 from optimum_barber.base.errors import BarberError
 from optimum_barber.prune.refine.settings import RefineConfig
-from optimum_barber.text import given
+from optimum_barber.text import python_input
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.windows import TokenWindows, windows_for
 
@@ -155,7 +155,7 @@ def test_what_is_neither_is_refused_in_one_line(case, found):
 
 @pytest.mark.parametrize("source", [repeat("text"), map(str, count())], ids=["repeat", "map"])
 def test_an_iterator_without_an_end_is_refused(source, found, monkeypatch):
-    monkeypatch.setattr(given, "MOST", 1000)
+    monkeypatch.setattr(python_input, "MOST", 1000)
     with pytest.raises(BarberError, match="calibration yields more than 1,000 items"):
         found(source)
 

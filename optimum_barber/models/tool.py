@@ -1,0 +1,24 @@
+"""The base of the public verbs that work on a whole causal LM in memory."""
+
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from .loading import ModelReference, load_model, load_tokenizer, resolve_model
+from .wrappers import causal_lm
+
+
+class PretrainedTool:
+    """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
+        self.model = causal_lm(model)
+        self.tokenizer = tokenizer
+        self.reference = reference
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: str = "auto") -> Self:
+        """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
+        reference = resolve_model(str(model))
+        return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
