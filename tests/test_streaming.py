@@ -317,9 +317,14 @@ def test_a_bit_that_changes_before_the_end_is_found(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+class BadInputError(BarberError):
+    def __init__(self):
+        super().__init__("bad input")
+
+
 def test_bad_input_in_a_later_layer_leaves_nothing(tmp_path):
     streaming = stored(tmp_path)
-    stopped(streaming, tmp_path / "out", 3, error=BarberError)
+    stopped(streaming, tmp_path / "out", 3, error=BadInputError)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

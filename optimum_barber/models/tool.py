@@ -10,10 +10,13 @@ from .wrappers import causal_lm
 
 
 class PretrainedTool:
-    """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer."""
+    """Base of the classes that work on a whole causal LM in memory; only calibration text needs a tokenizer.
+
+    Without a model they can say what a run would read, and no more.
+    """
 
     def __init__(self, model: Any, tokenizer: Any = None, reference: ModelReference | None = None) -> None:
-        self.model = causal_lm(model)
+        self.model: Any = causal_lm(model) if model is not None else None
         self.tokenizer = tokenizer
         self.reference = reference
 

@@ -115,7 +115,7 @@ def keep_modes(method: "Method[Tool, Arguments, Result]") -> "Method[Tool, Argum
 
     @wraps(method)
     def inside(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with default_torch(), same_modes(self.model):
+        with default_torch(), same_modes(causal_lm(self.model)):
             return method(self, *args, **kwargs)
 
     return inside
