@@ -96,7 +96,21 @@ def falcon():
     return transformers.FalconForCausalLM(config).eval()
 
 
-UNUSUAL = {"two streams": bloom, "arguments by window": gemma_with_arguments_for_each_window, "in place": falcon}
+def gemma_with_several_streams():
+    torch.manual_seed(0)
+    config = transformers.Gemma3nTextConfig(
+        hidden_size=32, intermediate_size=[48] * 2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=300, hidden_size_per_layer_input=8, vocab_size_per_layer_input=300, laurel_rank=4,
+        num_kv_shared_layers=0, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.0] * 2, altup_num_inputs=2,
+    )  # fmt: skip
+    return transformers.Gemma3nForCausalLM(config).eval()
+
+
+UNUSUAL = {
+    "two streams": bloom, "arguments by window": gemma_with_arguments_for_each_window, "in place": falcon,
+    "several streams": gemma_with_several_streams,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)

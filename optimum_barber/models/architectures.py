@@ -54,6 +54,7 @@ class Architecture:
         mlp: members of the MLP block.
         stack: path of the ModuleList of decoder layers; empty to find it by `_no_split_modules`.
         generic: True to look in each layer what its blocks are.
+        dense: children of a layer that are no blocks, such as those whose Linears the layer calls by themselves.
         structure: the Linears of heads and FFN channels; None where these cannot be removed.
     """
 
@@ -61,6 +62,7 @@ class Architecture:
     mlp: tuple[str, ...] = ("mlp",)
     stack: str = ""
     generic: bool = False
+    dense: tuple[str, ...] = ()
     structure: Structure | None = None
 
 
@@ -83,6 +85,9 @@ OPT = Structure(
     output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim", free_heads=False
 )
 ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2"), structure=OPT))
+GEMMA3N = Architecture(generic=True, dense=("altup",))
+ARCHITECTURES.add("gemma3n", GEMMA3N)
+ARCHITECTURES.add("gemma3n_text", GEMMA3N)
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -162,7 +167,7 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
     for name, child in layer.named_children():
         if is_matrix(child):
             own.append(name)
-        elif has_matrices(child) and not is_cross_attention(name):
+        elif has_matrices(child) and not is_cross_attention(name) and name not in architecture.dense:
             blocks[_block_name(name, blocks)] = (name,)
         elif re.search("act", name, re.I):
             activations.append(name)

@@ -30,7 +30,7 @@ class Call:
         for place, tensor in tensors.items():
             if tensor.is_floating_point():
                 return place
-        raise BarberError("a call without hidden states cannot be replayed")
+        raise BarberError("a block is called without hidden states")
 
     @property
     def hidden(self) -> Tensor:

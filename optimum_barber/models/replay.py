@@ -213,8 +213,8 @@ def _compare(layer: DecoderLayer, inputs: Sequence[Inputs], expected: Sequence[T
     """Record the calls of the blocks, and refuse a layer whose replay gives other bits than `expected`."""
     try:
         replayed = _replayed(layer, inputs)
-    except BarberError:
-        raise
+    except BarberError as error:
+        raise BarberError(f"{layer.name} cannot be replayed block by block: {error}") from None
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         raise BarberError(f"{layer.name} cannot be replayed block by block: {brief(error)}") from None
     for one, other in zip(replayed, expected, strict=True):
