@@ -167,7 +167,7 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
     for name, child in layer.named_children():
         if is_matrix(child):
             own.append(name)
-        elif has_matrices(child) and not is_cross_attention(name) and name not in architecture.dense:
+        elif has_matrices(child) and _may_be_block(name, architecture):
             blocks[_block_name(name, blocks)] = (name,)
         elif re.search("act", name, re.I):
             activations.append(name)
@@ -176,6 +176,10 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
     else:
         blocks |= {name: (name,) for name in own}
     return blocks
+
+
+def _may_be_block(name: str, architecture: Architecture) -> bool:
+    return name not in architecture.dense and not is_cross_attention(name)
 
 
 def is_cross_attention(name: str) -> bool:

@@ -13,9 +13,9 @@ def positions(config: Any) -> int | None:
     """Return how many positions a model has by its configuration; None where that sets no limit."""
     for part in _parts(config):
         for name in POSITIONS:
-            found = getattr(part, name, None)
-            if found is not None and found > 0:
-                return int(found)
+            count = getattr(part, name, None)
+            if count is not None and count > 0:
+                return int(count)
     return None
 
 

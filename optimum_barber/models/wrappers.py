@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 Method = Callable[Concatenate[Tool, Arguments], Result]
 
 
-def causal_lm(given: Any) -> Any:
-    """Return the model that was given, out of torch.compile, DataParallel and DistributedDataParallel.
+def causal_lm(wrapped: Any) -> Any:
+    """Return the model out of torch.compile, DataParallel and DistributedDataParallel.
 
     Raises:
         BarberError: it is no model, or one whose weights cannot be read and changed where they are.
     """
-    model = given
+    model = wrapped
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

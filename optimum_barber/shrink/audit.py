@@ -142,10 +142,10 @@ def _weight_faults(record: PrunedStructure, stored: SafetensorsWeights, dense: M
     biases: set[str] = set()
     if record.settings.get("compensate"):
         biases = {f"{layer}.{name}.bias" for layer in record.layers for name in linears_of_units(units)}
-    return _differences(expected, stored, biases)
+    return differences(expected, stored, biases)
 
 
-def _differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, ignored: set[str]) -> dict[str, str]:
+def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, ignored: set[str]) -> dict[str, str]:
     """Faults by module, `ignored` tensors aside; tied weights, which a checkpoint holds once, count once."""
     faults = {}
     present = {expected[key].data_ptr() for key in stored.entries if key in expected}

@@ -8,6 +8,7 @@ from fractions import Fraction
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
+from ..tensors.unit_scores import highest_in_groups
 from .settings import ShrinkConfig
 from .units import CHANNELS, HEADS, LayerUnits, Units
 
@@ -94,13 +95,7 @@ def _width_of(wanted: Fraction, before: int, config: ShrinkConfig) -> int:
 
 def highest(scores: Tensor, units: Units, count: int) -> list[int]:
     """The `count` units of highest score, the same number from each group; the lower index first among equals."""
-    groups = scores.double().cpu().unflatten(0, (units.groups, -1))
-    order = groups.argsort(dim=1, descending=True, stable=True)[:, : count // units.groups]
-    kept: list[int] = []
-    for index, row in enumerate(order.tolist()):
-        start = index * (units.count // units.groups)
-        kept += [start + unit for unit in row]
-    return sorted(kept)
+    return highest_in_groups(scores, units.groups, count)
 
 
 def _exact(share: float) -> Fraction:

@@ -94,3 +94,13 @@ def exchange_units(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortli
 def _lowest_indices(values: Tensor, among: Tensor, count: int) -> Tensor:
     indices = among.nonzero()[:, 0]
     return indices[values[indices].argsort(stable=True)[:count]]
+
+
+def highest_in_groups(scores: Tensor, groups: int, count: int) -> list[int]:
+    """The `count` units of highest score, the same number from each group; the lower index first among equals."""
+    by_group = scores.double().cpu().unflatten(0, (groups, -1))
+    order = by_group.argsort(dim=1, descending=True, stable=True)[:, : count // groups]
+    kept: list[int] = []
+    for index, row in enumerate(order.tolist()):
+        kept += [index * by_group.shape[1] + unit for unit in row]
+    return sorted(kept)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...base.errors import BarberError
 from ...checkpoints.experts import PrunedExperts, read_experts
@@ -12,6 +13,7 @@ from ...checkpoints.write import software
 from ...models.file_names import FileNames
 from ...models.loading import ModelReference, empty_model, load_model, local_model, resolve_model
 from ...text.windows import TokenWindows
+from ..audit import differences
 from ..settings import ShrinkConfig
 from .remove import ExpertRemoval, plan_removal
 from .scores import cut_experts
@@ -75,9 +77,7 @@ def _faults(record: PrunedExperts, stored: SafetensorsWeights, reference: ModelR
         raise BarberError(f"{reference.name} has other sparse MLPs than are recorded")
     expected = cut_experts(model.state_dict(), record.kept, removal.rows)
     names = FileNames.of(empty_model(removal.config))
-    faults = []
+    parts: dict[str, Tensor] = {}
     for parameter, tensor in expected.items():
-        for key, part in names.tensors_of(parameter, tensor).items():
-            if key in stored.entries and not torch.equal(stored.tensor(key), part):
-                faults.append(f"{key}: not what the recorded cut makes of the dense model's")
-    return faults
+        parts |= names.tensors_of(parameter, tensor)
+    return [f"{module}.{fault}" for module, fault in differences(parts, stored, set()).items()]

@@ -16,15 +16,15 @@ from ...base.errors import BarberError
 from ...models.activations import Activations
 from ...models.blocks import Block
 from ...models.loading import empty_model
-from ...models.matrices import MatrixView, is_experts
+from ...models.matrices import ROUTERS, MatrixView, is_experts
+from ...models.measure import EXPERTS_PER_TOKEN
 from ...models.source import ModelSource
+from ...tensors.unit_scores import highest_in_groups
 from ..scan import dense_pass
-from .scores import EXPERT_SCORERS, Expert, ExpertInput, ExpertScorer, RoutedSums, cut_experts, highest_in_groups
+from .scores import EXPERT_SCORERS, Expert, ExpertInput, ExpertScorer, RoutedSums, cut_experts
 
 COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # the configurations' names
-CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_experts_per_token")
 GROUPS = ("n_group", "n_groups")
-ROUTERS = ("gate", "router")
 
 
 @dataclass
@@ -71,7 +71,7 @@ def plan_removal(model: Any, share: float, scorer: str, device: torch.device) ->
         raise BarberError(f"model has {numbers} experts in its layers: one number is needed")
     before = counts.pop()
     text = model.config.get_text_config()
-    groups = next((getattr(text, name) for name in GROUPS if getattr(text, name, None)), 1)
+    groups = _setting(text, GROUPS)
     kept = _kept_count(share, before, groups, text)
     return ExpertRemoval(source, experts, kept, groups, rows, _smaller_config(model.config, before, kept), ranking)
 
@@ -81,7 +81,7 @@ def _kept_count(share: float, before: int, groups: int, config: Any) -> int:
     each = before // groups
     gone = math.ceil(Fraction(str(share)) * each - Fraction(1, 2)) * groups
     kept = before - gone
-    chosen = next((getattr(config, name) for name in CHOSEN if getattr(config, name, None)), 1)
+    chosen = _setting(config, EXPERTS_PER_TOKEN)
     if not gone:
         raise BarberError(f"remove experts {share:g} removes none of {before}: one is {groups / before:.2g} of them")
     if kept < max(chosen, groups):
@@ -90,6 +90,14 @@ def _kept_count(share: float, before: int, groups: int, config: Any) -> int:
             f"remove experts {share:g} leaves {kept} of {before}, and the router picks {chosen}: at most {most:.2g}"
         )
     return kept
+
+
+def _setting(config: Any, names: Sequence[str]) -> int:
+    """The first of these settings that a configuration has; 1 without any."""
+    for name in names:
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return 1
 
 
 def _smaller_config(config: Any, before: int, kept: int) -> Any:

@@ -102,17 +102,6 @@ EXPERT_SCORERS.add("magnitude", ExpertScorer(magnitude, needs_text=False))
 EXPERT_SCORERS.add("random", ExpertScorer(random, needs_text=False))
 
 
-def highest_in_groups(scores: Tensor, groups: int, count: int) -> list[int]:
-    """The `count` experts of highest score, the same number from each group of the router; the lower index first."""
-    by_group = scores.double().cpu().unflatten(0, (groups, -1))
-    order = by_group.argsort(dim=1, descending=True, stable=True)[:, : count // groups]
-    size = by_group.shape[1]
-    kept: list[int] = []
-    for index, row in enumerate(order.tolist()):
-        kept += [index * size + expert for expert in row]
-    return sorted(kept)
-
-
 def cut_experts(
     state: Mapping[str, Tensor], kept: Mapping[str, list[int]], rows: Mapping[str, str]
 ) -> dict[str, Tensor]:
