@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+MOST_PARAMETERS = 30_000_000
 BASE: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -146,11 +147,16 @@ def tiny_config(model_type: str) -> Any:
 
 
 def tiny_model(model_type: str, seed: int = 0) -> Any:
-    """Build the causal LM of `tiny_config` with seeded random weights."""
+    """Build the causal LM of `tiny_config` with seeded random weights; a ValueError if it is not tiny."""
     from transformers import AutoModelForCausalLM
 
+    config = tiny_config(model_type)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(f"{parameters / 1e6:.0f}M parameters: it has no tiny sizes here")
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(tiny_config(model_type)).eval()
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def _sizes_for(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base.ranks import ALONE, Ranks
+from . import native
 
 STRIP = 256  # rows of a product that are worked on at once
 PIECE = 2**16  # numbers added at once on the CPU, where torch first copies them to float64
@@ -27,6 +28,8 @@ class Sum:
         """Add what one sample contributes."""
         if self._total is None:
             self._total, self._dtype = torch.zeros_like(part, dtype=torch.float64), part.dtype
+        if native.add_to_double(self._total, part):
+            return
         rows = len(part)
         if part.device.type == "cpu":
             rows = PIECE * rows // max(part.numel(), 1)

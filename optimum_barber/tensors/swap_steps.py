@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .masks import infinite_where, signed
 from .order import lowest_column
@@ -79,25 +78,24 @@ class FreeRows(Rows):
         return [grow_first, prune_first, self._best_pair] if self.thorough else [grow_first, prune_first]
 
     def _one_by_one(self, first: Tensor, second: Tensor) -> Tensor:
-        """Exchange the cheapest weight of `first` and, once c knows of that, of `second`; undo it where both cost."""
-        one, cost = self._cheapest(first)
-        turn = self.turn[self.row_indices, one] / 2
-        self._add_to_correlation(one, turn)
-        other, further_cost = self._cheapest(second)
+        """Exchange the cheapest weight of `first` and, once c knows of that, of `second`, unless both cost."""
+        one, cost = self._cheapest(first, self.correlation)
+        further = torch.addcmul(self.correlation, self.gram.index_select(0, one), self._half_turn(one))
+        other, further_cost = self._cheapest(second, further)
         better = cost + further_cost < 0
-        column = torch.where(better, other, one)
-        self._add_to_correlation(column, torch.where(better, self.turn[self.row_indices, other] / 2, -turn))
+        further.addcmul_(self.gram.index_select(0, other), self._half_turn(other))
+        torch.where(better[:, None], further, self.correlation, out=self.correlation)
         self._exchange(torch.stack((one, other), dim=1), better)
         return better
 
-    def _cheapest(self, alone: Tensor) -> tuple[Tensor, Tensor]:
+    def _cheapest(self, alone: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
         """The column of each row whose change of state costs least, and that cost; infinite where there is none."""
-        costs = torch.addcmul(alone, self.turn, self.correlation, out=self.costs)
+        costs = torch.addcmul(alone, self.turn, correlation, out=self.costs)
         column = lowest_column(costs)
         return column, costs[self.row_indices, column]
 
-    def _add_to_correlation(self, columns: Tensor, factors: Tensor) -> None:
-        self.correlation.addcmul_(self.gram.index_select(0, columns), factors[:, None])
+    def _half_turn(self, columns: Tensor) -> Tensor:
+        return self.turn.gather(1, columns[:, None]) / 2
 
     def _exchange(self, pair: Tensor, better: Tensor) -> Tensor:
         factors, kept = self.flip(pair, better)
@@ -118,7 +116,7 @@ class FreeRows(Rows):
         pair, better = torch.cat(pairs), torch.cat(improvements)
         factors = self._exchange(pair, better)
         for columns, factor in zip(pair.unbind(1), factors.unbind(1), strict=True):
-            self._add_to_correlation(columns, factor)
+            self.correlation.addcmul_(self.gram.index_select(0, columns), factor[:, None])
         return better
 
     def _best_of(self, kept: Tensor, pruned: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +146,6 @@ class GroupRows(Rows):
         places: the two places p < q of each of the M (M - 1) / 2 pairs, (pairs, 2).
         coupled: J of all pairs, (rows, pairs, groups).
         joint: the same, prohibitive where both weights are kept or both are pruned.
-        members_of: 1 at the two places of each pair, (rows, pairs, M): times the slopes it gives s_i + s_j.
     """
 
     def __init__(self, values: Tensor, keep: Tensor, slopes: Tensor, gram: Tensor, group: int) -> None:
@@ -159,9 +156,7 @@ class GroupRows(Rows):
         self.places = torch.triu_indices(group, group, 1, device=values.device).t()
         self.columns = self.groups * self.places  # of group 0
         self.first_pairs = self.groups * torch.arange(len(self.places), device=values.device)  # of group 0, flat
-        members = values.new_zeros(len(self.places), group).scatter_(1, self.places, 1.0)
-        self.members_of = members.expand(len(values), -1, -1)
-        self.coupled, self.costs = self._coupled()
+        self.coupled = self._coupled()
         alike = self._paired(keep.to(values.dtype).sub_(0.5), torch.add)  # 1: both kept, -1: both pruned, 0: one kept
         prohibitive = torch.finfo(values.dtype).max
         self.joint = torch.addcmul(self.coupled, alike, alike, value=prohibitive, out=alike)
@@ -171,13 +166,13 @@ class GroupRows(Rows):
         """The best pair of all, which leaves nothing out."""
         return [self._best_pair]
 
-    def _coupled(self) -> tuple[Tensor, Tensor]:
+    def _coupled(self) -> Tensor:
         gram = self.gram.view(self.groups, self.group_size, self.group_size, self.groups)
         gram = gram.diagonal(dim1=0, dim2=3)  # of each group: (place, place, group)
         alone = self.values.square() * gram.diagonal(dim1=0, dim2=1).t().flatten()
         one, other = self.places.unbind(1)
         products = self._paired(self.values, torch.mul)
-        return self._paired(alone, torch.add).addcmul_(products, gram[one, other], value=-2), products
+        return self._paired(alone, torch.add).addcmul_(products, gram[one, other], value=-2)
 
     def _paired(self, tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
         """Combine the two members of all pairs of a (rows, width) tensor: (rows, pairs, groups)."""
@@ -189,18 +184,17 @@ class GroupRows(Rows):
         return paired
 
     def _best_pair(self) -> Tensor:
-        slopes = self.slopes.view(self.members_shape)
-        torch.baddbmm(self.joint, self.members_of, slopes, out=self.costs)  # one product beats many sums
-        best = lowest_column(self.costs.flatten(1))
+        costs = self._paired(self.slopes, torch.add).add_(self.joint).flatten(1)
+        best = lowest_column(costs)
+        better = costs.gather(1, best[:, None])[:, 0] < 0
         places = best // self.groups  # index of the pair's places
         group = (best - self.first_pairs.index_select(0, places))[:, None]
         pair = self.columns.index_select(0, places) + group
         pair_slopes = self.slopes.gather(1, pair)
-        cost = pair_slopes.sum(1) + self.joint.flatten(1).gather(1, best[:, None])[:, 0]  # the product may be inexact
-        better = cost < 0
         factors, _ = self.flip(pair, better)
-        gram_rows = group * self.group_size + self.places.index_select(0, places)
-        change = functional.embedding_bag(gram_rows, self.gram, per_sample_weights=factors, mode="sum")  # of c
+        one, other = (group * self.group_size + self.places.index_select(0, places)).unbind(1)  # rows of G
+        change = self.gram.index_select(0, one).mul_(factors[:, :1])
+        change.addcmul_(self.gram.index_select(0, other), factors[:, 1:])  # of c
         self.slopes.scatter_add_(1, pair, pair_slopes.mul_(better[:, None]).mul_(-2))
         self.slopes.addcmul_(self.turn, change)
         self._update_joint(group)

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from . import native
 from .swap_steps import FreeRows, GroupRows, Rows, turn_of
 
 Begin = Callable[[Tensor, Tensor, Tensor], Rows]  # takes the values, keep masks and slopes of some rows
@@ -47,11 +48,13 @@ def exchange(
     """
     if group is None:
         begin: Begin = partial(FreeRows, gram=gram, thorough=most is None)
-        return _exchanged(values, keep, correlation, most, begin)
+        made = native.exchanged(values, keep, correlation, gram, most, group)
+        return made if made is not None else _exchanged(values, keep, correlation, most, begin)
     values, keep, correlation, gram = (_by_place(rows, group) for rows in (values, keep, correlation, gram))
     slopes = turn_of(values, keep).mul_(correlation)
     begin = partial(GroupRows, gram=gram, group=group)
-    return _by_group(_exchanged(values, keep, slopes, most, begin, group), group)
+    made = native.exchanged(values, keep, slopes, gram, most, group)
+    return _by_group(made if made is not None else _exchanged(values, keep, slopes, most, begin, group), group)
 
 
 def _by_place(rows: Tensor, group: int) -> Tensor:
