@@ -99,9 +99,11 @@ READERS = {
 def make_inputs(place: Path) -> None:
     """Write a good input for every reader."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 32, "max_position_embeddings": 32}
-    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    sizes = LlamaConfig(
+        hidden_size=16, intermediate_size=16, vocab_size=32, max_position_embeddings=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(sizes)
     model.save_pretrained(place / "model")
     model.save_pretrained(place / "shards", max_shard_size="4KB")
     (place / "gguf").mkdir()

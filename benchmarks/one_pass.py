@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def plain_seconds(model: nn.Module, windows: torch.Tensor, repeats: int = 2) -> float:
+def plain_seconds(model: Any, windows: torch.Tensor, repeats: int = 2) -> float:
     """One forward pass of the whole model, LM head included, over every window; warmed up, the best of `repeats`."""
     model(windows[:1], use_cache=False)
     seconds = []
@@ -114,7 +114,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def opened(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], torch.Tensor]:
+def opened(args: argparse.Namespace) -> tuple[Callable[[], Any], torch.Tensor]:
     """What loads the model anew, and the calibration windows."""
     shape = {"samples": args.samples, "length": args.sequence_length}
     if args.model == "random-0.5b":

@@ -8,6 +8,7 @@ and a byte-level BPE of 4,096 tokens of the same text. Products run in bfloat16,
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def mixture() -> Any:
     from transformers import Qwen3MoeConfig
 
     return Qwen3MoeConfig(
-        **SIZES, head_dim=64, num_hidden_layers=4, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=192,
+        **SIZES, num_hidden_layers=4, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=192,
         norm_topk_prob=True, output_router_logits=True, router_aux_loss_coef=ROUTER_LOSS,
     )  # fmt: skip
 
@@ -51,7 +52,7 @@ def hybrid() -> Any:
 MODELS = {"mixture": mixture, "hybrid": hybrid}
 
 
-def tokenizer_of(texts: list[str]) -> Any:
+def tokenizer_of(texts: Sequence[str]) -> Any:
     """Train a byte-level BPE."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast

@@ -1,11 +1,13 @@
 """Measure the peak anonymous memory of a run from disk to disk, for a number of layers and for twice as many.
 
-    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--gguf] [--work DIR]
+    python -m benchmarks.streaming [--layers 24] [--hidden-size 2304] [--rebuild barber+swaps] [--gguf] [--experts N]
+        [--write DIR]
 
 Writes a LLaMA of random bf16 parameters to the disk, one layer at a time (24 layers of the default width are about
-1.5B parameters), or one GGUF file of Q8_0 blocks. Then prunes it by Wanda and the rebuild over 4 x 256 tokens, in a
-process of its own whose RssAnon is sampled. The bound is the embedding and 4 decoder layers in float32, the
-activations, and 600 MB for Python and torch themselves.
+1.5B parameters), one GGUF file of Q8_0 blocks, or a Qwen3-MoE whose experts have files of their own. Then prunes it by
+Wanda and the rebuild over 4 x 256 tokens, in a process of its own whose RssAnon is sampled. The bound is the embedding
+and 4 decoder layers in float32, the activations, and 600 MB for Python and torch themselves. `--write` only writes the
+checkpoint, with a tokenizer.
 """
 
 import argparse
@@ -23,9 +25,14 @@ import torch
 from optimum_barber.base.fields import parts_of
 from optimum_barber.base.files import write_json
 from optimum_barber.checkpoints.shards import Entry, TensorFile
+from optimum_barber.models.file_names import FileNames
 from optimum_barber.models.loading import empty_model
+from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.cost.needs import ACTIVATION_COPIES, needs_of
 from optimum_barber.prune.rebuild_settings import EXCHANGING
+from optimum_barber.text.sources import read_texts
+
+from .small_models import tokenizer_of
 
 MB = 10**6
 VOCABULARY = 32000
@@ -49,25 +56,52 @@ def write_model(
     heads: int | None = None,
     kv_heads: int | None = None,
 ) -> Any:
-    """A LLaMA-shaped checkpoint of random bf16 parameters, a shard a layer; its configuration."""
-    config = llama(layers, hidden, intermediate, heads, kv_heads)
+    """A LLaMA-shaped checkpoint of random bf16 parameters; its configuration."""
+    return write_checkpoint(directory, llama(layers, hidden, intermediate, heads, kv_heads))
+
+
+def write_checkpoint(directory: Path, config: Any) -> Any:
+    """A checkpoint of random bf16 parameters in the names of files, a shard a layer; its configuration."""
     directory.mkdir(parents=True)
     config.save_pretrained(directory)
-    shapes = shapes_of(config)
-    homes = {name: name.split(".")[2] if ".layers." in name else "rest" for name in shapes}
+    model = empty_model(config)
+    names = FileNames.of(model)
+    homes: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        home = name.split(".")[2] if ".layers." in name else "rest"
+        homes.setdefault(home, []).append(name)
     generator = torch.Generator().manual_seed(0)
     where = {}
-    for home in dict.fromkeys(homes.values()):
+    for home, parameters in homes.items():
+        tensors: dict[str, torch.Tensor] = {}
+        for name in parameters:
+            tensors |= names.tensors_of(name, random_parameter(tuple(model.get_parameter(name).shape), generator))
         file = f"model-{home}.safetensors"
-        names = [name for name in shapes if homes[name] == home]
-        shard = TensorFile(directory / file, {n: Entry(torch.bfloat16, shapes[n]) for n in names}, {"format": "pt"})
-        for name in names:
-            ones = len(shapes[name]) == 1
-            shard.write(name, torch.ones(shapes[name]) if ones else drawn(shapes[name], generator))
+        entries = {name: Entry(torch.bfloat16, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        shard = TensorFile(directory / file, entries, {"format": "pt"})
+        for name, tensor in tensors.items():
+            shard.write(name, tensor)
             where[name] = file
         shard.close()
     write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
     return config
+
+
+def random_parameter(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Ones for a norm, else normal values; bf16."""
+    return torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else drawn(shape, generator)
+
+
+def mixture(layers: int, hidden: int, experts: int) -> Any:
+    """The configuration of a Qwen3-MoE of that depth and width, of whose experts a token takes two."""
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        hidden_size=hidden, moe_intermediate_size=hidden * 7 // 8, num_hidden_layers=layers, num_experts=experts,
+        num_experts_per_tok=2, num_attention_heads=hidden // 64, num_key_value_heads=max(hidden // 256, 1),
+        vocab_size=VOCABULARY, max_position_embeddings=4096, dtype=torch.bfloat16, tie_word_embeddings=False,
+        architectures=["Qwen3MoeForCausalLM"], norm_topk_prob=True,
+    )  # fmt: skip
 
 
 def llama(
@@ -105,7 +139,9 @@ def write_gguf(directory: Path, layers: int, hidden: int) -> Any:
         writer.add_uint32(f"llama.{key}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
     kinds = {1: gguf.GGMLQuantizationType.F32, 2: gguf.GGMLQuantizationType.Q8_0}
-    known = {names.get_name(name, (".weight",)): shape for name, shape in shapes_of(config).items()}
+    known: dict[Any, tuple[int, ...]] = {}
+    for name, shape in shapes_of(config).items():
+        known[names.get_name(name, (".weight",))] = shape
     for name, shape in known.items():
         stored = shape if len(shape) == 1 else (shape[0], shape[1] // 32 * 34)
         kind = np.dtype(np.float32 if len(shape) == 1 else np.uint8)
@@ -148,17 +184,23 @@ def peak_of(command: list[str]) -> tuple[int, float]:
     return 1024 * highest, time.perf_counter() - started
 
 
+def written(directory: Path, layers: int, args: argparse.Namespace) -> Any:
+    """The checkpoint that the arguments ask for; its configuration."""
+    if args.gguf:
+        return write_gguf(directory, layers, args.hidden_size)
+    if args.experts:
+        return write_checkpoint(directory, mixture(layers, args.hidden_size, args.experts))
+    return write_model(directory, layers, args.hidden_size)
+
+
 def measure(work: Path, layers: int, args: argparse.Namespace) -> int:
     """One depth, one line; the peak in bytes."""
-    from optimum_barber.models.architectures import architecture_of, decoder_stack
-
-    config = (write_gguf if args.gguf else write_model)(work / "model", layers, args.hidden_size)
+    config = written(work / "model", layers, args)
     model = empty_model(config)
     parameters = sum(p.numel() for p in model.parameters())
-    architecture = architecture_of(model)
-    stack = decoder_stack(model, architecture)[1]
     grams = 1 - EXCHANGING.isdisjoint(parts_of(args.rebuild))
-    needs = needs_of(stack, architecture, args.hidden_size, args.samples, args.sequence_length, 2 * parameters, grams)
+    source = ModelSource(model)
+    needs = needs_of(source, args.hidden_size, args.samples, args.sequence_length, 2 * parameters, grams)
     embedding = 4 * VOCABULARY * args.hidden_size
     activations = ACTIVATION_COPIES * args.samples * needs.window
     bound = embedding + 4 * needs.layer + activations + 600 * MB
@@ -185,8 +227,14 @@ def main() -> int:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--activations", choices=("memory", "disk"), default="memory")
     parser.add_argument("--gguf", action="store_true", help="one GGUF file instead of safetensors")
+    parser.add_argument("--experts", type=int, help="a mixture of so many experts instead of a LLaMA")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="only write the checkpoint, with a tokenizer")
     parser.add_argument("--work", type=Path, help="where models are written (default: a temporary directory)")
     args = parser.parse_args()
+    if args.write is not None:
+        written(args.write, args.layers, args)
+        tokenizer_of(read_texts("pydoc", "text")).save_pretrained(args.write)
+        return 0
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         peaks = [measure(Path(folder) / str(depth), depth, args) for depth in (args.layers, 2 * args.layers)]
     sys.stdout.write(f"twice the depth: {100 * (peaks[1] / peaks[0] - 1):+.1f} %\n")

@@ -29,7 +29,7 @@ from optimum_barber.text.tokens import Encoder
 from optimum_barber.text.windows import calibration_windows, consecutive_windows
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
-REBUILDS = {
+REBUILDS: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
     "published": {**PUBLISHED, "rebuild_ratio": 0.1},
     "published-output": {**PUBLISHED, "granularity": "output", "rebuild_ratio": 0.01},

@@ -1,5 +1,8 @@
 """GGUF files of tiny models, written as llama.cpp's converter has them."""
 
+from pathlib import Path
+from typing import Any
+
 import gguf
 import numpy as np
 
@@ -17,7 +20,7 @@ HALVES = {"llama": ("q_proj", "k_proj")}  # whose rows it interleaves
 SHIFTED = ("gemma2",)  # whose norms it stores plus one
 
 
-def write_gguf(path, model, kind="F32"):
+def write_gguf(path: Path, model: Any, kind: str = "F32") -> Path:
     """Write a model's weights, norms and biases in float32, everything else as `kind`."""
     family, settings = model.config.model_type, model.config
     architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
@@ -30,7 +33,7 @@ def write_gguf(path, model, kind="F32"):
     stored = model.state_dict()
     tied = settings.tie_word_embeddings
     for name in (name for name in stored if not (tied and name == "lm_head.weight")):
-        known = names.get_name(name, (".weight", ".bias"))
+        known: Any = names.get_name(name, (".weight", ".bias"))
         weight = arranged(name, stored[name].float().numpy(), family, settings)
         if weight.ndim > 1:
             chosen = gguf.GGMLQuantizationType[kind]
@@ -43,7 +46,7 @@ def write_gguf(path, model, kind="F32"):
     return path
 
 
-def arranged(name, weight, family, settings):
+def arranged(name: str, weight: np.ndarray, family: str, settings: Any) -> np.ndarray:
     """A tensor as the file holds it."""
     if family in SHIFTED and name.endswith("norm.weight"):
         return weight + np.float32(1)
