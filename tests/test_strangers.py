@@ -189,7 +189,8 @@ def test_numbers_that_no_model_has_are_refused(tmp_path, model_dir, changes, mes
 
 
 def test_a_large_configuration_is_no_obstacle(tmp_path, model_dir):
-    streamed(copied(model_dir, tmp_path, notes="x" * 10_000_000), tmp_path / "out")
+    numbers = {"audio_token_index": 258_883, "log_scaling_n_floor": 128_000}
+    streamed(copied(model_dir, tmp_path, notes="x" * 10_000_000, **numbers), tmp_path / "out")
     (tmp_path / "model" / "config.json").write_text("[1]")
     with pytest.raises(BarberError, match="is no configuration: a JSON object is needed, not list"):
         load_config(resolve_model(tmp_path / "model"))

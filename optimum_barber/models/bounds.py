@@ -13,7 +13,7 @@ from ..base.errors import BarberError, shown
 
 LARGEST_COUNT = 2**16  # of layers, heads, experts
 LARGEST_SIZE = 2**31  # of a dimension
-COUNTED = re.compile("layer|num_|n_|head|expert")  # in names
+COUNTED = re.compile("layer|num_|head|expert|group")  # in names
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of GGUF's types
 TEXT, ARRAY = 8, 9  # the other two of GGUF's types
 LARGEST_ARRAYS = 2**22  # values in all arrays of a GGUF file; its reader makes an object of each
