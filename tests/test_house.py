@@ -76,6 +76,17 @@ def test_tensors_know_torch_alone():
     assert not foreign
 
 
+def test_one_module_knows_kinds_of_devices():
+    backends = {"cuda", "xpu", "mps", "accelerator", "get_device_module"}
+    places = []
+    for name, module in MODULES.items():
+        for node in ast.walk(module.tree):
+            attribute = isinstance(node, ast.Attribute) and node.attr in {*backends, "is_cuda", "is_xpu", "is_mps"}
+            if attribute and name != f"{PACKAGE}.base.devices":
+                places.append(f"{name}:{node.lineno}")
+    assert not places
+
+
 def test_every_package_is_installed():
     import tomllib
 

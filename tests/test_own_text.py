@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from optimum_barber import BarberError, OwnTextConfig, own_documents
+from optimum_barber.base.devices import random_state
 from optimum_barber.cli import main
 from optimum_barber.text.own_text.writer import (
     end_tokens,
     generate_rows,
-    random_state,
     row_length,
     start_tokens,
     texts_of,

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from optimum_barber import BarberConfig, BarberSparsifier, MaskFile
+from optimum_barber.base.devices import has_float64
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.output import partial_of
 from optimum_barber.base.ranks import ALONE, RankGroup, Ranks, Share, all_ranks, share_of, tiles
 from optimum_barber.checkpoints.names import MASKS_NAME
+from optimum_barber.models import device
 from optimum_barber.models.activations import Activations
 from optimum_barber.models.device import choose_device
 from optimum_barber.models.source import ModelSource
@@ -211,8 +213,9 @@ def test_what_each_of_several_ranks_takes():
 
 
 def test_the_gpu_of_a_process_is_that_of_its_number(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "accelerator_count", lambda: 2)
+    monkeypatch.setattr(device, "has_float64", lambda kind: kind.type == "cuda")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert choose_device("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -220,6 +223,20 @@ def test_the_gpu_of_a_process_is_that_of_its_number(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(BarberError, match="no GPU for process 2 of this machine, which has 2: start 2 processes"):
         choose_device("auto")
+
+
+def test_an_accelerator_without_float64_is_refused_before_any_work(monkeypatch):
+    def to_float64(tensor, *arguments):
+        raise TypeError("no float64")
+
+    assert has_float64(CPU)
+    monkeypatch.setattr(torch.Tensor, "to", to_float64)
+    assert not has_float64(CPU)
+    monkeypatch.setattr(device, "accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(device, "has_float64", lambda kind: False)
+    assert choose_device("auto") == CPU and choose_device("cpu") == CPU
+    with pytest.raises(BarberError, match="device 'cpu' has no float64, in which samples are summed: give cpu"):
+        BarberSparsifier(tiny_model()).sparsify(BarberConfig(sparsity=0.5, device="cpu"), WINDOWS)
 
 
 def run_command(tmp_path, *arguments, count=2, late=None):

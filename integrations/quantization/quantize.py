@@ -16,7 +16,7 @@ from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
 from optimum_barber.checkpoints.write import save_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
-from optimum_barber.models.device import choose_device
+from optimum_barber.models.device import summing_device
 from optimum_barber.models.linears import check_weights, linear_shapes, matrices_of_model, module_names, target_names
 from optimum_barber.models.matrices import MatrixView
 from optimum_barber.models.source import ModelSource
@@ -119,7 +119,7 @@ def quantize_blocks(
     Returns:
         The scales by Linear, and a report a block; its errors are against the block before quantization.
     """
-    source = ModelSource(opened.model, choose_device(device))
+    source = ModelSource(opened.model, summing_device(device))
     shapes = linear_shapes(source)
     targets = target_names(shapes, settings.ignore)
     check_packable(source, targets)

@@ -87,11 +87,11 @@ def _libc() -> Any:
 
 
 def free_memory(device: "torch.device | None" = None) -> int | None:
-    """Bytes that this process may still take, of a CUDA device or else of the host; None where the system is silent."""
-    if device is not None and device.type == "cuda":
-        import torch
+    """Bytes that this process may still take, of a device or else of the host; None where nothing tells."""
+    if device is not None and device.type != "cpu":
+        from .devices import free_memory as free_on
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        return free_on(device)
     available = _numbers(Path("/proc/meminfo")).get("MemAvailable:")
     if available is None:
         return None
@@ -121,22 +121,22 @@ def free_disk(directory: Path) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes: the CUDA allocator's peak where a GPU is in use, else the process's largest resident size."""
+    """Bytes: the peak of the accelerator's allocator where one is in use, else the process's largest resident size."""
     import resource
 
-    import torch
+    from . import devices
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+    peak = devices.peak_memory()
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew: on CUDA, and where the system allows it for a process (Linux)."""
-    import torch
+    """Let `peak_memory` begin anew: on accelerators, and where the system allows it for a process (Linux)."""
+    from . import devices
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    devices.reset_peak_memory()
     with suppress(OSError), open("/proc/self/clear_refs", "w") as switch:
         switch.write("5")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from .devices import COLLECTIVES, make_current, number_of
 from .errors import BarberError, LostRankError
 
 PIECE = 2**23  # values that are summed at once
@@ -112,7 +113,7 @@ ALONE = Ranks()
 class RankGroup(Ranks):
     """All ranks of the initialised process group, with connections of their own until `close`.
 
-    Tensors go through NCCL where every rank has a GPU for itself, else through gloo and the host's memory.
+    Tensors go through NCCL where every rank has a GPU for itself (XCCL on xpu), else through gloo and host memory.
     Every verb raises a `LostRankError` when another rank has ended or cannot be reached.
     """
 
@@ -125,11 +126,10 @@ class RankGroup(Ranks):
         self._tensors = self._group
         hosts = self.gather([zlib.crc32(socket.gethostname().encode())])
         self.local = hosts.count(hosts[self.index])
-        if device.type == "cuda":
-            gpu = torch.cuda.current_device() if device.index is None else device.index
-            if len({*zip(hosts, self.gather([gpu]), strict=True)}) == self.count:
-                torch.cuda.set_device(gpu)
-                self._wire, self._tensors = device, dist.new_group(backend="nccl", timeout=STUCK)
+        backend = COLLECTIVES.get(device.type)
+        if backend is not None and len({*zip(hosts, self.gather([number_of(device)]), strict=True)}) == self.count:
+            make_current(device)
+            self._wire, self._tensors = device, dist.new_group(backend=backend, timeout=STUCK)
 
     def share(self, total: int, index: int | None = None) -> Share:
         """See `Ranks.share`; fewer samples than ranks are a `BarberError`."""

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..base import devices
 from ..base.errors import UnfinishedError
 from ..base.files import write_all
 from ..base.ranks import Share
@@ -29,12 +30,13 @@ class Transfer:
     """A sample on its way to a device (None to leave it where it is), beside the work that goes on there."""
 
     def __init__(self, sample: Sample, device: torch.device | None) -> None:
-        self._ready: torch.cuda.Event | None = None
-        if device is None or device.type != "cuda" or tensors_of(sample)[0].is_cuda:
+        self._ready: Any = None  # the event behind the copy
+        on_host = tensors_of(sample)[0].device.type == "cpu"
+        stream = devices.copy_stream(device) if device is not None and on_host else None
+        if stream is None:
             self._sample = sample if device is None else each(sample, partial(Tensor.to, device=device))
             return
-        stream = _copy_stream(device)
-        with torch.cuda.stream(stream):
+        with devices.on_stream(stream):
             self._sample = each(sample, partial(Tensor.to, device=device, non_blocking=True))
             self._ready = stream.record_event()
 
@@ -42,9 +44,7 @@ class Transfer:
         """Return the sample on the device: the device's next work waits for it, the host does not."""
         if self._ready is not None:
             for tensor in tensors_of(self._sample):
-                working = torch.cuda.current_stream(tensor.device)
-                working.wait_event(self._ready)
-                tensor.record_stream(working)
+                devices.wait_for(self._ready, tensor)
         return self._sample
 
 
@@ -58,15 +58,10 @@ def each(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
     return tuple(map(change, sample)) if isinstance(sample, tuple) else change(sample)
 
 
-@cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
 def _to_host(sample: Tensor) -> Tensor:
-    if not sample.is_cuda:
+    if devices.copy_stream(sample.device) is None:
         return sample.cpu()
-    # pinned, so that the GPU works while the sample comes back
+    # pinned, so that the device works while the sample comes back
     return torch.empty_like(sample, device="cpu", pin_memory=True).copy_(sample)
 
 
@@ -195,6 +190,5 @@ def retry_with_fewer_samples(
             raise UnfinishedError(f"{name}: {fullness}, {advice}: {reason}")
         for samples in inputs:
             samples.keep_together(together // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.empty_cache()
         logger.warning("%s: out of memory with %d of the samples there; now %d", name, together, together // 2)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..base.devices import accelerator, accelerator_count, has_float64
 from ..base.errors import BarberError
 
 
@@ -25,14 +26,28 @@ def matrix_products(precision: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return a device; `auto` is CUDA where there is one, under a launcher of several processes the GPU of this one."""
+    """Return a device; `auto` is the machine's accelerator if it has float64, else the CPU.
+
+    Under a launcher of several processes, `auto` is the accelerator of this process.
+    """
     if device == "auto":
-        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
+        kind = accelerator()
+        return torch.device("cpu") if kind is None or not has_float64(kind) else _own_device(kind)
+    if device in ("all", "") or "," in device:
+        raise BarberError(f"device {device!r} is not one device: `prune` on the command line alone takes several")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise BarberError(f"device {device!r} is not at hand: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def summing_device(device: str) -> torch.device:
+    """Return a device that can sum over samples; a `BarberError` names one that cannot."""
+    chosen = choose_device(device)
+    if not has_float64(chosen):
+        raise BarberError(f"device {device!r} has no float64, in which samples are summed: give cpu")
     return chosen
 
 
@@ -43,13 +58,13 @@ def working_dtype(dtype: str, device: torch.device, on_gpu: str = "auto") -> str
     return "float32" if device.type == "cpu" else on_gpu
 
 
-def _own_gpu() -> torch.device:
+def _own_device(kind: torch.device) -> torch.device:
     if "LOCAL_RANK" not in os.environ:
-        return torch.device("cuda")
-    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        return kind
+    number, count = int(os.environ["LOCAL_RANK"]), accelerator_count()
     if number >= count:
         raise BarberError(
             f"device 'auto' finds no GPU for process {number} of this machine, which has {count}: "
             f"start {count} processes, or give cpu"
         )
-    return torch.device("cuda", number)
+    return torch.device(kind.type, number)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.devices import synchronize
 from ..base.errors import BarberError
 from .limits import positions
 from .loading import empty_model
@@ -86,17 +87,12 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Return the seconds that `run()` takes, the device's queue empty before and after, and its result."""
-    _wait(device)
+    synchronize(device)
     started = time.perf_counter()
     result = run()
-    _wait(device)
+    synchronize(device)
     return time.perf_counter() - started, result
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "spread": max(seconds) - min(seconds)}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
 from ..checkpoints.write import check_masks, check_settings, save_configs, save_pruned, save_record
-from ..models.device import choose_device, matrix_products
+from ..models.device import matrix_products, summing_device
 from ..models.dtypes import cast_parameters
 from ..models.linears import matrices_of_model, prunable
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
@@ -144,7 +144,7 @@ class BarberSparsifier:
         """
         checkpoint = self._streamed(save_dir, resume, activations)
         output = check_output(save_dir, overwrite, self.inputs(config), resume) if save_dir is not None else None
-        device = choose_device(config.device)
+        device = summing_device(config.device)
         with all_ranks(device, ranks) as together:
             if checkpoint is None or output is None:
                 with same_modes(causal_lm(self.model)):
@@ -170,7 +170,7 @@ class BarberSparsifier:
         Raises:
             BarberError: bad input, what the machine has not, or a model that cannot be streamed.
         """
-        checkpoint, device = self._streamable("--dry-run"), choose_device(config.device)
+        checkpoint, device = self._streamable("--dry-run"), summing_device(config.device)
         with all_ranks(device) as together:
             run = self._checked_run(config, DiskSource(checkpoint, device), None, together)
             return preview(checkpoint, run, activations, Path(save_dir).expanduser().resolve())

@@ -9,7 +9,7 @@ from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..checkpoints.structure import PrunedStructure, read_structure
 from ..models.architectures import Structure
-from ..models.device import choose_device
+from ..models.device import summing_device
 from ..models.linears import check_weights
 from ..models.source import ModelSource
 from .choose import Budget, budget_of
@@ -63,7 +63,7 @@ def plan_cut(model: Any, config: ShrinkConfig) -> Cut:
     scorer = as_scorer(config.scorer)
     arguments = parse_arguments(scorer.function, config.scorer, config.scorer_args, "scorer")
     replayed = read_structure(config.structure) if config.structure is not None else None
-    source = ModelSource(model, choose_device(config.device))
+    source = ModelSource(model, summing_device(config.device))
     structure = structure_of(source)
     units = units_of(source, config.head_unit if replayed is None else replayed.unit)
     linears: list[nn.Linear] = []

@@ -17,7 +17,7 @@ from ..checkpoints.experts import PrunedExperts
 from ..checkpoints.names import EXPERTS_NAME, REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import check_settings, save_model
-from ..models.device import choose_device
+from ..models.device import summing_device
 from ..models.dtypes import check_dtype
 from ..models.measure import size_of
 from ..models.tool import PretrainedTool
@@ -106,7 +106,7 @@ class BarberShrinker(PretrainedTool):
     def _without_experts(
         self, config: ShrinkConfig, share: float, calibration: Calibration, output: Path | None, quiet: bool
     ) -> ShrinkResult:
-        removal = plan_removal(self.model, share, config.scorer, choose_device(config.device))
+        removal = plan_removal(self.model, share, config.scorer, summing_device(config.device))
         windows = None
         tokens = torch.zeros((1, 1), dtype=torch.long)
         if removal.scorer.needs_text:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...base.devices import synchronize
 from ...models.device import matrix_products
 from ...models.linears import matrices_of_model
 from ...models.loading import auto_class
@@ -127,8 +128,7 @@ def layer_rate(weights: list[Tensor], length: int, device: torch.device) -> floa
         for _ in range(2):
             functional.rms_norm(stream, (hidden,)).add_(stream)
         functional.scaled_dot_product_attention(stream, stream, stream, is_causal=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return (2 * length * count + 4 * length**2 * hidden) / min(seconds)
 

@@ -22,7 +22,7 @@ from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_pruned, save_record
-from ...models.device import choose_device
+from ...models.device import summing_device
 from ...models.dtypes import cast_parameters
 from ...models.loading import load_model, load_tokenizer, resolve_model
 from ...models.source import ModelSource
@@ -116,7 +116,7 @@ class BarberRefiner(PretrainedTool):
         if several_ranks():
             raise BarberError("refine works in one process, without a process group of several")
         record = read_record(sparse)
-        model = self.model.requires_grad_(False).to(choose_device(config.device), torch.float32)
+        model = self.model.requires_grad_(False).to(summing_device(config.device), torch.float32)
         with ExitStack() as stack:
             linears = stack.enter_context(ModelSource(model.eval()).computing_by_linears())
             trial, windows = self._open(sparse, record, linears, config, calibration)

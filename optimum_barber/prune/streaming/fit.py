@@ -19,7 +19,7 @@ def fitting_needs(checkpoint: DiskCheckpoint, run: Run, activations: str, output
     samples, length = run.windows.tokens.shape
     device = run.source.device
     free = free_memory()
-    free_on_device = free_memory(device) if device.type == "cuda" else None
+    free_on_device = free_memory(device) if device.type != "cpu" else None
     if free is not None:
         free //= run.plan.ranks.local
     needs = replace(

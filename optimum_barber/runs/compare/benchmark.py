@@ -10,7 +10,7 @@ import torch
 from ...base.errors import BarberError
 from ...base.memory import peak_memory, reset_peak_memory
 from ...checkpoints.record import write_masks
-from ...models.device import choose_device
+from ...models.device import summing_device
 from ...models.loading import load_model, load_tokenizer
 from ...models.source import ModelSource, working_copy
 from ...prune.plan import make_plan
@@ -96,7 +96,7 @@ class MaskBenchmark:
 
     def _measures(self) -> Record:
         settings, base, model = self.plan.settings, self.plan.base, self.sparsifier.model
-        device = choose_device(base.device)
+        device = summing_device(base.device)
         started = time.perf_counter()
         measures: Record = {}
         with working_copy(model, device, torch.float32 if device.type == "cpu" else None):

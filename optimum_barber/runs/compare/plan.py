@@ -10,7 +10,7 @@ from ...base.errors import unknown_name
 from ...base.files import digest, path_digest
 from ...base.output import check_output
 from ...checkpoints.write import software
-from ...models.device import choose_device
+from ...models.device import summing_device
 from ...models.loading import ModelReference, resolve_model
 from ...prune.settings import BarberConfig
 from ...text.sources import text_faults
@@ -85,7 +85,7 @@ def _fingerprints(
         settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
         base.calibration.bos, settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
-    device = str(choose_device(base.device))
+    device = str(summing_device(base.device))
     fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, evaluation])}
     for name, cell in cells.items():
         fingerprints[name] = digest([of_pruned(reference, cell.config, device), evaluation])

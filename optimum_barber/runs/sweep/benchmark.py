@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ...models.device import choose_device
+from ...models.device import summing_device
 from ...models.loading import ModelReference, load_config
 from ...models.measure import latency, macs_per_token, size_of
 from ...models.source import working_copy
@@ -33,7 +33,7 @@ class CutBenchmark:
         self, reference: ModelReference, config: SweepConfig, configs: dict[str, ShrinkConfig], quiet: bool
     ) -> None:
         self.config, self.configs, self.quiet = config, configs, quiet
-        self.device, calibration = choose_device(config.device), config.calibration
+        self.device, calibration = summing_device(config.device), config.calibration
         sequence_length(load_config(reference), calibration.sequence_length)
         self.shrinker = BarberShrinker.from_pretrained(reference.name, config.dtype)
         model = self.shrinker.model

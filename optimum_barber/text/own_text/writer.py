@@ -1,8 +1,6 @@
 """Documents drawn from a causal LM token by token."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...base.devices import random_state
 from ...base.errors import BarberError
 from ...base.files import write_file
 from ...base.output import check_file
@@ -112,14 +111,6 @@ def texts_of(row: list[int], ends: set[int], tokenizer: Any) -> list[str]:
     cuts = [0, *(place + 1 for place, token in enumerate(row) if token in ends), len(row)]
     texts = [tokenizer.decode(row[first:last], skip_special_tokens=True).strip() for first, last in pairwise(cuts)]
     return [text for text in texts if text]
-
-
-@contextmanager
-def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers inside the block, and restore the caller's afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def write_own_text(name: str, output: str | Path, config: OwnTextConfig, overwrite: bool, quiet: bool) -> list[str]:
