@@ -77,8 +77,7 @@ def tiny_windows(samples=4, length=16, seed=0):
     return torch.randint(3, 300, (samples, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def trained_tokenizer():
     """A byte-level BPE of 300 tokens, trained on CPython's documentation."""
     from pydoc_data.topics import topics
 
@@ -90,6 +89,12 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The tokenizer of `trained_tokenizer`, made once."""
+    return trained_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,261 @@
+"""Small runs of everything that works on a device, each on the CPU and on a second device: `python -m tests.device_runs`.
+
+Writes one line of JSON a run to standard output: its name, the digest of its results on either, the syncs by line, or
+the error.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from optimum_barber import BarberConfig, BarberRefiner, BarberShrinker, BarberSparsifier, RefineConfig, ShrinkConfig
+from optimum_barber.cli import main
+from optimum_barber.integrations.lora.masked_lora import masked_lora
+from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.models.measure import latency
+
+from .conftest import SIZES, tiny_model, tiny_windows
+from .second_device import NAME, SecondDevice
+from .test_experts import mixtral
+from .test_masked_lora import prune_in_place
+
+CALIBRATION = ["--calibration", "text.txt", "--samples", "4", "--sequence-length", "16", "--quiet"]
+EVALUATION = ["--evaluation", "text.txt", "--windows", "2"]
+RUNS = {}
+
+
+def run(name, **settings):
+    """Register a run: a function of a device's name that gives what must be equal on both, JSON or tensors."""
+
+    def register(function):
+        RUNS[name] = partial(function, **settings)
+        return function
+
+    return register
+
+
+def digest(content):
+    """Hash nested content, tensors by their bytes on the CPU."""
+    state = hashlib.sha256()
+
+    def add(part):
+        if isinstance(part, torch.Tensor):
+            assert part.device.type == "cpu", f"a result lies on {part.device}"
+            state.update(str((part.dtype, part.shape)).encode())
+            state.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, dict):
+            for key in sorted(part):
+                state.update(str(key).encode())
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            for each in part:
+                add(each)
+        else:
+            state.update(repr(part).encode())
+
+    add(content)
+    return state.hexdigest()
+
+
+def hybrid():
+    """Attention, SSM mixers and convolutions in one model."""
+    torch.manual_seed(0)
+    config = transformers.BambaConfig(
+        **SIZES, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1,
+        mamba_chunk_size=8,
+    )  # fmt: skip
+    return transformers.BambaForCausalLM(config).eval()
+
+
+MODELS = {"llama": tiny_model, "mixtral": mixtral, "hybrid": hybrid}
+HALF = {"sparsity": 0.5}
+QUICK = {"method": "barber", "rounds": 1}
+
+
+@run("prune: the default", **HALF)
+@run("prune: magnitude, swaps", **HALF, producer="magnitude", rebuild={"method": "swaps"})
+@run("prune: sparsegpt, least-squares", **HALF, producer="sparsegpt", rebuild=QUICK, reconstruct="least-squares")
+@run("prune: random, dsnot", **HALF, producer="random", rebuild={"method": "dsnot"})
+@run("prune: 2:4", pattern="2:4")
+@run("prune: 2:4, sparsegpt, no rebuild", pattern="2:4", producer="sparsegpt", rebuild={"method": "none"})
+@run("prune: barber+swaps+gauss-newton", **HALF, rebuild={"method": "barber+swaps+gauss-newton", "newton_rounds": 1})
+@run("prune: output rows, gradient", **HALF, rebuild={**QUICK, "granularity": "output"}, reconstruct="gradient")
+@run("prune: samples in host memory", **HALF, rebuild={"method": "barber+swaps"}, batch_size=1)
+@run("prune: allocation owl", **HALF, allocation="owl", rebuild=QUICK)
+@run("prune: allocation measured", **HALF, allocation="measured", rebuild={"method": "none"})
+@run("prune: a mixture of experts", model="mixtral", **HALF, rebuild={"method": "barber+swaps", "rounds": 1})
+@run("prune: a hybrid", model="hybrid", **HALF, rebuild=QUICK, allow_dense_rest=True)
+def pruned(device, model="llama", **settings):
+    model = MODELS[model]()
+    result = BarberSparsifier(model).sparsify(BarberConfig(device=device, **settings), tiny_windows(), quiet=True)
+    return told(result), model.state_dict()
+
+
+def told(result):
+    """Masks and reports."""
+    errors = [(report.error_before, report.error_after, report.swaps) for report in result.reports]
+    return {name: mask.unpack() for name, mask in result.masks.items()}, errors
+
+
+@run("prune: disk to disk, samples in memory", activations="memory")
+@run("prune: disk to disk, samples on the disk", activations="disk")
+def streamed(device, activations):
+    sparsifier = BarberSparsifier(None, None, resolve_model("model"), stream="always")
+    config = BarberConfig(device=device, sparsity=0.5, rebuild={"method": "barber+swaps"})
+    result = sparsifier.sparsify(
+        config, tiny_windows(), "out", overwrite=True, quiet=True, activations=activations
+    )
+    return told(result), files("out")
+
+
+def files(folder):
+    """All tensors of a folder."""
+    return {str(path): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
+
+
+@run("refine")
+def refined(device):
+    refiner = BarberRefiner(load_model(resolve_model("model")))
+    result = refiner.refine("sparse", RefineConfig(device=device, rounds=1, exchanges=4), tiny_windows(), quiet=True)
+    return {name: mask.unpack() for name, mask in result.masks.items()}, result.rounds
+
+
+@run("shrink: bip", scorer="bip", compensate=True)
+@run("shrink: barber", scorer="barber")
+@run("shrink: taylor", scorer="taylor")
+@run("shrink: wanda", scorer="wanda", head_unit="query")
+@run("shrink: magnitude", scorer="magnitude")
+@run("shrink: importance-propagation", scorer="importance-propagation")
+@run("shrink: random", scorer="random")
+@run("shrink: experts by reap", model="mixtral", scorer="reap", remove=None, remove_experts=0.25)
+@run("shrink: experts by bip", model="mixtral", scorer="bip", remove=None, remove_experts=0.25)
+def shrunk(device, model="llama", remove=0.3, **settings):
+    model = tiny_model(attention_bias=True, mlp_bias=True) if model == "llama" else MODELS[model]()
+    config = ShrinkConfig(device=device, remove=remove, **settings)
+    result = BarberShrinker(model).shrink(config, tiny_windows(), latency=False, quiet=True)
+    return result.structure.model_dump(), result.model.state_dict(), result.report.get("blocks")
+
+
+@run("LoRA under masks")
+@torch.no_grad()
+def tuned(device):
+    model = tiny_model()
+    masks, windows = prune_in_place(model), tiny_windows().to(device)
+    torch.manual_seed(0)
+    adapter = masked_lora(model, masks, LoraConfig(r=3, task_type="CAUSAL_LM", init_lora_weights=False)).to(device)
+    logits = adapter(windows).logits.cpu()
+    with torch.enable_grad():
+        adapter(windows, labels=windows).loss.backward()
+    gradients = [parameter.grad.cpu() for parameter in adapter.parameters() if parameter.grad is not None]
+    return logits, gradients, adapter.merge_and_unload(safe_merge=True).cpu().state_dict()
+
+
+def command(*arguments):
+    """Run a command that must succeed."""
+    status = main([str(argument) for argument in arguments])
+    assert status == 0, f"exit status {status}"
+
+
+def table(path):
+    """Rows of a CSV file without what differs from run to run."""
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in row if "seconds" not in key and "memory" not in key} for row in rows]
+
+
+@run("eval")
+def evaluated(device):
+    arguments = ["--perplexity", "text.txt", "--sequence-length", "16", "--windows", "2", "--quiet"]
+    command("eval", "sparse", *arguments, "--json", "eval.json", "--device", device)
+    return [row["perplexity"] for row in json.loads(Path("eval.json").read_text())]
+
+
+@run("compare")
+def compared(device):
+    axes = ["--producers", "magnitude", "wanda", "--rebuilds", "none", "barber,rounds=1", "--sparsities", "0.5"]
+    command(
+        "compare", "model", *axes, *CALIBRATION, *EVALUATION, "--keep-masks", "--device", device, "-o", f"c-{device}"
+    )
+    return table(f"c-{device}/compare.csv"), list(files(f"c-{device}").values())
+
+
+@run("sweep")
+def swept(device):
+    axes = ["--scorers", "bip", "magnitude", "--remove", "0.3", "--no-latency"]
+    command("sweep", "model", *axes, *CALIBRATION, *EVALUATION, "--device", device, "-o", f"s-{device}")
+    return table(f"s-{device}/table.csv")
+
+
+@run("own-text")
+def own_text(device):
+    size = ["--tokens", "64", "--length", "16", "--batch", "2", "--quiet"]
+    command("own-text", "model", *size, "--overwrite", "--device", device, "-o", "own.jsonl")
+    return Path("own.jsonl").read_text()
+
+
+@run("a recipe")
+def recipe(device):
+    Path("recipe.yaml").write_text(
+        f"model: model\noutput: r-{device}\ndevice: {device}\n"
+        "calibration: {texts: [text.txt], samples: 4, sequence_length: 16}\nstages:\n"
+        "  - prune: {producer: wanda, sparsity: 0.5}\n  - rebuild: {method: swaps}\n  - refine: {rounds: 1}\n"
+        "  - quantize: {method: gptq, bits: 4, group_size: 16}\n  - evaluate: {perplexity: [text.txt], windows: 2}\n"
+    )
+    command("run", "recipe.yaml", "--quiet")
+    return list(files(f"r-{device}").values())
+
+
+@run("latency")
+def timed(device):
+    measured = latency(tiny_model().to(device), 8, repeats=1, warmup=0)
+    assert measured["device"].startswith(device)
+    return measured["prompt"]
+
+
+def outcome(function):
+    """One run on the CPU and one on the second device."""
+    started = time.perf_counter()
+    expected = digest(function("cpu"))
+    with SecondDevice() as device:
+        found = function(NAME)
+    seconds = time.perf_counter() - started
+    return {"cpu": expected, "device": digest(found), "syncs": device.syncs, "copies": device.copies, "seconds": seconds}
+
+
+def inputs():
+    """A model, a pruned one and a text, in the working folder."""
+    from pydoc_data.topics import topics
+
+    from .conftest import trained_tokenizer
+
+    Path("text.txt").write_text("\n\n".join(list(topics.values())[:3])[:6000], encoding="utf-8")
+    tiny_model().save_pretrained("model", max_shard_size="30KB")
+    trained_tokenizer().save_pretrained("model")
+    pruning = BarberConfig(producer="magnitude", sparsity=0.5, rebuild={"method": "none"}, device="cpu")
+    BarberSparsifier.from_pretrained("model").sparsify(pruning, tiny_windows(), "sparse", quiet=True)
+
+
+if __name__ == "__main__":
+    import os
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        inputs()
+        for name in sys.argv[1:] or RUNS:
+            try:
+                told_of = outcome(RUNS[name])
+            except Exception:
+                told_of = {"error": traceback.format_exc()}
+            print(json.dumps({"name": name, **told_of}), flush=True)
+        os.chdir("/")
