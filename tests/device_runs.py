@@ -1,19 +1,20 @@
-"""Small runs of everything that works on a device, each on the CPU and on a second device: `python -m tests.device_runs`.
+"""Small runs of everything that works on a device, each on the CPU and on a second device.
 
-Writes one line of JSON a run to standard output: its name, the digest of its results on either, the syncs by line, or
-the error.
+`python -m tests.device_runs FILE` writes a line of JSON a run to FILE: its name, the digest of its results on either,
+the syncs and copies by line of the package, or the error.
 """
 
 import csv
 import hashlib
 import json
+import os
 import sys
 import tempfile
-import time
 import traceback
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from peft import LoraConfig
@@ -24,6 +25,7 @@ from optimum_barber.cli import main
 from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.models.measure import latency
+from optimum_barber.runs.report import html
 
 from .conftest import SIZES, tiny_model, tiny_windows
 from .second_device import NAME, SecondDevice
@@ -32,7 +34,7 @@ from .test_masked_lora import prune_in_place
 
 CALIBRATION = ["--calibration", "text.txt", "--samples", "4", "--sequence-length", "16", "--quiet"]
 EVALUATION = ["--evaluation", "text.txt", "--windows", "2"]
-RUNS = {}
+RUNS, ACTIVE = {}, []
 
 
 def run(name, **settings):
@@ -78,27 +80,37 @@ def hybrid():
     return transformers.BambaForCausalLM(config).eval()
 
 
-MODELS = {"llama": tiny_model, "mixtral": mixtral, "hybrid": hybrid}
+BLOCKS = 2  # of the models of one layer
+MODELS = {
+    "llama": partial(tiny_model, num_hidden_layers=1),
+    "wide": partial(tiny_model, num_hidden_layers=1, hidden_size=64, intermediate_size=112),
+    "biased": partial(tiny_model, num_hidden_layers=1, attention_bias=True, mlp_bias=True),
+    "mixtral": partial(mixtral, num_hidden_layers=1),
+    "hybrid": hybrid,
+}
 HALF = {"sparsity": 0.5}
 QUICK = {"method": "barber", "rounds": 1}
+NEWTON = {"method": "barber+swaps+gauss-newton", "rounds": 1, "newton_rounds": 1}
 
 
 @run("prune: the default", **HALF)
+@run("syncs: more rows and columns", **HALF, model="wide")
+@run("syncs: more samples", **HALF, samples=9)
 @run("prune: magnitude, swaps", **HALF, producer="magnitude", rebuild={"method": "swaps"})
 @run("prune: sparsegpt, least-squares", **HALF, producer="sparsegpt", rebuild=QUICK, reconstruct="least-squares")
 @run("prune: random, dsnot", **HALF, producer="random", rebuild={"method": "dsnot"})
-@run("prune: 2:4", pattern="2:4")
+@run("prune: 2:4", pattern="2:4", rebuild=NEWTON)
 @run("prune: 2:4, sparsegpt, no rebuild", pattern="2:4", producer="sparsegpt", rebuild={"method": "none"})
-@run("prune: barber+swaps+gauss-newton", **HALF, rebuild={"method": "barber+swaps+gauss-newton", "newton_rounds": 1})
+@run("prune: barber+swaps+gauss-newton", **HALF, rebuild=NEWTON)
 @run("prune: output rows, gradient", **HALF, rebuild={**QUICK, "granularity": "output"}, reconstruct="gradient")
-@run("prune: samples in host memory", **HALF, rebuild={"method": "barber+swaps"}, batch_size=1)
+@run("prune: samples in host memory", **HALF, rebuild={"method": "barber+swaps", "rounds": 1}, batch_size=1)
 @run("prune: allocation owl", **HALF, allocation="owl", rebuild=QUICK)
 @run("prune: allocation measured", **HALF, allocation="measured", rebuild={"method": "none"})
 @run("prune: a mixture of experts", model="mixtral", **HALF, rebuild={"method": "barber+swaps", "rounds": 1})
 @run("prune: a hybrid", model="hybrid", **HALF, rebuild=QUICK, allow_dense_rest=True)
-def pruned(device, model="llama", **settings):
-    model = MODELS[model]()
-    result = BarberSparsifier(model).sparsify(BarberConfig(device=device, **settings), tiny_windows(), quiet=True)
+def pruned(device, model="llama", samples=4, **settings):
+    model, config = MODELS[model](), BarberConfig(device=device, **settings)
+    result = BarberSparsifier(model).sparsify(config, tiny_windows(samples), quiet=True)
     return told(result), model.state_dict()
 
 
@@ -108,14 +120,12 @@ def told(result):
     return {name: mask.unpack() for name, mask in result.masks.items()}, errors
 
 
-@run("prune: disk to disk, samples in memory", activations="memory")
-@run("prune: disk to disk, samples on the disk", activations="disk")
-def streamed(device, activations):
-    sparsifier = BarberSparsifier(None, None, resolve_model("model"), stream="always")
-    config = BarberConfig(device=device, sparsity=0.5, rebuild={"method": "barber+swaps"})
-    result = sparsifier.sparsify(
-        config, tiny_windows(), "out", overwrite=True, quiet=True, activations=activations
-    )
+@run("prune: disk to disk, samples in memory", model="model", activations="memory")
+@run("prune: disk to disk, samples on the disk", model="small", activations="disk")
+def streamed(device, model, activations):
+    sparsifier = BarberSparsifier(None, None, resolve_model(model), stream="always")
+    config = BarberConfig(device=device, sparsity=0.5, rebuild={"method": "barber+swaps", "rounds": 1})
+    result = sparsifier.sparsify(config, tiny_windows(), "out", overwrite=True, quiet=True, activations=activations)
     return told(result), files("out")
 
 
@@ -127,7 +137,7 @@ def files(folder):
 @run("refine")
 def refined(device):
     refiner = BarberRefiner(load_model(resolve_model("model")))
-    result = refiner.refine("sparse", RefineConfig(device=device, rounds=1, exchanges=4), tiny_windows(), quiet=True)
+    result = refiner.refine("sparse", RefineConfig(device=device, rounds=1, exchanges=2), tiny_windows(), quiet=True)
     return {name: mask.unpack() for name, mask in result.masks.items()}, result.rounds
 
 
@@ -140,17 +150,16 @@ def refined(device):
 @run("shrink: random", scorer="random")
 @run("shrink: experts by reap", model="mixtral", scorer="reap", remove=None, remove_experts=0.25)
 @run("shrink: experts by bip", model="mixtral", scorer="bip", remove=None, remove_experts=0.25)
-def shrunk(device, model="llama", remove=0.3, **settings):
-    model = tiny_model(attention_bias=True, mlp_bias=True) if model == "llama" else MODELS[model]()
+def shrunk(device, model="biased", remove=0.3, **settings):
     config = ShrinkConfig(device=device, remove=remove, **settings)
-    result = BarberShrinker(model).shrink(config, tiny_windows(), latency=False, quiet=True)
+    result = BarberShrinker(MODELS[model]()).shrink(config, tiny_windows(), latency=False, quiet=True)
     return result.structure.model_dump(), result.model.state_dict(), result.report.get("blocks")
 
 
 @run("LoRA under masks")
 @torch.no_grad()
 def tuned(device):
-    model = tiny_model()
+    model = MODELS["llama"]()
     masks, windows = prune_in_place(model), tiny_windows().to(device)
     torch.manual_seed(0)
     adapter = masked_lora(model, masks, LoraConfig(r=3, task_type="CAUSAL_LM", init_lora_weights=False)).to(device)
@@ -183,9 +192,9 @@ def evaluated(device):
 
 @run("compare")
 def compared(device):
-    axes = ["--producers", "magnitude", "wanda", "--rebuilds", "none", "barber,rounds=1", "--sparsities", "0.5"]
+    axes = ["--producers", "wanda", "--rebuilds", "none", "barber,rounds=1", "--sparsities", "0.5"]
     command(
-        "compare", "model", *axes, *CALIBRATION, *EVALUATION, "--keep-masks", "--device", device, "-o", f"c-{device}"
+        "compare", "small", *axes, *CALIBRATION, *EVALUATION, "--keep-masks", "--device", device, "-o", f"c-{device}"
     )
     return table(f"c-{device}/compare.csv"), list(files(f"c-{device}").values())
 
@@ -193,7 +202,7 @@ def compared(device):
 @run("sweep")
 def swept(device):
     axes = ["--scorers", "bip", "magnitude", "--remove", "0.3", "--no-latency"]
-    command("sweep", "model", *axes, *CALIBRATION, *EVALUATION, "--device", device, "-o", f"s-{device}")
+    command("sweep", "small", *axes, *CALIBRATION, *EVALUATION, "--device", device, "-o", f"s-{device}")
     return table(f"s-{device}/table.csv")
 
 
@@ -207,13 +216,38 @@ def own_text(device):
 @run("a recipe")
 def recipe(device):
     Path("recipe.yaml").write_text(
-        f"model: model\noutput: r-{device}\ndevice: {device}\n"
+        f"model: small\noutput: r-{device}\ndevice: {device}\n"
         "calibration: {texts: [text.txt], samples: 4, sequence_length: 16}\nstages:\n"
-        "  - prune: {producer: wanda, sparsity: 0.5}\n  - rebuild: {method: swaps}\n  - refine: {rounds: 1}\n"
+        "  - prune: {producer: magnitude, sparsity: 0.5}\n  - rebuild: {method: swaps}\n"
         "  - quantize: {method: gptq, bits: 4, group_size: 16}\n  - evaluate: {perplexity: [text.txt], windows: 2}\n"
     )
     command("run", "recipe.yaml", "--quiet")
     return list(files(f"r-{device}").values())
+
+
+@run("the device itself")
+def simulated(device):
+    if device == "cpu":
+        return None
+    here, there = torch.ones(3), torch.arange(3.0, device=device)
+    assert str(there.device) == str(torch.ones(2, 2).to(device).device) == "fake:0"
+    assert {there.cpu().device.type, torch.zeros_like(there, device="cpu").device.type} == {"cpu"}
+    for part in (there * 2, there.double(), here.to(there), there[1:], there.clone(), there.new_ones(2)):
+        assert part.device.type == NAME
+    mixing = [
+        lambda: here + there, lambda: torch.cat([there, here]), lambda: there.add_(here), lambda: there.numpy(),
+        lambda: torch.multinomial(there, 1, generator=torch.Generator()), lambda: here[there.long()],
+    ]  # fmt: skip
+    for mix in mixing:
+        with pytest.raises((RuntimeError, TypeError), match="device"):
+            mix()
+    assert (there + 1.5)[torch.tensor([0, 2])].tolist() == [1.5, 3.5]  # numbers and indices may come from the CPU
+    before = sum(ACTIVE[-1].syncs.values())
+    waits = [there.sum().item, there.any().__bool__, there.tolist, there.cpu, there.nonzero, lambda: there[there > 1]]
+    for wait in waits:
+        wait()
+    assert sum(ACTIVE[-1].syncs.values()) == before + len(waits)
+    return None
 
 
 @run("latency")
@@ -225,12 +259,11 @@ def timed(device):
 
 def outcome(function):
     """One run on the CPU and one on the second device."""
-    started = time.perf_counter()
     expected = digest(function("cpu"))
     with SecondDevice() as device:
-        found = function(NAME)
-    seconds = time.perf_counter() - started
-    return {"cpu": expected, "device": digest(found), "syncs": device.syncs, "copies": device.copies, "seconds": seconds}
+        ACTIVE.append(device)
+        result = function(NAME)
+    return {"cpu": expected, "device": digest(result), "syncs": device.syncs, "copies": device.copies}
 
 
 def inputs():
@@ -240,22 +273,31 @@ def inputs():
     from .conftest import trained_tokenizer
 
     Path("text.txt").write_text("\n\n".join(list(topics.values())[:3])[:6000], encoding="utf-8")
-    tiny_model().save_pretrained("model", max_shard_size="30KB")
-    trained_tokenizer().save_pretrained("model")
+    for name, layers in (("model", 2), ("small", 1)):
+        tiny_model(num_hidden_layers=layers).save_pretrained(name, max_shard_size="30KB")
+        trained_tokenizer().save_pretrained(name)
     pruning = BarberConfig(producer="magnitude", sparsity=0.5, rebuild={"method": "none"}, device="cpu")
     BarberSparsifier.from_pretrained("model").sparsify(pruning, tiny_windows(), "sparse", quiet=True)
 
 
-if __name__ == "__main__":
-    import os
+def write_outcomes(output, names):
+    """Run and write, in the working folder."""
+    inputs()
+    with open(output, "w") as lines:
+        for name in names:
+            try:
+                result = outcome(RUNS[name])
+            except Exception:
+                result = {"error": traceback.format_exc()}
+            lines.write(json.dumps({"name": name, **result}) + "\n")
+            lines.flush()
 
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output = Path(sys.argv[1]).absolute()
+    html.can_draw = lambda: False  # drawing takes longer than a tiny run
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        inputs()
-        for name in sys.argv[1:] or RUNS:
-            try:
-                told_of = outcome(RUNS[name])
-            except Exception:
-                told_of = {"error": traceback.format_exc()}
-            print(json.dumps({"name": name, **told_of}), flush=True)
+        write_outcomes(output, sys.argv[2:] or RUNS)
         os.chdir("/")

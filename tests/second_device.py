@@ -12,13 +12,14 @@ checked. The kernels are the CPU's, so results must have the CPU's bits. The nam
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -75,8 +76,21 @@ class Backend:
         yield stream
 
 
-_setup_privateuseone_for_python_backend(NAME, Backend())
-DEVICE = torch.device(NAME, 0)
+@cache
+def registered():
+    """The device, which torch knows from now on."""
+    _setup_privateuseone_for_python_backend(NAME, Backend())
+    return torch.device(NAME, 0)
+
+
+def tensors_in(*nested):
+    """All tensors in nested sequences."""
+    for part in nested:
+        for item in part:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, list | tuple):
+                yield from tensors_in(item)
 
 
 def caller():
@@ -102,6 +116,7 @@ class SecondDevice:
         self._modes = FunctionMode(self), OperationMode(self)
 
     def __enter__(self):
+        registered()
         for mode in self._modes:
             mode.__enter__()
         return self
@@ -121,7 +136,7 @@ class SecondDevice:
 
     def holds(self, tensor):
         """Whether it is a tensor of the device."""
-        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
+        if tensor.is_meta or tensor.layout != torch.strided:
             return False
         return tensor.untyped_storage()._cdata in self._storages
 
@@ -129,8 +144,9 @@ class SecondDevice:
         """Make it a tensor of the device."""
         if len(self._storages) > 10_000:
             self._storages = {key: held for key, held in self._storages.items() if not held.expired()}
-        if isinstance(tensor, Tensor) and not tensor.is_meta:
-            self._storages[tensor.untyped_storage()._cdata] = StorageWeakRef(tensor.untyped_storage())
+        storage = tensor.untyped_storage()
+        if not tensor.is_meta and storage._cdata not in self._storages:
+            self._storages[storage._cdata] = StorageWeakRef(storage)
 
     def synced(self):
         self.syncs[caller()] += 1
@@ -143,11 +159,16 @@ class SecondDevice:
             self.synced()
 
 
-class FunctionMode(TorchFunctionMode):
-    """What a tensor is asked without an operation: its device, its numbers, itself on another device."""
+class FunctionMode(DeviceContext):
+    """What a tensor is asked without an operation: its device, its numbers, itself on another device.
+
+    Gradients are computed without modes; torch's checkpointing restores those of this class while it recomputes.
+    """
+
+    __enter__, __exit__ = TorchFunctionMode.__enter__, TorchFunctionMode.__exit__
 
     def __init__(self, owner):
-        super().__init__()
+        super().__init__(torch.device("cpu"))
         self.owner = owner
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -155,12 +176,12 @@ class FunctionMode(TorchFunctionMode):
         if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs.pop("device")  # torch would copy the numbers there without an operation to be seen
             return function(*args, **kwargs).to(device)
-        if not any(map(self.owner.holds, pytree.tree_leaves((args, kwargs)))):
+        if not any(map(self.owner.holds, tensors_in(args, kwargs.values()))):
             return function(*args, **kwargs)
         if getattr(function, "__self__", None) is Tensor.device:
-            return DEVICE if self.owner.holds(args[0]) else args[0].device
+            return registered()
         name = getattr(function, "__name__", "")
-        own = self.owner.holds(args[0]) or function is Tensor.to
+        own = function is Tensor.to or (isinstance(args[0], Tensor) and self.owner.holds(args[0]))
         answer = getattr(self, f"_{name.strip('_')}", None) if own else None
         with self.owner.working():
             return function(*args, **kwargs) if answer is None else answer(*args, **kwargs)
@@ -175,7 +196,7 @@ class FunctionMode(TorchFunctionMode):
     def destination(self, first=None, *rest, device=None, dtype=None, **_):
         """Which device and dtype `Tensor.to` is to give, None for the tensor's own."""
         if isinstance(first, Tensor):
-            return DEVICE if self.owner.holds(first) else first.device, first.dtype
+            return registered() if self.owner.holds(first) else first.device, first.dtype
         for value in (first, *rest):
             if isinstance(value, torch.dtype):
                 dtype = value
@@ -189,17 +210,13 @@ class FunctionMode(TorchFunctionMode):
         self.owner.synced()
         return tensor.tolist()
 
-    def _backward(self, tensor, gradient=None, **kwargs):
-        with self:  # hooks and recomputed blocks ask for devices too
-            torch.autograd.backward(tensor, gradient, **kwargs)
-
     def _deepcopy(self, tensor, memo):
         copy = tensor.__deepcopy__(memo)
         self.owner.add(copy)
         return copy
 
     def _numpy(self, tensor, **kwargs):
-        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy")
+        raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy")
 
     _array = _numpy
 
@@ -219,16 +236,13 @@ class OperationMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in(args, kwargs.values()))
         inputs = [self.owner.holds(tensor) for tensor in tensors]
         if operation is aten.copy_.default:
             self.owner.copied(there=inputs[1], here=inputs[0])
             return operation(*args, **kwargs)
-        there = here = any(inputs)
-        if not tensors and self.owner.at_work:
-            here = True
-        elif kwargs.get("device") is not None:
-            here = kwargs["device"].type == NAME
+        there = any(inputs)
+        here = self.makes(there, kwargs.get("device"), bool(tensors))
         if operation is aten._to_copy.default:
             self.owner.copied(there, here)
         if there:
@@ -241,8 +255,14 @@ class OperationMode(TorchDispatchMode):
             kwargs["pin_memory"] = False
         result = operation(*args, **kwargs)
         if here:
-            pytree.tree_map(self.owner.add, result)
+            for tensor in tensors_in([result]):
+                self.owner.add(tensor)
         return result
+
+    def makes(self, there, device, takes):
+        """Whether the result is the device's, by the inputs', what is asked for, and whether there are inputs."""
+        inherits = self.owner.at_work and not takes
+        return inherits or (there if device is None else device.type == NAME)
 
     def check(self, operation, tensors, inputs):
         """Count the syncs of an operation; refuse it if it mixes devices, but for numbers and indices."""

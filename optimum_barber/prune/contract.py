@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import BarberError
-from ..tensors.masks import holds_pattern
+from ..tensors.masks import count_all, holds_pattern
 from ..tensors.patterns import SparsityPattern
 from .producers import LinearInput, Produced, Producer
 
@@ -58,7 +58,7 @@ def check_rebuilt(
 
 def kept_weights(masks: Mapping[str, Tensor]) -> int:
     """The number of weights that the masks of a block keep."""
-    return sum(int(keep.count_nonzero()) for keep in masks.values())
+    return count_all(masks.values())
 
 
 def _check_mask(whose: str, keep: Any, shape: torch.Size, pattern: SparsityPattern) -> None:

@@ -21,7 +21,7 @@ from ..models.calls import forward_of
 from ..models.matrices import RoutedExperts, is_transposed
 from ..models.source import ModelSource
 from ..tensors.input_statistics import InputRecorder, InputStatistics
-from ..tensors.masks import PackedMask
+from ..tensors.masks import PackedMask, count_all
 from ..tensors.patterns import SparsityPattern
 from .block_cache import Masks
 from .contract import ask, check_rebuilt
@@ -184,7 +184,7 @@ def _settle(
         pairs=sum(int(record.get("pairs", 0)) for record in rounds),
         swaps=swap_count(first, trial.masks),
         rows=sum(len(rows) for rows in unchanged),
-        rows_without_swap=sum(int(rows.sum()) for rows in unchanged),
+        rows_without_swap=count_all(unchanged),
         rounds=rounds,
         reconstructions=reconstructions,
         forward_passes=trial.forward_passes,

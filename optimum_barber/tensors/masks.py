@@ -1,6 +1,7 @@
 """Keep masks as tensors: selecting, applying, checking, packing, hashing. True means kept. Torch only."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ def select_lowest(scores: Tensor, count: int) -> Tensor:
 def count_true(mask: Tensor) -> Tensor:
     """True of each row, (rows,) int64; a single long row is counted without a 64-bit copy of it."""
     return mask.count_nonzero()[None] if len(mask) == 1 else mask.count_nonzero(1)
+
+
+def count_all(masks: Iterable[Tensor]) -> int:
+    """The number of True in all masks, read from their device at once."""
+    counts = [mask.count_nonzero() for mask in masks]
+    return int(torch.stack(counts).sum()) if counts else 0
 
 
 def fill_up(chosen: Tensor, tied: Tensor, counts: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ def kept_or_zero(values: Tensor, keep: Tensor) -> Tensor:
 def infinite_where(costs: Tensor, void: Tensor) -> Tensor:
     """The finite costs, infinite where `void` is True; of any floating dtype, of the shape of the bool mask."""
     integers = SAME_SIZE[costs.element_size()]
-    infinity = torch.tensor(torch.inf, dtype=costs.dtype, device=costs.device).view(integers)
+    infinity = torch.full((), torch.inf, dtype=costs.dtype, device=costs.device).view(integers)
     return void.to(integers).mul_(infinity).view(costs.dtype).add_(costs)
 
 

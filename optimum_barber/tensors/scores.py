@@ -1,5 +1,6 @@
 """Importance of weights from weights and gradients (LLM-Barber, arXiv 2408.10631). Torch only."""
 
+import torch
 from torch import Tensor
 
 from ..base.ranks import ALONE, Ranks
@@ -43,8 +44,7 @@ def importance(weight: Tensor, gradient: Tensor | None, metric: str = "weight_gr
 
 def finite(tensors: list[Tensor]) -> bool:
     """Whether no value of any tensor is NaN or infinite."""
+    extremes: list[Tensor] = []
     for tensor in tensors:
-        lowest, highest = tensor.aminmax()  # NaN where any value is
-        if not bool(lowest.isfinite() & highest.isfinite()):
-            return False
-    return True
+        extremes += tensor.aminmax()  # NaN where any value is
+    return not extremes or bool(torch.stack(extremes).isfinite().all())  # in one transfer from the device
