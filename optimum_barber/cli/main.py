@@ -17,6 +17,7 @@ from ..base.memory import return_freed_buffers
 from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
+from .processes import run_on
 from .terminal import hush_transformers
 
 COMMANDS = {
@@ -98,12 +99,32 @@ def execute(args: argparse.Namespace) -> int:
         return failure.status
 
 
+def _devices(args: argparse.Namespace) -> list[str]:
+    """Return the devices that a command is to share its work among; none if it works on one."""
+    asked = getattr(args, "device", None) or ""
+    if asked != "all" and "," not in asked:
+        return []
+    from ..models.device import device_names
+
+    devices = device_names(asked)
+    if len(devices) > 1 and args.command not in SHARED:
+        raise BarberError(f"{args.command} works on one device, {asked!r} are {len(devices)}: give {devices[0]}")
+    if len(devices) > 1 and several():
+        raise BarberError(
+            f"device {asked!r} starts a process for each device: start it without a launcher, or give auto"
+        )
+    return devices
+
+
 def _run(args: argparse.Namespace) -> int:
     level = logging.ERROR if args.quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     hush_transformers(args.quiet)
     if several() and args.command not in (*SHARED, *OWN):
         raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
+    devices = _devices(args)
+    if len(devices) > 1:
+        return run_on(devices, args)
     with hidden_bars(args.quiet), warnings.catch_warnings():
         if args.quiet:
             warnings.simplefilter("ignore")

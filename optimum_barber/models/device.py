@@ -25,6 +25,20 @@ def matrix_products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+class SeveralDevicesError(BarberError):
+    """Several devices are named where one is expected."""
+
+
+def device_names(device: str) -> list[str]:
+    """Return the devices that a comma-separated list names; `all` are all accelerators of this machine."""
+    if device != "all":
+        return device.split(",")
+    kind = accelerator()
+    if kind is None:
+        raise BarberError("device 'all' finds no accelerator on this machine: give cpu")
+    return [f"{kind.type}:{number}" for number in range(accelerator_count())]
+
+
 def choose_device(device: str) -> torch.device:
     """Return a device; `auto` is the machine's accelerator if it has float64, else the CPU.
 
@@ -33,10 +47,13 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         kind = accelerator()
         return torch.device("cpu") if kind is None or not has_float64(kind) else _own_device(kind)
-    if device in ("all", "") or "," in device:
-        raise BarberError(f"device {device!r} is not one device: `prune` on the command line alone takes several")
+    names = device_names(device)
+    if len(names) > 1:
+        raise SeveralDevicesError(
+            f"device {device!r} names {len(names)} devices, this works on one: give one of {', '.join(names)}"
+        )
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(names[0])
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise BarberError(f"device {device!r} is not at hand: {str(error).splitlines()[0]}") from None

@@ -99,7 +99,11 @@ class BarberConfig(Calibrated, PruneSettings):
 
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="the calibration windows")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
-    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto",
+        description="device to use: auto, cpu, cuda, cuda:1, ...; the command line of `prune` takes several too, which "
+        "share the samples: cuda:0,cuda:1 or all",
+    )
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",
         description="dtype of the result: float32, float16, bfloat16, or auto (the model's own; GGUF: float16)",

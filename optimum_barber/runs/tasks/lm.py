@@ -13,7 +13,7 @@ from ...base.fields import DTYPES
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
 from ...checkpoints.structure import PrunedStructure, read_structure
-from ...models.device import choose_device
+from ...models.device import SeveralDevicesError, choose_device
 from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
 from ..evaluate import load_adapted
 
@@ -77,6 +77,8 @@ def available_device(device: Any) -> torch.device:
     """Return the evaluation's device, or, as lm-eval does, the one there is where it is not available."""
     try:
         return choose_device(str(device or "auto"))
+    except SeveralDevicesError:
+        raise
     except BarberError:
         return choose_device("auto")
 

@@ -1,0 +1,103 @@
+"""A command on several devices: one process a device, as a launcher would start them on this machine."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from ..base.errors import LostRankError
+
+LEAVING = 20.0  # seconds that the other processes have to end after one has failed, or after an interrupt
+INTERRUPTED = 130  # exit status
+STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torch's own name: the process that starts the ranks holds their store
+
+
+def run_on(devices: Sequence[str], args: argparse.Namespace) -> int:
+    """Run a command as one rank a device; return 0, or the exit status of the first rank that failed.
+
+    All processes end when one of them fails, and when this one is interrupted or ends.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, STORE: True}
+    if "OMP_NUM_THREADS" not in os.environ:
+        shared["OMP_NUM_THREADS"] = max((os.cpu_count() or 1) // len(devices), 1)
+    settings = {key: value for key, value in vars(args).items() if not callable(value)}
+    context, processes = get_context("spawn"), list[BaseProcess]()
+    with ended(processes):
+        for rank, device in enumerate(devices):
+            environment = {**shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": len(devices)}
+            process = context.Process(target=run_rank, args=(environment, {**settings, "device": device}))
+            process.start()
+            processes.append(process)
+        return status_of(list(statuses(processes)))
+    return INTERRUPTED
+
+
+def run_rank(environment: Mapping[str, object], settings: Mapping[str, Any]) -> None:
+    """Be one rank: run the command with its environment and device, and end with its exit status."""
+    os.environ |= {name: str(value) for name, value in environment.items()}  # before torch is imported
+    Thread(target=end_with_parent, daemon=True).start()
+    from ..base.memory import return_freed_buffers
+    from .main import COMMANDS, execute
+
+    return_freed_buffers()
+    sys.exit(execute(argparse.Namespace(**settings, run=COMMANDS[settings["command"]].run)))
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it has ended, however it did."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def statuses(processes: Sequence[BaseProcess]) -> Iterator[int]:
+    """Yield the exit statuses of processes in the order in which they end; after a failure the others must hurry."""
+    waiting = {process.sentinel: process for process in processes}
+    deadline: float | None = None
+    while waiting:
+        left = None if deadline is None else max(deadline - monotonic(), 0.0)
+        done = connection.wait(list(waiting), left)
+        if not done:
+            return
+        for sentinel in done:
+            process = waiting.pop(int(sentinel))  # type: ignore[call-overload]
+            process.join()
+            yield process.exitcode or 0
+            if process.exitcode and deadline is None:
+                deadline = monotonic() + LEAVING
+
+
+def status_of(ended_with: Sequence[int]) -> int:
+    """Return the status of the first failure; a rank that only lost another one did not fail first."""
+    failures = [status for status in ended_with if status]
+    own = [status for status in failures if status != LostRankError.status]
+    first = [*own, *failures, 0][0]
+    return first if first >= 0 else 128 - first  # ended by a signal, as a shell tells it
+
+
+@contextmanager
+def ended(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """End the processes with the block; after an interrupt they end by themselves, and the first rank reports it."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in processes:
+            process.join(LEAVING / len(processes))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join()

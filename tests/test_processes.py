@@ -1,0 +1,110 @@
+"""`--device` with several devices: a rank each, one voice, one exit status, and nothing that outlives the command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from optimum_barber.base.errors import BarberError
+from optimum_barber.cli import build_parser, launch, main
+from optimum_barber.cli.main import _run
+from optimum_barber.cli.processes import status_of
+from optimum_barber.models import device
+from optimum_barber.models.device import choose_device, device_names
+from optimum_barber.runs.tasks.lm import available_device
+
+from .test_streaming import files
+
+QUICK = ["--sparsity", "0.5", "--samples", "4", "--sequence-length", "16"]
+
+
+def test_two_devices_write_what_one_writes(tmp_path, model_dir, text_file, capfd):
+    prune = ["prune", str(model_dir), *QUICK, "--calibration", str(text_file), "--rebuild", "swaps"]
+    assert main([*prune, "--device", "cpu", "-o", str(tmp_path / "one")]) == 0
+    capfd.readouterr()
+    assert main([*prune, "--device", "cpu,cpu", "-o", str(tmp_path / "two")]) == 0
+    assert capfd.readouterr().out.count("written to") == 1
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_a_failure_of_the_ranks_is_told_once(tmp_path, model_dir, text_file, capfd):
+    prune = ["prune", str(model_dir), *QUICK, "--calibration", str(text_file), "-o", str(tmp_path / "out")]
+    assert main([*prune, "--samples", "1", "--device", "cpu,cpu"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("optimum-barber: ") == err.count("samples 1 are fewer than the 2 ranks") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def ranks_of(parent):
+    """Process ids of the ranks that a process has started."""
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("sent", "group", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -signal.SIGKILL)],
+)
+def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, group, status):
+    long = ["--samples", "64", "--sequence-length", "64", "--rounds", "1000", "--accept", "always"]
+    command = ["prune", model_dir, *QUICK, *long, "--calibration", text_file, "--device", "cpu,cpu", "-o"]
+    arguments = [str(argument) for argument in (*command, tmp_path / "out")]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "optimum_barber", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.iterdir()) and run.poll() is None:
+        time.sleep(0.1)
+    ranks = ranks_of(run.pid)
+    (os.killpg if group else os.kill)(run.pid, sent)
+    told = run.communicate(timeout=120)[1]
+    assert run.returncode == status and len(ranks) == 2
+    assert "Traceback" not in told
+    assert told.count("interrupted") == int(group)
+    ended_by = time.monotonic() + 60
+    while any(map(alive, ranks)):
+        assert time.monotonic() < ended_by
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("ended_with", "status"), [([0, 0], 0), ([2, 1], 2), ([1, 2], 2), ([1, 1], 1), ([1, -9], 137), ([0, 130], 130)]
+)
+def test_the_status_is_that_of_the_first_failure(ended_with, status):
+    assert status_of(ended_with) == status
+
+
+def test_all_are_the_accelerators_of_the_machine(monkeypatch):
+    monkeypatch.setattr(device, "accelerator", lambda: None)
+    with pytest.raises(BarberError, match="device 'all' finds no accelerator on this machine: give cpu"):
+        device_names("all")
+    monkeypatch.setattr(device, "accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(device, "accelerator_count", lambda: 2)
+    assert device_names("all") == ["xpu:0", "xpu:1"] and device_names("cpu,cuda:1") == ["cpu", "cuda:1"]
+    for choose in (choose_device, available_device):
+        with pytest.raises(BarberError, match="'all' names 2 devices, this works on one: give one of xpu:0, xpu:1"):
+            choose("all")
+
+
+def test_other_commands_work_on_one_device(monkeypatch, model_dir, text_file, capsys):
+    assert main(["eval", str(model_dir), "--perplexity", str(text_file), "--device", "cpu,cpu"]) == 2
+    assert "eval works on one device, 'cpu,cpu' are 2: give cpu" in capsys.readouterr().err
+    for name in launch.ENVIRONMENT:
+        monkeypatch.setenv(name, "2")
+    args = build_parser().parse_args(["prune", str(model_dir), *QUICK, "--device", "cpu,cpu", "-o", "out"])
+    with pytest.raises(BarberError, match="'cpu,cpu' starts a process for each device: start it without a launcher"):
+        _run(args)
