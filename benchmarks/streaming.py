@@ -55,13 +55,17 @@ def write_model(
     intermediate: int | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
+    repeated: bool = False,
 ) -> Any:
-    """A LLaMA-shaped checkpoint of random bf16 parameters; its configuration."""
-    return write_checkpoint(directory, llama(layers, hidden, intermediate, heads, kv_heads))
+    """A LLaMA-shaped checkpoint of random bf16 parameters; its configuration. See `write_checkpoint`."""
+    return write_checkpoint(directory, llama(layers, hidden, intermediate, heads, kv_heads), repeated)
 
 
-def write_checkpoint(directory: Path, config: Any) -> Any:
-    """A checkpoint of random bf16 parameters in the names of files, a shard a layer; its configuration."""
+def write_checkpoint(directory: Path, config: Any, repeated: bool = False) -> Any:
+    """A checkpoint of random bf16 parameters in the names of files, a shard a layer; its configuration.
+
+    `repeated` gives every layer the values of the first, which takes less time.
+    """
     directory.mkdir(parents=True)
     config.save_pretrained(directory)
     model = empty_model(config)
@@ -71,11 +75,14 @@ def write_checkpoint(directory: Path, config: Any) -> Any:
         home = name.split(".")[2] if ".layers." in name else "rest"
         homes.setdefault(home, []).append(name)
     generator = torch.Generator().manual_seed(0)
-    where = {}
+    where, drawn = {}, dict[str, torch.Tensor]()
     for home, parameters in homes.items():
         tensors: dict[str, torch.Tensor] = {}
         for name in parameters:
-            tensors |= names.tensors_of(name, random_parameter(tuple(model.get_parameter(name).shape), generator))
+            part = name.partition(f".{home}.")[2] if repeated else ""
+            if part not in drawn:
+                drawn[part] = random_parameter(tuple(model.get_parameter(name).shape), generator)
+            tensors |= names.tensors_of(name, drawn[part] if part else drawn.pop(part))
         file = f"model-{home}.safetensors"
         entries = {name: Entry(torch.bfloat16, tuple(tensor.shape)) for name, tensor in tensors.items()}
         shard = TensorFile(directory / file, entries, {"format": "pt"})

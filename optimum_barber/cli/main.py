@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -99,6 +100,11 @@ def execute(args: argparse.Namespace) -> int:
         return failure.status
 
 
+def _execute_as_rank(settings: dict[str, Any]) -> int:
+    return_freed_buffers()
+    return execute(argparse.Namespace(**settings, run=COMMANDS[settings["command"]].run))
+
+
 def _devices(args: argparse.Namespace) -> list[str]:
     """Return the devices that a command is to share its work among; none if it works on one."""
     asked = getattr(args, "device", None) or ""
@@ -124,7 +130,8 @@ def _run(args: argparse.Namespace) -> int:
         raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
     devices = _devices(args)
     if len(devices) > 1:
-        return run_on(devices, args)
+        settings = {key: value for key, value in vars(args).items() if not callable(value)}
+        return run_on(devices, settings, _execute_as_rank)
     with hidden_bars(args.quiet), warnings.catch_warnings():
         if args.quiet:
             warnings.simplefilter("ignore")

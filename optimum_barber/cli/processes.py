@@ -1,10 +1,9 @@
 """A command on several devices: one process a device, as a launcher would start them on this machine."""
 
-import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -19,8 +18,8 @@ INTERRUPTED = 130  # exit status
 STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torch's own name: the process that starts the ranks holds their store
 
 
-def run_on(devices: Sequence[str], args: argparse.Namespace) -> int:
-    """Run a command as one rank a device; return 0, or the exit status of the first rank that failed.
+def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[dict[str, Any]], int]) -> int:
+    """Run `work(settings)` as one rank a device; return 0, or the exit status of the first rank that failed.
 
     All processes end when one of them fails, and when this one is interrupted or ends.
     """
@@ -30,27 +29,24 @@ def run_on(devices: Sequence[str], args: argparse.Namespace) -> int:
     shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, STORE: True}
     if "OMP_NUM_THREADS" not in os.environ:
         shared["OMP_NUM_THREADS"] = max((os.cpu_count() or 1) // len(devices), 1)
-    settings = {key: value for key, value in vars(args).items() if not callable(value)}
     context, processes = get_context("spawn"), list[BaseProcess]()
     with ended(processes):
         for rank, device in enumerate(devices):
             environment = {**shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": len(devices)}
-            process = context.Process(target=run_rank, args=(environment, {**settings, "device": device}))
+            process = context.Process(target=run_rank, args=(environment, work, {**settings, "device": device}))
             process.start()
             processes.append(process)
         return status_of(list(statuses(processes)))
     return INTERRUPTED
 
 
-def run_rank(environment: Mapping[str, object], settings: Mapping[str, Any]) -> None:
-    """Be one rank: run the command with its environment and device, and end with its exit status."""
+def run_rank(
+    environment: Mapping[str, object], work: Callable[[dict[str, Any]], int], settings: dict[str, Any]
+) -> None:
+    """Be one rank: do the work in the environment of a rank, and end with its exit status."""
     os.environ |= {name: str(value) for name, value in environment.items()}  # before torch is imported
     Thread(target=end_with_parent, daemon=True).start()
-    from ..base.memory import return_freed_buffers
-    from .main import COMMANDS, execute
-
-    return_freed_buffers()
-    sys.exit(execute(argparse.Namespace(**settings, run=COMMANDS[settings["command"]].run)))
+    sys.exit(work(settings))
 
 
 def end_with_parent() -> None:
