@@ -30,9 +30,9 @@ class LoraSettings(BaseModel):
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="of the learning rate")
     weight_decay: float = Field(0.0, ge=0, description="of A and B")
     seed: int = Field(0, ge=0, lt=2**32, description="decides the start of A, the order of the windows and dropout")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda", "xpu"] = Field("auto", description="auto is a GPU where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the frozen weights: auto is float32 on a CPU, bfloat16 on CUDA; A and B are float32"
+        "auto", description="of the frozen weights: auto is float32 on a CPU, bfloat16 on a GPU; A and B are float32"
     )
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
     logging_steps: int = Field(10, ge=1, description="steps between two points of the loss curve")

@@ -130,15 +130,15 @@ def _begin_run(folder: Path, run: dict[str, Any]) -> None:
 
 def _make_trainer(adapter: PeftModel, folder: Path, settings: LoraSettings, tokens: Tensor, quiet: bool) -> Trainer:
     """Build a Trainer that reports to nobody and keeps its last checkpoint in `folder`."""
-    on_cuda = adapter.device.type == "cuda"
+    on_device = adapter.device.type != "cpu"
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.gradient_accumulation,
         warmup_steps=round(settings.warmup * settings.steps), weight_decay=settings.weight_decay, seed=settings.seed,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.scheduler, settings.scheduler),
         logging_steps=settings.logging_steps, logging_nan_inf_filter=False, save_steps=settings.saving_steps,
-        save_total_limit=1, report_to="none", disable_tqdm=quiet or not sys.stderr.isatty(), use_cpu=not on_cuda,
-        dataloader_pin_memory=on_cuda, label_names=["labels"], **_checkpointing(settings),
+        save_total_limit=1, report_to="none", disable_tqdm=quiet or not sys.stderr.isatty(), use_cpu=not on_device,
+        dataloader_pin_memory=on_device, label_names=["labels"], **_checkpointing(settings),
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would mean DataParallel
     windows: Any = [{"input_ids": window, "labels": window} for window in tokens]
