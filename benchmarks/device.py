@@ -137,7 +137,7 @@ def tests(check: Check) -> None:
 def ranks(check: Check) -> None:
     """Compare the verbs of one rank with their arguments."""
     backend = COLLECTIVES.get(check.device.type, "gloo")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     group = RankGroup(check.device)
     try:

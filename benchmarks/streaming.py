@@ -75,14 +75,14 @@ def write_checkpoint(directory: Path, config: Any, repeated: bool = False) -> An
         home = name.split(".")[2] if ".layers." in name else "rest"
         homes.setdefault(home, []).append(name)
     generator = torch.Generator().manual_seed(0)
-    where, drawn = {}, dict[str, torch.Tensor]()
+    where, parts = {}, dict[str, torch.Tensor]()
     for home, parameters in homes.items():
         tensors: dict[str, torch.Tensor] = {}
         for name in parameters:
             part = name.partition(f".{home}.")[2] if repeated else ""
-            if part not in drawn:
-                drawn[part] = random_parameter(tuple(model.get_parameter(name).shape), generator)
-            tensors |= names.tensors_of(name, drawn[part] if part else drawn.pop(part))
+            if part not in parts:
+                parts[part] = random_parameter(tuple(model.get_parameter(name).shape), generator)
+            tensors |= names.tensors_of(name, parts[part] if part else parts.pop(part))
         file = f"model-{home}.safetensors"
         entries = {name: Entry(torch.bfloat16, tuple(tensor.shape)) for name, tensor in tensors.items()}
         shard = TensorFile(directory / file, entries, {"format": "pt"})

@@ -23,7 +23,7 @@ def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[
 
     All processes end when one of them fails, and when this one is interrupted or ends.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, STORE: True}
@@ -59,7 +59,7 @@ def end_with_parent() -> None:
 
 def statuses(processes: Sequence[BaseProcess]) -> Iterator[int]:
     """Yield the exit statuses of processes in the order in which they end; after a failure the others must hurry."""
-    waiting = {process.sentinel: process for process in processes}
+    waiting: dict[Any, BaseProcess] = {process.sentinel: process for process in processes}
     deadline: float | None = None
     while waiting:
         left = None if deadline is None else max(deadline - monotonic(), 0.0)
@@ -67,7 +67,7 @@ def statuses(processes: Sequence[BaseProcess]) -> Iterator[int]:
         if not done:
             return
         for sentinel in done:
-            process = waiting.pop(int(sentinel))  # type: ignore[call-overload]
+            process = waiting.pop(sentinel)
             process.join()
             yield process.exitcode or 0
             if process.exitcode and deadline is None:
