@@ -218,7 +218,7 @@ def recipe(device):
     Path("recipe.yaml").write_text(
         f"model: small\noutput: r-{device}\ndevice: {device}\n"
         "calibration: {texts: [text.txt], samples: 4, sequence_length: 16}\nstages:\n"
-        "  - prune: {producer: magnitude, sparsity: 0.5}\n  - rebuild: {method: swaps}\n"
+        "  - prune: {producer: magnitude, sparsity: 0.5}\n"
         "  - quantize: {method: gptq, bits: 4, group_size: 16}\n  - evaluate: {perplexity: [text.txt], windows: 2}\n"
     )
     command("run", "recipe.yaml", "--quiet")

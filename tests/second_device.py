@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = (str(ROOT / "optimum_barber"), str(ROOT / "integrations"))
@@ -79,7 +79,7 @@ class Backend:
 @cache
 def registered():
     """The device, which torch knows from now on."""
-    _setup_privateuseone_for_python_backend(NAME, Backend())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
     return torch.device(NAME, 0)
 
 

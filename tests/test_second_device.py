@@ -5,11 +5,17 @@ import subprocess
 import sys
 
 import pytest
+from torch.utils import backend_registration
 
 from .device_runs import BLOCKS, RUNS
 from .second_device import ROOT
 
 SYNCS_A_BLOCK = 95  # of a default run of the smallest model, with what it costs to begin and to end
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="needs a torch that takes a device written in Python",
+)
 
 
 @pytest.fixture(scope="module")

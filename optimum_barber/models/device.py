@@ -9,6 +9,8 @@ import torch
 from ..base.devices import accelerator, accelerator_count, has_float64
 from ..base.errors import BarberError
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
@@ -46,7 +48,7 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "auto":
         kind = accelerator()
-        return torch.device("cpu") if kind is None or not has_float64(kind) else _own_device(kind)
+        return CPU if kind is None else _own_device(kind)
     names = device_names(device)
     if len(names) > 1:
         raise SeveralDevicesError(
@@ -76,12 +78,15 @@ def working_dtype(dtype: str, device: torch.device, on_gpu: str = "auto") -> str
 
 
 def _own_device(kind: torch.device) -> torch.device:
-    if "LOCAL_RANK" not in os.environ:
-        return kind
-    number, count = int(os.environ["LOCAL_RANK"]), accelerator_count()
+    number, count, own = 0, accelerator_count(), kind
+    if "LOCAL_RANK" in os.environ:
+        number = int(os.environ["LOCAL_RANK"])
+        own = torch.device(kind.type, min(number, count - 1))
+    if not has_float64(own):
+        return CPU
     if number >= count:
         raise BarberError(
             f"device 'auto' finds no GPU for process {number} of this machine, which has {count}: "
             f"start {count} processes, or give cpu"
         )
-    return torch.device(kind.type, number)
+    return own
