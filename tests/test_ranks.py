@@ -229,9 +229,15 @@ def test_an_accelerator_without_float64_is_refused_before_any_work(monkeypatch):
     def to_float64(tensor, *arguments):
         raise TypeError("no float64")
 
+    def busy(tensor, *arguments):
+        raise RuntimeError("the device is busy")
+
     assert has_float64(CPU)
     monkeypatch.setattr(torch.Tensor, "to", to_float64)
     assert not has_float64(CPU)
+    monkeypatch.setattr(torch.Tensor, "to", busy)
+    with pytest.raises(RuntimeError, match="busy"):
+        has_float64(CPU)
     monkeypatch.setattr(device, "accelerator", lambda: torch.device("mps"))
     monkeypatch.setattr(device, "has_float64", lambda kind: False)
     assert choose_device("auto") == CPU and choose_device("cpu") == CPU

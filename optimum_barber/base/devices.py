@@ -14,6 +14,8 @@ from torch import Tensor
 
 COLLECTIVES = {"cuda": "nccl", "xpu": "xccl"}  # device type -> backend of process groups between such devices
 
+FLOAT64 = ("float64", "fp64")  # one of these names stands in the error of a device without it
+
 
 def accelerator() -> torch.device | None:
     """Return the type of device that torch sees beside the CPU, without a number; None where there is none."""
@@ -29,8 +31,10 @@ def has_float64(device: torch.device) -> bool:
     """Return whether a device computes in float64."""
     try:
         return (torch.ones(1, device=device).to(torch.float64) + 1).dtype == torch.float64
-    except (RuntimeError, TypeError):
-        return False
+    except (RuntimeError, TypeError) as error:
+        if any(word in str(error) for word in FLOAT64):
+            return False
+        raise
 
 
 def number_of(device: torch.device) -> int:
