@@ -6,6 +6,7 @@ from functools import update_wrapper
 from typing import Any
 
 from ...base.registry import Registry
+from ...tensors.masks import count_all
 from ..block_cache import Masks, SharedPass
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
@@ -76,4 +77,4 @@ def _bound(function: RebuildFunction, following: RebuildFunction | None, config:
 
 def swap_count(before: Masks, after: Masks) -> int:
     """The number of weights that `after` keeps and `before` does not."""
-    return sum(int((after[name] & ~before[name]).count_nonzero()) for name in after)
+    return count_all(after[name] & ~before[name] for name in after)
