@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.masks import PackedMask
-from .activations import Activations
+from .activations import Activations, Sample
 from .architectures import architecture_of, base_name, check_layer, decoder_stack, layer_blocks
 from .blocks import DecoderLayer
 from .calls import Call, call_reaching, forward_of
@@ -56,8 +56,10 @@ class ModelSource:
         return 0
 
     @torch.no_grad()
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64.
+    def begin(self, windows: Tensor) -> Iterable[Sample]:
+        """What enters layer `done`, for `windows`, (samples, length) int64: the hidden states, (1, length, hidden) each.
+
+        Behind them come tensors that layers before it have written for later ones, if there are any.
 
         Raises:
             BarberError: the replay of a layer by its blocks does not give the model's own bits.
@@ -171,15 +173,15 @@ class ModelSource:
         return [call.mapped(moved) for call in calls]
 
     def _arguments(self, index: int) -> list[tuple[Tensor, ...]] | None:
-        """What the windows' calls of a layer have beside the hidden states where they differ."""
-        replay = self._replays[index].replay
-        if len(replay.places) == 1:
+        """What the model itself gives to the windows' calls of a layer where they differ."""
+        recorded = self._replays[index]
+        if not recorded.arguments:
             return None
         arguments = []
         with self.outer():
             for window in self.windows.split(1):
-                inputs = replay.inputs(self.calls(window, self._rest)[index])
-                arguments.append(tuple(inputs[1:]))
+                call = self.calls(window, self._rest)[index]
+                arguments.append(recorded.replay.values(call, recorded.arguments))
         return arguments
 
     def _embedded(self, windows: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from ...base.memory import return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
-from ...models.activations import Activations
+from ...models.activations import Activations, Sample, each
 from ...models.architectures import decoder_path
 from ...models.loading import ModelReference, brief, empty_model, load_config, load_generation_config
 from ...models.source import ModelSource
@@ -128,11 +128,11 @@ class DiskSource(ModelSource):
         return self.progress.layers if self.progress else 0
 
     @torch.no_grad()
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
+    def begin(self, windows: Tensor) -> Iterable[Sample]:
         """The hidden states that enter the first layer that is still to be done."""
         self.record(windows)
         if self.progress and self.done:
-            return map(self._working, self.progress.hidden())
+            return (each(sample, self._working) for sample in self.progress.hidden())
         return self._embedded(windows)
 
     def outer(self) -> AbstractContextManager[None]:
