@@ -24,16 +24,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.models.loading import auto_class
 
-from .tiny_models import tiny_model
+from .tiny_models import tiny_config, tiny_model, tiny_wrapper_config
 
 SECONDS = 300  # a model may take
+WRAPPERS = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()  # models of images and text
 SAMPLES, LENGTH = 4, 32
 ENCODERS = frozenset(  # and decoders that attend to an encoder: no decoder-only models
     "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert data2vec-text electra "
@@ -52,15 +57,16 @@ class Outcome:
     seconds: float = 0.0
 
 
-def check(model_type: str, directory: Path) -> Outcome:
+def check(model_type: str, directory: Path, wrapper: bool) -> Outcome:
     """Build the tiny model of a type, prune it both ways, and compare."""
     started = time.monotonic()
     try:
         with _quiet():
-            model = tiny_model(model_type)
+            auto = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+            model = tiny_model((tiny_wrapper_config if wrapper else tiny_config)(model_type), auto)
             windows = torch.randint(3, 500, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
-                model(windows[:1], use_cache=False)
+                model(input_ids=windows[:1], use_cache=False)
             model.save_pretrained(directory / "dense")
     except Exception as error:  # whatever transformers raises for these sizes
         return Outcome(model_type, "not built", _line(error), time.monotonic() - started)
@@ -102,10 +108,10 @@ def _pruned(directory: Path, windows: Tensor) -> tuple[list[str], str]:
 
 def _reload_faults(directory: Path, model: Any, windows: Tensor) -> Iterator[str]:
     with torch.no_grad():
-        expected = model.eval()(windows, use_cache=False).logits
+        expected = model.eval()(input_ids=windows, use_cache=False).logits
         for stream in ("auto", "never"):
-            loaded = AutoModelForCausalLM.from_pretrained(directory / stream).eval()
-            if not torch.equal(loaded(windows, use_cache=False).logits, expected):
+            loaded = auto_class(model.config).from_pretrained(directory / stream).eval()
+            if not torch.equal(loaded(input_ids=windows, use_cache=False).logits, expected):
                 yield f"{stream}: the output loads with other logits"
 
 
@@ -164,7 +170,8 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> None:
     """Check the models one after the other; a line each, and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), metavar="TYPE")
+    known = list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]))
+    parser.add_argument("--only", nargs="+", default=known, metavar="TYPE")
     parser.add_argument("--output", type=Path, help="file for the table")
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
@@ -173,7 +180,7 @@ def main() -> None:
         directory = Path(tempfile.mkdtemp())
         signal.alarm(SECONDS)
         try:
-            outcomes.append(check(model_type, directory))
+            outcomes.append(check(model_type, directory, model_type in WRAPPERS))
         except TimeoutError:
             outcomes.append(Outcome(model_type, "fails", f"more than {SECONDS} s", SECONDS))
         finally:

@@ -57,9 +57,9 @@ class ModelSource:
 
     @torch.no_grad()
     def begin(self, windows: Tensor) -> Iterable[Sample]:
-        """What enters layer `done`, for `windows`, (samples, length) int64: the hidden states, (1, length, hidden) each.
+        """What enters layer `done`, for `windows`, (samples, length) int64: hidden states, (1, length, hidden) each.
 
-        Behind them come tensors that layers before it have written for later ones, if there are any.
+        Behind them come the tensors that layers before it have written for later ones.
 
         Raises:
             BarberError: the replay of a layer by its blocks does not give the model's own bits.
