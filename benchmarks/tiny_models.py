@@ -69,6 +69,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "altup_num_inputs": 2,
     },
     "gemma4_text": GEMMA4_TEXT,
+    "granitemoehybrid": {
+        **BASE, **MAMBA, "mamba_d_head": 16, "layer_types": ["mamba", "attention"], "num_local_experts": 6,
+        "num_experts_per_tok": 4, "shared_intermediate_size": 64,
+    },
     "gpt_neo": {
         "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
         "num_heads": 4, "intermediate_size": 128, "max_position_embeddings": 256, "window_size": 16,

@@ -85,6 +85,7 @@ OPT = Structure(
     output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim", free_heads=False
 )
 ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2"), structure=OPT))
+ARCHITECTURES.add("dbrx", Architecture(attention=("norm_attn_norm.attn",), mlp=("ffn",)))
 GEMMA3N = Architecture(generic=True, dense=("altup",))
 ARCHITECTURES.add("gemma3n", GEMMA3N)
 ARCHITECTURES.add("gemma3n_text", GEMMA3N)

@@ -13,7 +13,7 @@ from ..base.errors import BarberError
 from .file_names import FileNames, Piece
 
 ROUTERS = ("gate", "router", "shared_expert_gate")  # names of modules beside experts, which stay dense
-WITHOUT_CALL = ("dt_proj",)  # names of Linears whose weight is used by itself: Mamba's step sizes
+DENSE = ("router", "dt_proj")  # names of modules that stay dense; Mamba uses the weight of the latter by itself
 
 
 class MatrixView(nn.Linear):
@@ -127,7 +127,7 @@ def _collect(name: str, module: nn.Module, names: FileNames, matrices: Matrices,
         matrices.add(_only_piece(f"{name}.weight", weight, names), module, weight)
     else:
         routed = routed or any(map(is_experts, module.children()))
-        dense = (*WITHOUT_CALL, *ROUTERS) if routed else WITHOUT_CALL
+        dense = (*DENSE, *ROUTERS) if routed else DENSE
         for child_name, child in module.named_children():
             if child_name not in dense:
                 _collect(f"{name}.{child_name}", child, names, matrices, routed)

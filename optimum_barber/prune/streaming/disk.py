@@ -44,9 +44,8 @@ class DiskCheckpoint:
     @property
     def written(self) -> dict[str, Entry]:
         """Dtype and shape of every tensor of the output; tensors that the model does not know stay as they are."""
-        state = self.model.state_dict()
         entries = dict(self.weights.entries)
-        for name, empty in state.items():
+        for name, empty in self.model.state_dict().items():
             for stored, part in self.weights.tensors_of(name, empty).items():
                 if stored in entries:
                     entries[stored] = Entry(part.dtype, tuple(part.shape))
@@ -191,10 +190,18 @@ class DiskSource(ModelSource):
 
     @cached_property
     def _outer_names(self) -> dict[str, str]:
-        """The tensors of the text decoder outside its layers: embedding and final norm."""
+        """The tensors of the text decoder outside its layers: embedding and final norm.
+
+        With them comes the model's first parameter: some models move what they compute to its device (Idefics 3).
+        """
         prefix, inside = decoder_path(self.model), f"{self.path}."
-        names = [name for name in self.model.state_dict() if name.startswith(prefix)]
-        return {name: name for name in names if not name.startswith(inside)}
+        first, _ = next(self.model.named_parameters())
+        names: dict[str, str] = {}
+        for name, empty in self.model.state_dict().items():
+            outer = name == first or (name.startswith(prefix) and not name.startswith(inside))
+            if outer and self.disk.tensors_of(name, empty).keys() <= self.disk.entries.keys():  # else a tied one
+                names[name] = name
+        return names
 
     @contextmanager
     def _loaded(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
