@@ -1,7 +1,7 @@
 """The blocks of a decoder layer by architecture: a table, and a look at the layers of what is not in it."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +165,7 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
         return {"attention": architecture.attention, "mlp": architecture.mlp}
     blocks: dict[str, tuple[str, ...]] = {}
     own, activations = [], []
-    for name, child in layer.named_children():
+    for name, child in _parts(layer):
         if is_matrix(child):
             own.append(name)
         elif has_matrices(child) and _may_be_block(name, architecture):
@@ -177,6 +177,16 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
     else:
         blocks |= {name: (name,) for name in own}
     return blocks
+
+
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a layer by name; of those in a list each by itself."""
+    for name, child in layer.named_children():
+        if isinstance(child, nn.ModuleList):
+            for index, part in child.named_children():
+                yield f"{name}.{index}", part
+        else:
+            yield name, child
 
 
 def _may_be_block(name: str, architecture: Architecture) -> bool:

@@ -93,6 +93,8 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
         for name, part in weights.tensors_of(parameter, empty).items():
             if name not in entries and parameter in once:
                 return f"its files have no {name}"
+            if name in entries and part.ndim == 3 and entries[name].shape == part.mT.shape != part.shape:
+                return f"its files have {name} transposed"
             if name in entries:
                 _check_entry(f"model {weights.name!r}", name, entries[name], part)
     return None
