@@ -89,6 +89,9 @@ ARCHITECTURES.add("dbrx", Architecture(attention=("norm_attn_norm.attn",), mlp=(
 GEMMA3N = Architecture(generic=True, dense=("altup",))
 ARCHITECTURES.add("gemma3n", GEMMA3N)
 ARCHITECTURES.add("gemma3n_text", GEMMA3N)
+QWEN4 = Architecture(generic=True, dense=("attn_hyper_connection", "mlp_hyper_connection"))
+ARCHITECTURES.add("qwen4_exp", QWEN4)
+ARCHITECTURES.add("qwen4_exp_text", QWEN4)
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -138,7 +141,7 @@ def decoder_path(model: nn.Module) -> str:
     get_decoder: Any = getattr(model, "get_decoder", None)
     decoder = get_decoder() if get_decoder is not None else None
     for path, module in model.named_modules():
-        if path and module is decoder:
+        if path and module is decoder and any(True for _ in module.children()):  # ModernBERT's is its head
             return f"{path}."
     return f"{base_name(model)}."
 

@@ -124,7 +124,14 @@ def _collect(name: str, module: nn.Module, names: FileNames, matrices: Matrices,
         matrices.forwards.append((module, partial(view)))  # a module as attribute would become a child
     elif isinstance(module, nn.Linear):
         weight = module.get_parameter("weight")
-        matrices.add(_only_piece(f"{name}.weight", weight, names), module, weight)
+        pieces = names.of_parameter(f"{name}.weight", weight)
+        if len(pieces) > 1 and module.bias is None:
+            parts = _views(weight.data, pieces, transposed=False)
+            for piece, view in zip(pieces, parts.linears, strict=True):
+                matrices.add(piece, view, weight)
+            matrices.forwards.append((module, partial(parts)))
+        else:
+            matrices.add(_only_piece(f"{name}.weight", weight, names), module, weight)
     else:
         routed = routed or any(map(is_experts, module.children()))
         dense = (*DENSE, *ROUTERS) if routed else DENSE
