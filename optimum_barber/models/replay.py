@@ -127,6 +127,7 @@ class _Recording:
     layers: list[LayerReplay] = field(default_factory=list)
     calls: tuple[list[Call], ...] = ()
     other: tuple[Tensor, ...] = ()  # the second window's hidden states, and what its layers share
+    returned: list[Tensor] = field(default_factory=list)  # by the first layer beside its hidden states, out of these
     shared: tuple[str, ...] = ()  # the places of what the layers share by now
 
     def layer_called(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -144,6 +145,7 @@ class _Recording:
             if index == 0:
                 rest = None if isinstance(output, Tensor) else output[1:]
                 self.calls = source.calls(self.ends[:1], rest), source.calls(self.ends[1:], rest)
+                self.returned = _depending(module, call, rest) if rest else []
                 self.other = (self.calls[1][0].hidden,)
             replay = self._replay(name, call, index)
             known = LayerReplay(replay, order.blocks(), self.shared, writes)
@@ -167,13 +169,21 @@ class _Recording:
         first, last = (calls[index] for calls in self.calls)
         own, expected, hidden = call.tensors(), first.tensors(), call.hidden_place
         for place in sorted(own.keys() | expected.keys()):
-            if place not in (hidden, *self.shared) and not same(own.get(place), expected.get(place)):
+            dependent = index > 0 and any(same(own.get(place), tensor) for tensor in self.returned)
+            if place not in (hidden, *self.shared) and (dependent or not same(own.get(place), expected.get(place))):
                 raise BarberError(f"{name} cannot be replayed: its argument {place} depends on the layers before it")
         for place in self.shared:
             if place not in own:
                 raise BarberError(f"{name} cannot be replayed: layers before it write {place}, which it is not given")
         template = call.mapped(lambda place, tensor: expected.get(place, tensor))  # what layers have in common, once
         return Replay.of(name, template, (hidden, *self.shared, *_differing(first, last)[1:]))
+
+
+def _depending(module: nn.Module, call: Call, rest: Sequence[Any]) -> list[Tensor]:
+    """Those tensors of what a layer returns beside its hidden states that other hidden states change."""
+    turned = call.mapped(lambda place, tensor: tensor.flip(-1) if place == call.hidden_place else tensor)
+    others = Call(tuple(turned.of(module)[1:]), {}).tensors()
+    return [tensor for place, tensor in Call(tuple(rest), {}).tensors().items() if not same(tensor, others.get(place))]
 
 
 class _CallOrder:
