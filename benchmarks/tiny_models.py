@@ -122,6 +122,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "zaya": {**BASE, "num_experts": 4, "num_experts_per_tok": 1},
 }  # fmt: skip
 
+VQ = {"base_channels": 32, "latent_channels": 32, "num_embeddings": 64, "embed_dim": 32, "channel_multiplier": [1]}
 MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}}
 HALF_MROPE = {
     "text_config": {
@@ -131,12 +132,53 @@ HALF_MROPE = {
     }
 }  # fmt: skip
 WRAPPER_SIZES: dict[str, dict[str, Any]] = {
-    "chameleon": {"vocabulary_map": {"<image>": 511, "IMGIMGA": 500}},
-    "dots3_note": {"vision_config": {"hidden_size": 32, "adapter_input_size": 32}},
-    "emu3": {"vocabulary_map": {"<image>": 511, "<|extra_200|>": 510}},
+    "chameleon": {"vocabulary_map": {"<image>": 511, "IMGIMGA": 500}, "vq_config": VQ},
+    "emu3": {
+        "vocabulary_map": {"<image>": 511, "<|extra_200|>": 510},
+        "vq_config": {**VQ, "hidden_size": 32, "codebook_size": 64, "embed_dim": 4, "latent_channels": 4},
+    },
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+            "moe_intermediate_size": [64, 32], "mlp_layer_types": ["dense", "sparse"],
+        }
+    },
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 4}},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 0]], "vision_config": {"hidden_size": 64},
+        "qformer_config": {"hidden_size": 64, "num_attention_heads": 4, "encoder_hidden_size": 64},
+    },
+    "janus": {"vq_config": {**VQ, "num_patches": 4, "projection_dim": 64, "image_token_embed_dim": 64},
+              "vision_config": {"num_image_tokens": 4}},
+    "mllama": {"text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]}},
+    "molmo2": {
+        "vision_config": {"image_size": [28, 28], "num_position_embeddings": 4},
+        "adapter_config": {
+            "vision_feature_layer": [-1, -2], "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "head_dim": 16, "intermediate_size": 64, "text_hidden_size": 64,
+        },
+    },
+    "moss_transcribe_diarize": {},
+    "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
+    "muse_spark": {
+        "out_hidden_size": 64, "projector_hidden_size": 64,
+        "audio_config": {"hidden_sizes": [32] * 4, "depths": [1] * 4, "out_hidden_size": 64},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "vision_hidden_size": 32},
+    "phi4_multimodal": {
+        "audio_config": {
+            "hidden_size": 32, "intermediate_size": 64, "num_blocks": 2, "num_attention_heads": 2,
+            "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32,
+        }
+    },
     "glm46v": MROPE, "glm4v": MROPE, "glm4v_moe": HALF_MROPE, "glm_ocr": MROPE, "glmga": MROPE, "paddleocr_vl": MROPE,
     "glm5_next": {"text_config": {**LATENT, "qk_rope_head_dim": 0, "head_dim": 0}},
-    "hunyuan_vl": {"text_config": {"head_dim": 16}},
+    "hunyuan_vl": {
+        "text_config": {
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]},
+        }
+    },
     "inkling2": {"vision_config": {"text_hidden_size": 64}},
     "qwen2_5_omni_thinker": MROPE, "qwen2_5_vl": MROPE, "qwen2_vl": MROPE,
     "step3p7": {"text_config": {"sliding_window": 16}},
@@ -169,6 +211,8 @@ def tiny_config(model_type: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
     if SIZES.get(model_type):
         return kind(**SIZES[model_type])
+    if model_type in WRAPPER_SIZES:
+        return tiny_wrapper_config(model_type)
     default = kind()
     text = default.get_text_config()
     if text is default:
@@ -198,7 +242,11 @@ def tiny_model(config: Any, auto: Any = None, seed: int = 0) -> Any:
     if size > LARGEST:
         raise ValueError(f"no tiny sizes are known: {size:,} parameters")
     torch.manual_seed(seed)
-    return auto.from_config(config).eval()
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)  # before training (xLSTM)
+    return model
 
 
 def _shrunk(config: Any, own: dict[str, Any], outer: bool = False) -> Any:
@@ -212,7 +260,9 @@ def _shrunk(config: Any, own: dict[str, Any], outer: bool = False) -> Any:
         sizes = _sizes_for(config)
     elif not outer:
         sizes = {name: size for name, size in TOWER.items() if _setting(config, name) is not None}
-        sizes |= {name: [0] for name, value in vars(config).items() if name.endswith(LISTED) and isinstance(value, list)}
+        sizes |= {
+            name: [0] for name, value in vars(config).items() if name.endswith(LISTED) and isinstance(value, list)
+        }
     parts = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
     for name, value in vars(config).items():
         if name.endswith(("token_id", "token_index")) and isinstance(value, int) and name not in BASE:
