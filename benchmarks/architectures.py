@@ -37,6 +37,7 @@ from optimum_barber.models.loading import auto_class
 
 from .tiny_models import tiny_config, tiny_model, tiny_wrapper_config
 
+VERDICTS = ("ok", "refused", "fails", "not built")
 SECONDS = 300  # a model may take
 WRAPPERS = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()  # models of images and text
 SAMPLES, LENGTH = 4, 32
@@ -46,9 +47,7 @@ ENCODERS = (  # and decoders that attend to an encoder
     "pp_formulanet prophetnet reformer rembert roberta roberta-prelayernorm roc_bert roformer t5gemma2 trocr udop "
     "vision-encoder-decoder whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod"
 )
-WITH_IMAGES = (
-    "blip blip-2 evolla idefics instructblip instructblipvideo kosmos-2 pi0"  # what they read is no text alone
-)
+WITH_IMAGES = "blip blip-2 evolla idefics instructblip instructblipvideo kosmos-2 pi0"
 EXCEPTIONS: dict[str, str] = {  # no decoder-only language models that run on text, and the reason
     **dict.fromkeys(ENCODERS.split(), "an encoder, or a decoder that attends to one"),
     **dict.fromkeys(WITH_IMAGES.split(), "does not run without an image"),
@@ -167,10 +166,10 @@ def _quiet() -> Iterator[None]:
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table, decoder-only models first."""
     decoders = [outcome for outcome in outcomes if outcome.model_type not in EXCEPTIONS]
-    built = sum(outcome.verdict != "not built" for outcome in decoders)
-    passed = sum(outcome.verdict == "ok" for outcome in decoders)
+    counts = Counter(outcome.verdict for outcome in decoders)
     lines = [
-        f"{passed} of {built} decoder-only classes pass; {len(decoders) - built} could not be built.",
+        f"Of {len(decoders)} decoder-only classes: "
+        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS),
         "",
         "| model type | verdict | notes |",
         "| --- | --- | --- |",

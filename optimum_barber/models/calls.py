@@ -131,6 +131,15 @@ class Replay:
         return self.filled(inputs).of(function)
 
 
+def as_given(output: Any, hidden: Tensor) -> Any:
+    """Return what a layer returns or writes where the model keeps it: on the device and in the dtype of `hidden`."""
+
+    def moved(_: str, tensor: Tensor) -> Tensor:
+        return tensor.to(hidden.device, hidden.dtype if tensor.is_floating_point() else None)
+
+    return Call((output,), {}).mapped(moved).args[0]
+
+
 def same(one: Tensor | None, other: Tensor | None) -> bool:
     """True if two tensors are one, or have the same values in the same shape; one NaN is like another."""
     if one is other:

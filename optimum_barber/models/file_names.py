@@ -68,9 +68,7 @@ class FileNames:
         numbers = {name: _row_numbers(tensor, index) for index, (name, tensor) in enumerate(state.items())}
         try:
             written: dict[str, Any] = revert_weight_conversion(model, dict(numbers))
-            for name, rows in written.items():
-                if rows.ndim == 3 and rows.shape[1] == 1 and not _transposed(model, name, state.get(name)):
-                    written[name] = rows.transpose(1, 2)  # by its single column it looked like another's
+            _turn_back(written, model, state)
         except Exception as error:  # whatever a conversion raises
             raise BarberError(f"model's files cannot be told from its parameters: {brief(error)}") from None
         if written.keys() == state.keys() and all(torch.equal(written[name], numbers[name]) for name in state):
@@ -123,6 +121,13 @@ class FileNames:
         if name in self.pieces:
             return self.pieces[name]
         return _pieces(name, _row_numbers(parameter, 0), 0, parameter)
+
+
+def _turn_back(written: dict[str, Any], model: Any, state: Mapping[str, Tensor]) -> None:
+    """Turn back row numbers that are transposed for their single column alone, where a parameter itself is not."""
+    for name, rows in written.items():
+        if rows.ndim == 3 and rows.shape[1] == 1 and not _transposed(model, name, state.get(name)):
+            written[name] = rows.mT
 
 
 def _transposed(model: Any, name: str, parameter: Tensor | None) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..base.errors import BarberError
 from .architectures import Architecture, layer_blocks
 from .blocks import Block, DecoderLayer, hidden_of
-from .calls import Call, Inputs, ReachedError, Replay, forward_of, same
+from .calls import Call, Inputs, ReachedError, Replay, as_given, forward_of, same
 from .file_names import FileNames
 from .loading import brief
-from .matrices import Matrices, MatrixView, matrices_of
+from .matrices import Matrices, matrices_of
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,13 @@ class _Recording:
                 self.other = (self.calls[1][0].hidden,)
             replay = self._replay(name, call, index)
             known = LayerReplay(replay, order.blocks(), self.shared, writes)
-            order.check_linears()
             layer = structure.recorded(known)
             other = (*self.other, *replay.values(self.calls[1][index], known.arguments))
             other_call = replay.filled(other)
             other_output = hidden_of(other_call.of(module))
-            _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
+            with order:
+                _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
+            order.check_linears()
         blocks = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
         self.layers.append(replace(known, blocks=blocks))
         self.other = (other_output, *layer.shared_of(other_call))
@@ -162,15 +163,18 @@ class _Recording:
         if index + 1 == len(source.stack):
             raise ReachedError
         _write(given, made, writes)
-        return _as_given(output, given.hidden)
+        return as_given(output, given.hidden)
+
+    def _returns(self, tensor: Tensor | None) -> bool:
+        return any(same(tensor, other) for other in self.returned)
 
     def _replay(self, name: str, call: Call, index: int) -> Replay:
         """How the layer is called; refuses arguments that the layers before it have a part in."""
         first, last = (calls[index] for calls in self.calls)
         own, expected, hidden = call.tensors(), first.tensors(), call.hidden_place
         for place in sorted(own.keys() | expected.keys()):
-            dependent = index > 0 and any(same(own.get(place), tensor) for tensor in self.returned)
-            if place not in (hidden, *self.shared) and (dependent or not same(own.get(place), expected.get(place))):
+            constant = same(own.get(place), expected.get(place)) and not (index and self._returns(own.get(place)))
+            if place not in (hidden, *self.shared) and not constant:
                 raise BarberError(f"{name} cannot be replayed: its argument {place} depends on the layers before it")
         for place in self.shared:
             if place not in own:
@@ -181,8 +185,11 @@ class _Recording:
 
 def _depending(module: nn.Module, call: Call, rest: Sequence[Any]) -> list[Tensor]:
     """Those tensors of what a layer returns beside its hidden states that other hidden states change."""
-    turned = call.mapped(lambda place, tensor: tensor.flip(-1) if place == call.hidden_place else tensor)
-    others = Call(tuple(turned.of(module)[1:]), {}).tensors()
+
+    def turned(place: str, tensor: Tensor) -> Tensor:
+        return tensor.flip(-1) if place == call.hidden_place else tensor
+
+    others = Call(tuple(call.mapped(turned).of(module)[1:]), {}).tensors()
     return [tensor for place, tensor in Call(tuple(rest), {}).tensors().items() if not same(tensor, others.get(place))]
 
 
@@ -223,7 +230,7 @@ class _CallOrder:
         """Refuse a Linear whose weight is used without a call: its input is not to be seen."""
         for block in self._blocks.values():
             for name, linear in block.linears.items():
-                if not any(module is linear for module in self._called) and not isinstance(linear, MatrixView):
+                if not any(module is linear for module in self._called):
                     raise BarberError(f"{self.name} cannot be pruned: it never calls its Linear {name}")
 
 
@@ -249,7 +256,7 @@ def _write(given: Call, made: Call, writes: Sequence[str]) -> None:
     """Put what a layer wrote to its mappings into those that the model gives to its layers."""
     arguments = given.arguments
     for name in {place.partition(".")[0] for place in writes}:
-        arguments[name].update(_as_given(made.arguments[name], given.hidden))
+        arguments[name].update(as_given(made.arguments[name], given.hidden))
 
 
 def _compare(layer: DecoderLayer, inputs: Sequence[Inputs], expected: Sequence[Tensor]) -> None:
@@ -285,12 +292,3 @@ def _differing(one: Call, other: Call) -> tuple[str, ...]:
         raise BarberError(f"arguments {sorted(tensors.keys() ^ others.keys())} are given for some windows alone")
     places = [place for place in tensors if place != hidden and not same(tensors[place], others[place])]
     return (hidden, *places)
-
-
-def _as_given(output: Any, hidden: Tensor) -> Any:
-    """What a layer returns or writes, where the model keeps it: on the device and in the dtype of `hidden`."""
-
-    def moved(_: str, tensor: Tensor) -> Tensor:
-        return tensor.to(hidden.device, hidden.dtype if tensor.is_floating_point() else None)
-
-    return Call((output,), {}).mapped(moved).args[0]

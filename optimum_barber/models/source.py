@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.errors import BarberError
 from ..tensors.masks import PackedMask
 from .activations import Activations, Sample
 from .architectures import architecture_of, base_name, check_layer, decoder_stack, layer_blocks
@@ -156,6 +157,9 @@ class ModelSource:
             for index, layer in enumerate(self.stack):
                 stack.enter_context(forward_of(layer, partial(passed_on, index)))
             self.run(window)
+        for index in range(len(self)):
+            if index not in calls:
+                raise BarberError(f"model never calls {self.path}.{index} for text: its layers cannot be replayed")
         return self.working([calls[index] for index in range(len(self))])
 
     def working(self, calls: Sequence[Call]) -> list[Call]:
