@@ -6,6 +6,9 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.architectures import check
+from benchmarks.tiny_models import tiny_config
+from benchmarks.tiny_models import tiny_model as tiny_class
 from optimum_barber.base.errors import BarberError
 from optimum_barber.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from optimum_barber.models.source import ModelSource
@@ -177,6 +180,31 @@ def test_a_layer_that_writes_into_a_tensor_of_others_is_refused_by_name():
     layer.forward = writing
     with pytest.raises(BarberError, match=r"layers\.1 cannot be replayed: it writes to its argument position_embedd"):
         ModelSource(model).begin(tiny_windows())
+
+
+CLASSES = {
+    "a list of attentions": "longcat_flash", "a decoder that is a head": "modernbert-decoder",
+    "hyper-connections": "qwen4_exp_text", "attention within a child": "dbrx",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_of_each_unusual_class_all_holds(tmp_path, kind):
+    outcome = check(CLASSES[kind], tmp_path, wrapper=False)
+    assert outcome.verdict == "ok", outcome
+
+
+def test_what_a_layer_returns_for_the_next_one_is_refused():
+    model = tiny_class(tiny_config("zaya"))
+    for windows in (tiny_windows(), tiny_windows()[:1]):
+        with pytest.raises(BarberError, match=r"layers\.1 cannot be replayed: its argument 1 depends on the layers b"):
+            ModelSource(model).begin(windows)
+
+
+def test_routers_stay_dense():
+    model = tiny_class(tiny_config("jetmoe"))
+    masks = prune(ModelSource(model), tiny_windows(), Plan(PRODUCERS["magnitude"], SparsityPattern(0.5)))
+    assert set(masks) == {f"model.layers.{index}.self_attention.kv_proj" for index in range(2)}
 
 
 def test_a_layer_that_does_more_than_its_blocks_is_refused_by_name():

@@ -139,7 +139,7 @@ def _outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 def decoder_path(model: nn.Module) -> str:
     """Return how names begin in a model's text decoder, beside which it may have encoders of other things."""
     get_decoder: Any = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else None
+    decoder: Any = get_decoder() if get_decoder is not None else None
     for path, module in model.named_modules():
         if path and module is decoder and any(True for _ in module.children()):  # ModernBERT's is its head
             return f"{path}."

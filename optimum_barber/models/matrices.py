@@ -13,7 +13,11 @@ from ..base.errors import BarberError
 from .file_names import FileNames, Piece
 
 ROUTERS = ("gate", "router", "shared_expert_gate")  # names of modules beside experts, which stay dense
-DENSE = ("router", "dt_proj")  # names of modules that stay dense; Mamba uses the weight of the latter by itself
+DENSE = (
+    "router",
+    "dt_proj",
+    "vision_moe",
+)  # names of modules that stay dense; Mamba uses the weight of its dt_proj by itself
 
 
 class MatrixView(nn.Linear):

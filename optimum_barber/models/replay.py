@@ -1,6 +1,6 @@
 """Decoder layers are replayed block by block: how each is called, and the check that nothing is lost by it."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,7 @@ from .blocks import Block, DecoderLayer, hidden_of
 from .calls import Call, Inputs, ReachedError, Replay, as_given, forward_of, same
 from .file_names import FileNames
 from .loading import brief
-from .matrices import Matrices, matrices_of
+from .matrices import Matrices, MatrixView, matrices_of
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _Recording:
         call = source.working([given])[0]
         with source.opened(index) as module, forward_of(module, forward):
             structure = source.structure(index)
-            order = _CallOrder(name, structure.blocks)
+            order = _CallOrder(structure)
             with order:
                 output, made, writes = _made(name, module, call)
             if index == 0:
@@ -153,9 +153,8 @@ class _Recording:
             other = (*self.other, *replay.values(self.calls[1][index], known.arguments))
             other_call = replay.filled(other)
             other_output = hidden_of(other_call.of(module))
-            with order:
-                _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
-            order.check_linears()
+            order.check_matrices()
+            _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
         blocks = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
         self.layers.append(replace(known, blocks=blocks))
         self.other = (other_output, *layer.shared_of(other_call))
@@ -194,18 +193,23 @@ def _depending(module: nn.Module, call: Call, rest: Sequence[Any]) -> list[Tenso
 
 
 class _CallOrder:
-    """Context manager: notes the order in which a layer calls its blocks, and which of its Linears it calls."""
+    """Context manager: notes the order in which a layer calls its blocks, and which of its matrices it calls."""
 
-    def __init__(self, name: str, blocks: Mapping[str, Block]) -> None:
-        self.name, self._blocks = name, blocks
+    def __init__(self, structure: LayerStructure) -> None:
+        self.name, self._blocks = structure.name, structure.blocks
+        self._matrices: dict[str, nn.Module] = {}  # what must be called: Linears, and modules that hold views
+        views = {module for matrices in structure.matrices.values() for module, _ in matrices.forwards}
+        for name, module in structure.module.named_modules(prefix=structure.name):
+            if module in views:
+                self._matrices[name] = module
+        for block in self._blocks.values():
+            linears = {name: linear for name, linear in block.linears.items() if not isinstance(linear, MatrixView)}
+            self._matrices |= linears
         self._called: list[nn.Module] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
-        modules: set[nn.Module] = set()
-        for block in self._blocks.values():
-            modules.update([block.members[0], *block.linears.values()])
-        for module in modules:
+        for module in {block.members[0] for block in self._blocks.values()} | {*self._matrices.values()}:
             self._handles.append(module.register_forward_pre_hook(self._note))
 
     def __exit__(self, *_: object) -> None:
@@ -226,12 +230,11 @@ class _CallOrder:
             order[times[0]] = block
         return [order[time] for time in sorted(order)]
 
-    def check_linears(self) -> None:
-        """Refuse a Linear whose weight is used without a call: its input is not to be seen."""
-        for block in self._blocks.values():
-            for name, linear in block.linears.items():
-                if not any(module is linear for module in self._called):
-                    raise BarberError(f"{self.name} cannot be pruned: it never calls its Linear {name}")
+    def check_matrices(self) -> None:
+        """Refuse a matrix whose weight is used without a call, or not at all: its input is not to be seen."""
+        for name, matrix in self._matrices.items():
+            if not any(module is matrix for module in self._called):
+                raise BarberError(f"{self.name} cannot be pruned: it never calls its {type(matrix).__name__} {name}")
 
 
 def _made(name: str, module: nn.Module, call: Call) -> tuple[Any, Call, tuple[str, ...]]:
