@@ -97,12 +97,13 @@ def _pruned(directory: Path, windows: Tensor) -> tuple[list[str], str]:
     """The faults of a pruned model, and a note on what was pruned."""
     faults: list[str] = []
     results, sparsifiers = {}, {}
+    obstacle = BarberSparsifier(None, None, _reference(directory / "dense"), stream="auto")._obstacle
+    how = "from disk" if obstacle is None else f"in memory: {obstacle}"
     for stream in ("auto", "never"):
         sparsifier = sparsifiers[stream] = BarberSparsifier(None, None, _reference(directory / "dense"), stream=stream)
         config = BarberConfig(sparsity=0.5, allow_dense_rest=True)
         results[stream] = sparsifier.sparsify(config, windows, directory / stream, quiet=True)
         faults += [f"{stream}: {fault}" for fault in verify_checkpoint(directory / stream).faults]
-    how = "from disk" if sparsifiers["auto"]._obstacle is None else f"in memory: {sparsifiers['auto']._obstacle}"
     result, other = results["auto"], results["never"]
     if {n: m.sha256 for n, m in result.masks.items()} != {n: m.sha256 for n, m in other.masks.items()}:
         faults.append("masks from disk and from memory differ")

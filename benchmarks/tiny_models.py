@@ -172,7 +172,12 @@ WRAPPER_SIZES: dict[str, dict[str, Any]] = {
         }
     },
     "glm46v": MROPE, "glm4v": MROPE, "glm4v_moe": HALF_MROPE, "glm_ocr": MROPE, "glmga": MROPE, "paddleocr_vl": MROPE,
-    "glm5_next": {"text_config": {**LATENT, "qk_rope_head_dim": 0, "head_dim": 0}},
+    "glm5_next": {
+        "text_config": {
+            **LATENT, "qk_rope_head_dim": 0, "head_dim": 0, "linear_head_dim": 16, "linear_num_heads": 4, "hc_mult": 2,
+            "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2, "index_kpool": 4,
+        }
+    },
     "hunyuan_vl": {
         "text_config": {
             "head_dim": 16,
