@@ -24,22 +24,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.models.loading import auto_class
 
-from .tiny_models import tiny_model
+from .tiny_models import tiny_config, tiny_model, tiny_wrapper_config
 
+VERDICTS = ("ok", "refused", "fails", "not built")
 SECONDS = 300  # a model may take
+WRAPPERS = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()  # models of images and text
 SAMPLES, LENGTH = 4, 32
-ENCODERS = frozenset(  # and decoders that attend to an encoder: no decoder-only models
+ENCODERS = (  # and decoders that attend to an encoder
     "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert data2vec-text electra "
-    "ernie git marian mbart megatron-bert musicgen musicgen_melody mvp pegasus plbart prophetnet reformer rembert "
-    "roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod".split()
+    "ernie florence2 git marian mbart megatron-bert musicgen musicgen_melody mvp pegasus pix2struct plbart "
+    "pp_formulanet prophetnet reformer rembert roberta roberta-prelayernorm roc_bert roformer t5gemma2 trocr udop "
+    "vision-encoder-decoder whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod"
 )
+WITH_IMAGES = "blip blip-2 evolla idefics instructblip instructblipvideo kosmos-2 pi0"
+EXCEPTIONS: dict[str, str] = {  # no decoder-only language models that run on text, and the reason
+    **dict.fromkeys(ENCODERS.split(), "an encoder, or a decoder that attends to one"),
+    **dict.fromkeys(WITH_IMAGES.split(), "does not run without an image"),
+    "blt": "reads bytes in patches whose number differs from window to window",
+    "diffusion_gemma": "a diffusion model",
+    "gemma4_assistant": "runs on another model's keys and values",
+    "gemma4_unified_assistant": "runs on another model's keys and values",
+    "shieldgemma2": "a classifier of images",
+}
 
 
 @dataclass
@@ -52,15 +69,16 @@ class Outcome:
     seconds: float = 0.0
 
 
-def check(model_type: str, directory: Path) -> Outcome:
+def check(model_type: str, directory: Path, wrapper: bool) -> Outcome:
     """Build the tiny model of a type, prune it both ways, and compare."""
     started = time.monotonic()
     try:
         with _quiet():
-            model = tiny_model(model_type)
+            auto = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+            model = tiny_model((tiny_wrapper_config if wrapper else tiny_config)(model_type), auto)
             windows = torch.randint(3, 500, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
-                model(windows[:1], use_cache=False)
+                model(input_ids=windows[:1], use_cache=False)
             model.save_pretrained(directory / "dense")
     except Exception as error:  # whatever transformers raises for these sizes
         return Outcome(model_type, "not built", _line(error), time.monotonic() - started)
@@ -79,12 +97,13 @@ def _pruned(directory: Path, windows: Tensor) -> tuple[list[str], str]:
     """The faults of a pruned model, and a note on what was pruned."""
     faults: list[str] = []
     results, sparsifiers = {}, {}
+    obstacle = BarberSparsifier(None, None, _reference(directory / "dense"), stream="auto")._obstacle
+    how = "from disk" if obstacle is None else f"in memory: {obstacle}"
     for stream in ("auto", "never"):
         sparsifier = sparsifiers[stream] = BarberSparsifier(None, None, _reference(directory / "dense"), stream=stream)
         config = BarberConfig(sparsity=0.5, allow_dense_rest=True)
         results[stream] = sparsifier.sparsify(config, windows, directory / stream, quiet=True)
         faults += [f"{stream}: {fault}" for fault in verify_checkpoint(directory / stream).faults]
-    how = "from disk" if sparsifiers["auto"]._obstacle is None else f"in memory: {sparsifiers['auto']._obstacle}"
     result, other = results["auto"], results["never"]
     if {n: m.sha256 for n, m in result.masks.items()} != {n: m.sha256 for n, m in other.masks.items()}:
         faults.append("masks from disk and from memory differ")
@@ -102,10 +121,10 @@ def _pruned(directory: Path, windows: Tensor) -> tuple[list[str], str]:
 
 def _reload_faults(directory: Path, model: Any, windows: Tensor) -> Iterator[str]:
     with torch.no_grad():
-        expected = model.eval()(windows, use_cache=False).logits
+        expected = model.eval()(input_ids=windows, use_cache=False).logits
         for stream in ("auto", "never"):
-            loaded = AutoModelForCausalLM.from_pretrained(directory / stream).eval()
-            if not torch.equal(loaded(windows, use_cache=False).logits, expected):
+            loaded = auto_class(model.config).from_pretrained(directory / stream).eval()
+            if not torch.equal(loaded(input_ids=windows, use_cache=False).logits, expected):
                 yield f"{stream}: the output loads with other logits"
 
 
@@ -147,24 +166,28 @@ def _quiet() -> Iterator[None]:
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table, decoder-only models first."""
-    decoders = [outcome for outcome in outcomes if outcome.model_type not in ENCODERS]
-    passed = sum(outcome.verdict == "ok" for outcome in decoders)
+    decoders = [outcome for outcome in outcomes if outcome.model_type not in EXCEPTIONS]
+    counts = Counter(outcome.verdict for outcome in decoders)
     lines = [
-        f"{passed} of {len(decoders)} decoder-only classes pass.",
+        f"Of {len(decoders)} decoder-only classes: "
+        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS),
         "",
         "| model type | verdict | notes |",
         "| --- | --- | --- |",
     ]
-    for outcome in [*decoders, *(outcome for outcome in outcomes if outcome.model_type in ENCODERS)]:
-        kind = " (encoder)" if outcome.model_type in ENCODERS else ""
-        lines.append(f"| {outcome.model_type}{kind} | {outcome.verdict} | {outcome.notes} |")
+    lines += [f"| {outcome.model_type} | {outcome.verdict} | {outcome.notes} |" for outcome in decoders]
+    for outcome in outcomes:
+        if outcome.model_type in EXCEPTIONS:
+            reason = EXCEPTIONS[outcome.model_type]
+            lines.append(f"| {outcome.model_type} | exception, {outcome.verdict} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Check the models one after the other; a line each, and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), metavar="TYPE")
+    known = list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]))
+    parser.add_argument("--only", nargs="+", default=known, metavar="TYPE")
     parser.add_argument("--output", type=Path, help="file for the table")
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
@@ -173,7 +196,7 @@ def main() -> None:
         directory = Path(tempfile.mkdtemp())
         signal.alarm(SECONDS)
         try:
-            outcomes.append(check(model_type, directory))
+            outcomes.append(check(model_type, directory, model_type in WRAPPERS))
         except TimeoutError:
             outcomes.append(Outcome(model_type, "fails", f"more than {SECONDS} s", SECONDS))
         finally:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-MOST_PARAMETERS = 30_000_000
+LARGEST = 20_000_000  # parameters of a tiny model
 BASE: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -69,6 +69,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "altup_num_inputs": 2,
     },
     "gemma4_text": GEMMA4_TEXT,
+    "granitemoehybrid": {
+        **BASE, **MAMBA, "mamba_d_head": 16, "layer_types": ["mamba", "attention"], "num_local_experts": 6,
+        "num_experts_per_tok": 4, "shared_intermediate_size": 64,
+    },
     "gpt_neo": {
         "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
         "num_heads": 4, "intermediate_size": 128, "max_position_embeddings": 256, "window_size": 16,
@@ -118,6 +122,81 @@ SIZES: dict[str, dict[str, Any]] = {
     "zaya": {**BASE, "num_experts": 4, "num_experts_per_tok": 1},
 }  # fmt: skip
 
+VQ = {"base_channels": 32, "latent_channels": 32, "num_embeddings": 64, "embed_dim": 32, "channel_multiplier": [1]}
+MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}}
+HALF_MROPE = {
+    "text_config": {
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5
+        }
+    }
+}  # fmt: skip
+WRAPPER_SIZES: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 511, "IMGIMGA": 500}, "vq_config": VQ},
+    "emu3": {
+        "vocabulary_map": {"<image>": 511, "<|extra_200|>": 510},
+        "vq_config": {**VQ, "hidden_size": 32, "codebook_size": 64, "embed_dim": 4, "latent_channels": 4},
+    },
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+            "moe_intermediate_size": [64, 32], "mlp_layer_types": ["dense", "sparse"],
+        }
+    },
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 4}},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 0]], "vision_config": {"hidden_size": 64},
+        "qformer_config": {"hidden_size": 64, "num_attention_heads": 4, "encoder_hidden_size": 64},
+    },
+    "janus": {"vq_config": {**VQ, "num_patches": 4, "projection_dim": 64, "image_token_embed_dim": 64},
+              "vision_config": {"num_image_tokens": 4}},
+    "mllama": {"text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]}},
+    "molmo2": {
+        "vision_config": {"image_size": [28, 28], "num_position_embeddings": 4},
+        "adapter_config": {
+            "vision_feature_layer": [-1, -2], "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "head_dim": 16, "intermediate_size": 64, "text_hidden_size": 64,
+        },
+    },
+    "moss_transcribe_diarize": {},
+    "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
+    "muse_spark": {
+        "out_hidden_size": 64, "projector_hidden_size": 64,
+        "audio_config": {"hidden_sizes": [32] * 4, "depths": [1] * 4, "out_hidden_size": 64},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "vision_hidden_size": 32},
+    "phi4_multimodal": {
+        "audio_config": {
+            "hidden_size": 32, "intermediate_size": 64, "num_blocks": 2, "num_attention_heads": 2,
+            "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32,
+        }
+    },
+    "glm46v": MROPE, "glm4v": MROPE, "glm4v_moe": HALF_MROPE, "glm_ocr": MROPE, "glmga": MROPE, "paddleocr_vl": MROPE,
+    "glm5_next": {
+        "text_config": {
+            **LATENT, "qk_rope_head_dim": 0, "head_dim": 0, "linear_head_dim": 16, "linear_num_heads": 4, "hc_mult": 2,
+            "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2, "index_kpool": 4,
+        }
+    },
+    "hunyuan_vl": {
+        "text_config": {
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]},
+        }
+    },
+    "inkling2": {"vision_config": {"text_hidden_size": 64}},
+    "qwen2_5_omni_thinker": MROPE, "qwen2_5_vl": MROPE, "qwen2_vl": MROPE,
+    "step3p7": {"text_config": {"sliding_window": 16}},
+}  # fmt: skip
+LISTED = ("layers", "indexes", "layer_indices", "index")  # numbers of layers, in names
+
+TOWER: dict[str, Any] = {  # tried on every configuration without a vocabulary
+    **VISION, "depth": 2, "num_heads": 2, "embed_dim": 32, "out_hidden_size": 64, "num_layers": 2, "d_model": 32,
+    "mlp_dim": 64, "output_dim": 64, "projection_dim": 64, "num_key_value_heads": 2, "head_dim": 16,
+    "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "num_position_embeddings": 16,
+    "num_channels": 3, "out_channels": 64, "hidden_sizes": [32], "depths": [1],
+}  # fmt: skip
+
 GENERAL: dict[str, Any] = {  # tried on every configuration that has such a setting
     **HEADS, **LATENT, **ROUTED, **EXPERTS,
     "n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 256, "n_ctx": 256, "d_model": 64, "n_heads": 4,
@@ -137,6 +216,8 @@ def tiny_config(model_type: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
     if SIZES.get(model_type):
         return kind(**SIZES[model_type])
+    if model_type in WRAPPER_SIZES:
+        return tiny_wrapper_config(model_type)
     default = kind()
     text = default.get_text_config()
     if text is default:
@@ -146,17 +227,54 @@ def tiny_config(model_type: str) -> Any:
     return kind(**{name: inner.to_dict()}) if name else default
 
 
-def tiny_model(model_type: str, seed: int = 0) -> Any:
-    """Build the causal LM of `tiny_config` with seeded random weights; a ValueError if it is not tiny."""
+def tiny_wrapper_config(model_type: str) -> Any:
+    """Return a configuration of a tiny model of images and text; whatever refuses the sizes is raised."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[model_type]
+    if model_type in SIZES:
+        return kind(**SIZES[model_type])
+    return _shrunk(kind(), WRAPPER_SIZES.get(model_type, {}), True)
+
+
+def tiny_model(config: Any, auto: Any = None, seed: int = 0) -> Any:
+    """Build the model of a tiny configuration with seeded random weights; `auto` is its Auto class."""
     from transformers import AutoModelForCausalLM
 
-    config = tiny_config(model_type)
+    auto = auto or AutoModelForCausalLM
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    if parameters > MOST_PARAMETERS:
-        raise ValueError(f"{parameters / 1e6:.0f}M parameters: it has no tiny sizes here")
+        size = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"no tiny sizes are known: {size:,} parameters")
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config).eval()
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)  # before training (xLSTM)
+    return model
+
+
+def _shrunk(config: Any, own: dict[str, Any], outer: bool = False) -> Any:
+    """A default configuration with tiny sizes, also in those inside it; `own` are sizes that are known."""
+    from transformers import PretrainedConfig
+
+    sizes: dict[str, Any] = {}
+    if config.model_type in SIZES:
+        sizes = dict(SIZES[config.model_type])
+    elif _setting(config, "vocab_size") is not None:
+        sizes = _sizes_for(config)
+    elif not outer:
+        sizes = {name: size for name, size in TOWER.items() if _setting(config, name) is not None}
+        sizes |= {
+            name: [0] for name, value in vars(config).items() if name.endswith(LISTED) and isinstance(value, list)
+        }
+    parts = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+    for name, value in vars(config).items():
+        if name.endswith(("token_id", "token_index")) and isinstance(value, int) and name not in BASE:
+            sizes[name] = 511 - len(sizes)
+    sizes |= {name: value for name, value in own.items() if name not in parts}
+    sizes |= {name: _shrunk(part, own.get(name, {})).to_dict() for name, part in parts.items()}
+    return _accepted(type(config), sizes)
 
 
 def _sizes_for(config: Any) -> dict[str, Any]:
@@ -171,6 +289,9 @@ def _sizes_for(config: Any) -> dict[str, Any]:
     if _setting(config, "qk_rope_head_dim"):
         sizes.pop("head_dim", None)
         sizes["num_key_value_heads"] = 4
+    rope = _setting(config, "rope_parameters")
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        sizes["rope_parameters"] = {**rope, "mrope_section": [2, 3, 3]}
     kinds = _setting(config, "layer_types") or _setting(config, "layers_block_type")
     if kinds:
         kinds = list(dict.fromkeys(kinds))

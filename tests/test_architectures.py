@@ -6,6 +6,9 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.architectures import check
+from benchmarks.tiny_models import tiny_config
+from benchmarks.tiny_models import tiny_model as tiny_class
 from optimum_barber.base.errors import BarberError
 from optimum_barber.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from optimum_barber.models.source import ModelSource
@@ -96,13 +99,15 @@ def falcon():
     return transformers.FalconForCausalLM(config).eval()
 
 
-def gemma_with_several_streams():
+def gemma_with_several_streams(shared=0):
     torch.manual_seed(0)
+    layers = 2 + shared
     config = transformers.Gemma3nTextConfig(
-        hidden_size=32, intermediate_size=[48] * 2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, vocab_size=300, hidden_size_per_layer_input=8, vocab_size_per_layer_input=300, laurel_rank=4,
-        num_kv_shared_layers=0, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-        activation_sparsity_pattern=[0.0] * 2, altup_num_inputs=2,
+        hidden_size=32, intermediate_size=[48] * layers, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=300, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=300, laurel_rank=4, num_kv_shared_layers=shared, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+        activation_sparsity_pattern=[0.0] * layers, altup_num_inputs=2,
     )  # fmt: skip
     return transformers.Gemma3nForCausalLM(config).eval()
 
@@ -110,6 +115,8 @@ def gemma_with_several_streams():
 UNUSUAL = {
     "two streams": bloom, "arguments by window": gemma_with_arguments_for_each_window, "in place": falcon,
     "several streams": gemma_with_several_streams,
+    "shared keys and values": partial(gemma_with_arguments_for_each_window, shared=2),
+    "shared, several streams": partial(gemma_with_several_streams, shared=2),
 }  # fmt: skip
 
 
@@ -138,11 +145,66 @@ def test_replays_give_the_bits_of_the_model(family, dtype):
     ModelSource(build(), dtype=dtype).begin(tiny_windows())
 
 
-def test_a_cache_that_layers_share_is_refused_by_name():
-    source = ModelSource(gemma_with_arguments_for_each_window(shared=2))
-    message = r"model\.layers\.0 cannot be replayed: it writes to its argument shared_kv_states\.\S+"
-    with pytest.raises(BarberError, match=message):
-        source.begin(tiny_windows())
+@pytest.mark.parametrize("kind", [kind for kind in UNUSUAL if kind.startswith("shared")])
+@torch.no_grad()
+def test_what_layers_share_is_what_the_pruned_model_computes(kind, monkeypatch):
+    model, windows, streams = UNUSUAL[kind](), tiny_windows(), []
+    own = ModelSource.commit
+
+    def commit(self, index, masks, hidden):
+        streams.append([sample[0] if isinstance(sample, tuple) else sample for sample in hidden.held])
+        return own(self, index, masks, hidden)
+
+    monkeypatch.setattr(ModelSource, "commit", commit)
+    prune(ModelSource(model), windows, Plan(PRODUCERS["wanda"], SparsityPattern(0.5)))
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    for index, window in enumerate(windows.split(1)):
+        seen.clear()
+        model(window, use_cache=False)
+        assert len(seen) == len(streams) == 4
+        for stream, output in zip(streams, seen, strict=True):
+            assert torch.equal(stream[index], output)
+
+
+def test_a_layer_that_writes_into_a_tensor_of_others_is_refused_by_name():
+    model = tiny_model()
+    layer = model.model.layers[1]
+    forward = layer.forward
+
+    def writing(*args, position_embeddings, **kwargs):
+        position_embeddings[0].add_(0)
+        return forward(*args, position_embeddings=position_embeddings, **kwargs)
+
+    layer.forward = writing
+    with pytest.raises(BarberError, match=r"layers\.1 cannot be replayed: it writes to its argument position_embedd"):
+        ModelSource(model).begin(tiny_windows())
+
+
+CLASSES = {
+    "a list of attentions": "longcat_flash", "a decoder that is a head": "modernbert-decoder",
+    "hyper-connections": "qwen4_exp_text", "attention within a child": "dbrx",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_of_each_unusual_class_all_holds(tmp_path, kind):
+    outcome = check(CLASSES[kind], tmp_path, wrapper=False)
+    assert outcome.verdict == "ok", outcome
+
+
+def test_what_a_layer_returns_for_the_next_one_is_refused():
+    model = tiny_class(tiny_config("zaya"))
+    for windows in (tiny_windows(), tiny_windows()[:1]):
+        with pytest.raises(BarberError, match=r"layers\.1 cannot be replayed: its argument 1 depends on the layers b"):
+            ModelSource(model).begin(windows)
+
+
+def test_routers_stay_dense():
+    model = tiny_class(tiny_config("jetmoe"))
+    masks = prune(ModelSource(model), tiny_windows(), Plan(PRODUCERS["magnitude"], SparsityPattern(0.5)))
+    assert set(masks) == {f"model.layers.{index}.self_attention.kv_proj" for index in range(2)}
 
 
 def test_a_layer_that_does_more_than_its_blocks_is_refused_by_name():

@@ -19,6 +19,7 @@ from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.shards import write_tensors
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.cli import main
+from optimum_barber.models.bounds import check_numbers
 from optimum_barber.models.loading import load_config, load_model, load_tokenizer, resolve_model
 from optimum_barber.runs.report.write import page_of
 
@@ -186,6 +187,13 @@ def test_a_system_that_reserves_no_space_still_writes(tmp_path, monkeypatch):
 def test_numbers_that_no_model_has_are_refused(tmp_path, model_dir, changes, message):
     with pytest.raises(BarberError, match=message):
         streamed(copied(model_dir, tmp_path, **changes), tmp_path / "out")
+
+
+def test_sizes_that_models_have_are_no_obstacle(tmp_path, model_dir):
+    sizes = {"max_position_embeddings": 131072, "vocab_size_per_layer_input": 262144, "queries": {"1225": 2**17}}
+    config = load_config(resolve_model(copied(model_dir, tmp_path, **sizes)))
+    assert config.max_position_embeddings == 131072
+    check_numbers("model", {"queries": {1225: 128}})
 
 
 def test_a_large_configuration_is_no_obstacle(tmp_path, model_dir):

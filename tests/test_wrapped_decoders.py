@@ -3,10 +3,15 @@
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from benchmarks.architectures import check
+from benchmarks.tiny_models import tiny_model, tiny_wrapper_config
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.models.source import ModelSource
 
 from .conftest import SIZES, tiny_windows
 
@@ -71,3 +76,41 @@ def test_the_language_model_is_pruned_and_the_rest_is_carried_over(family, tmp_p
     with torch.no_grad():
         tokens = tiny_windows()[:1]
         assert torch.equal(loaded(input_ids=tokens).logits, sparsifier.model.eval()(input_ids=tokens).logits)
+
+
+CLASSES = {
+    "of two Auto classes": "qwen3_5", "a device that is asked for": "idefics3", "a head by two names": "kosmos-2.5",
+    "Linears in parts": "minimax_m3_vl", "a bias in another order": "kimi_k25",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_of_each_unusual_class_all_holds(tmp_path, kind):
+    outcome = check(CLASSES[kind], tmp_path, wrapper=True)
+    assert outcome.verdict == "ok", outcome
+
+
+def test_experts_that_lie_transposed_in_the_files_are_pruned_as_the_others(tmp_path):
+    config = tiny_wrapper_config("qwen3_vl_moe")
+    config.text_config.moe_intermediate_size = 48
+    model = tiny_model(config, transformers.AutoModelForImageTextToText)
+    masks = []
+    for name in ("as-in-memory", "transposed"):
+        model.save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        if name == "transposed":
+            tensors |= {key: tensor.mT.contiguous() for key, tensor in tensors.items() if ".experts." in key}
+        save_file(tensors, file, {"format": "pt"})
+        sparsifier = BarberSparsifier.from_pretrained(tmp_path / name, stream="auto")
+        result = sparsifier.sparsify(BarberConfig(sparsity=0.5), tiny_windows(), tmp_path / f"{name}-out", quiet=True)
+        assert not verify_checkpoint(tmp_path / f"{name}-out").faults
+        masks.append({key: mask.sha256 for key, mask in result.masks.items()})
+    assert masks[0] == masks[1] and any("experts" in key for key in masks[0])
+
+
+def test_a_layer_that_text_alone_does_not_reach_is_refused(tmp_path):
+    tiny_model(tiny_wrapper_config("mllama"), transformers.AutoModelForImageTextToText).save_pretrained(tmp_path)
+    source = ModelSource(load_model(resolve_model(tmp_path)))
+    with pytest.raises(BarberError, match=r"model never calls model\.language_model\.layers\.1 for text"):
+        source.begin(tiny_windows())

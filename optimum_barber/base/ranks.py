@@ -203,7 +203,7 @@ class RankGroup(Ranks):
         for rank in range(1, self.count):
             share = self.share(total, rank)
             for _ in range(share.first, share.end):
-                sample = torch.empty_like(samples[0], device="cpu")
+                sample = torch.empty_like(samples[0], device="cpu", memory_format=torch.contiguous_format)
                 with rank_errors(self.index):
                     dist.recv(sample, rank, group=self._group)
                 yield sample

@@ -77,6 +77,8 @@ class SafetensorsWeights:
     def match_names(self, model: nn.Module) -> None:
         """Learn how the model's parameters are named and cut in files such as these."""
         self.names = FileNames.of(model)
+        for name in sorted(self.names.obstacles)[:1]:
+            self.obstacle = f"its files have {name} in another order of rows"
 
     def parameter(self, name: str, empty: Tensor) -> Tensor:
         """A parameter of the model by its own name; `empty` has its shape."""

@@ -1,7 +1,7 @@
 """The blocks of a decoder layer by architecture: a table, and a look at the layers of what is not in it."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,13 @@ OPT = Structure(
     output="self_attn.out_proj", makers=("fc1",), down="fc2", norm="final_layer_norm", width="ffn_dim", free_heads=False
 )
 ARCHITECTURES.add("opt", Architecture(mlp=("fc1", "activation_fn", "fc2"), structure=OPT))
+ARCHITECTURES.add("dbrx", Architecture(attention=("norm_attn_norm.attn",), mlp=("ffn",)))
 GEMMA3N = Architecture(generic=True, dense=("altup",))
 ARCHITECTURES.add("gemma3n", GEMMA3N)
 ARCHITECTURES.add("gemma3n_text", GEMMA3N)
+QWEN4 = Architecture(generic=True, dense=("attn_hyper_connection", "mlp_hyper_connection"))
+ARCHITECTURES.add("qwen4_exp", QWEN4)
+ARCHITECTURES.add("qwen4_exp_text", QWEN4)
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -135,9 +139,9 @@ def _outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 def decoder_path(model: nn.Module) -> str:
     """Return how names begin in a model's text decoder, beside which it may have encoders of other things."""
     get_decoder: Any = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else None
+    decoder: Any = get_decoder() if get_decoder is not None else None
     for path, module in model.named_modules():
-        if path and module is decoder:
+        if path and module is decoder and any(True for _ in module.children()):  # ModernBERT's is its head
             return f"{path}."
     return f"{base_name(model)}."
 
@@ -164,7 +168,7 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
         return {"attention": architecture.attention, "mlp": architecture.mlp}
     blocks: dict[str, tuple[str, ...]] = {}
     own, activations = [], []
-    for name, child in layer.named_children():
+    for name, child in _parts(layer):
         if is_matrix(child):
             own.append(name)
         elif has_matrices(child) and _may_be_block(name, architecture):
@@ -176,6 +180,16 @@ def layer_blocks(layer: nn.Module, architecture: Architecture) -> dict[str, tupl
     else:
         blocks |= {name: (name,) for name in own}
     return blocks
+
+
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a layer by name; of those in a list each by itself."""
+    for name, child in layer.named_children():
+        if isinstance(child, nn.ModuleList):
+            for index, part in child.named_children():
+                yield f"{name}.{index}", part
+        else:
+            yield name, child
 
 
 def _may_be_block(name: str, architecture: Architecture) -> bool:

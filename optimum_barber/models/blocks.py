@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .activations import Activations
+from .activations import Activations, tensors_of
 from .calls import Call, Inputs, Replay, call_reaching, forward_of
 from .matrices import Forward
 
@@ -89,8 +89,11 @@ class DecoderLayer:
 
     Attributes:
         forwards: for modules whose matrices are views, a forward that calls these.
-        arguments: what the call has at `replay.places` beside the hidden states, for every window of this rank; None
-            where all windows have the same.
+        shared: places of what layers before it have written for later ones, such as keys and values; they follow the
+            hidden states in `replay.places`.
+        writes: places of what the layer itself writes for later ones.
+        arguments: what the call has at the other `replay.places`, for every window of this rank; None where all windows
+            have the same.
     """
 
     name: str
@@ -98,6 +101,8 @@ class DecoderLayer:
     blocks: list[Block]
     replay: Replay
     forwards: Sequence[tuple[nn.Module, Forward]] = ()
+    shared: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
     arguments: Sequence[tuple[Tensor, ...]] | None = None
 
     @contextmanager
@@ -109,12 +114,12 @@ class DecoderLayer:
             yield
 
     def inputs(self, hidden: Activations) -> Iterator[Inputs]:
-        """Yield what enters the layer, for every window of this rank."""
+        """Yield what enters the layer, for every window of this rank; `hidden` are as `passed_on` returns them."""
         if self.arguments is None:
             yield from hidden
             return
         for window, arguments in zip(hidden, self.arguments, strict=True):
-            yield (window, *arguments)
+            yield (*tensors_of(window), *arguments)
 
     def call_of(self, block: Block, inputs: Inputs, outputs: Sequence[Tensor]) -> Call:
         """Return the call that reaches `block` for one window, for these outputs of the blocks before it."""
@@ -133,6 +138,21 @@ class DecoderLayer:
                     stack.enter_context(forward_of(member, block.skipped))
             output = self.replay(self.module, inputs)
         return hidden_of(output)
+
+    def passed_on(self, inputs: Inputs, outputs: Sequence[Tensor]) -> Inputs:
+        """Return what later layers get of one window: the output of all blocks, and what the layers share by now."""
+        output = self.output(inputs, outputs)
+        if not self.shared and not self.writes:
+            return output
+        call = self.replay.filled(inputs)
+        if self.writes:
+            call.of(self.module)
+        return (output, *self.shared_of(call))
+
+    def shared_of(self, call: Call) -> tuple[Tensor, ...]:
+        """Return what the layers share, out of this layer's call after it has been made."""
+        tensors = call.tensors()
+        return tuple(tensors[place] for place in dict.fromkeys((*self.shared, *self.writes)))
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -13,14 +13,14 @@ from ..base.errors import BarberError, shown
 
 LARGEST_COUNT = 2**16  # of layers, heads, experts
 LARGEST_SIZE = 2**31  # of a dimension
-COUNTED = re.compile("layer|num_|head|expert|group")  # in names
+COUNTED = re.compile(r"^(num|n)_.*(layer|head|expert)|(layer|head|expert)s$|group")  # names
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of GGUF's types
 TEXT, ARRAY = 8, 9  # the other two of GGUF's types
 LARGEST_ARRAYS = 2**22  # values in all arrays of a GGUF file; its reader makes an object of each
 LARGEST_DIMENSIONS = 4
 
 
-def check_numbers(model: str, config: Mapping[str, Any]) -> None:
+def check_numbers(model: str, config: Mapping[Any, Any]) -> None:
     """Refuse a configuration with NaN, or a count or dimension that no model has."""
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -28,8 +28,8 @@ def check_numbers(model: str, config: Mapping[str, Any]) -> None:
         elif isinstance(value, float) and math.isnan(value):
             raise BarberError(f"model {model!r}: {key} is NaN in config.json")
         elif isinstance(value, int):
-            limit = LARGEST_COUNT if COUNTED.search(key) else LARGEST_SIZE
-            if value > limit and not key.endswith(("_id", "length")):
+            limit = LARGEST_COUNT if COUNTED.search(str(key)) else LARGEST_SIZE
+            if value > limit and not str(key).endswith(("_id", "length")):
                 raise BarberError(f"model {model!r}: {key} is {shown(value)} in config.json, at most {limit} is legal")
 
 

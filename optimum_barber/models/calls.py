@@ -1,7 +1,7 @@
 """The call of a module: its arguments as a tree of tensors, and the same call made again for other windows."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,15 @@ class Call:
     def hidden(self) -> Tensor:
         """The hidden states."""
         return self.tensors()[self.hidden_place]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its place."""
+        return {str(index): value for index, value in enumerate(self.args)} | self.kwargs
+
+    def of(self, function: Callable[..., Any]) -> Any:
+        """Call a function with these arguments."""
+        return function(*self.args, **self.kwargs)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by its place, such as "1" (the second positional argument) or "attention_mask"."""
@@ -82,32 +91,53 @@ class Replay:
 
     @classmethod
     def of(cls, name: str, call: Call, places: tuple[str, ...]) -> "Replay":
-        """Keep a window's call without what differs in the others."""
+        """Keep a window's call; of what differs in the others, its layout in memory."""
 
         def blank(place: str, tensor: Tensor) -> Tensor:
-            return tensor.new_empty(0) if place in places else tensor
+            return torch.empty_like(tensor, device="meta") if place in places else tensor
 
         return cls(name, call.mapped(blank), places)
 
     def inputs(self, call: Call) -> Inputs:
         """Return what another window's call has at `places`; raises BarberError if anything else differs, too."""
+        values = self.values(call, self.places)
+        return values[0] if len(values) == 1 else values
+
+    def values(self, call: Call, places: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return what another window's call has at some of the places; checked as in `inputs`."""
         tensors, expected = call.tensors(), self.call.tensors()
         for place in expected.keys() | tensors.keys():
             if place not in self.places and not same(tensors.get(place), expected.get(place)):
                 raise BarberError(f"{self.name} cannot be replayed: its argument {place} changes from window to window")
-        values = tuple(tensors[place] for place in self.places)
-        return values[0] if len(values) == 1 else values
+        return tuple(tensors[place] for place in places)
 
-    def __call__(self, function: Callable[..., Any], inputs: Inputs) -> Any:
-        """Call `function` for one window."""
+    def filled(self, inputs: Inputs) -> Call:
+        """Return the call of one window, with copies of its inputs that lie in memory as the model's own do."""
         values = (inputs,) if isinstance(inputs, Tensor) else inputs
         at_place = dict(zip(self.places, values, strict=True))
 
         def fill(place: str, tensor: Tensor) -> Tensor:
-            return at_place[place].clone() if place in at_place else tensor
+            value = at_place.get(place)
+            if value is None:
+                return tensor
+            if value.shape != tensor.shape:
+                return value.clone()
+            return torch.empty_like(tensor, dtype=value.dtype, device=value.device).copy_(value)
 
-        call = self.call.mapped(fill)
-        return function(*call.args, **call.kwargs)
+        return self.call.mapped(fill)
+
+    def __call__(self, function: Callable[..., Any], inputs: Inputs) -> Any:
+        """Call `function` for one window."""
+        return self.filled(inputs).of(function)
+
+
+def as_given(output: Any, hidden: Tensor) -> Any:
+    """Return what a layer returns or writes where the model keeps it: on the device and in the dtype of `hidden`."""
+
+    def moved(_: str, tensor: Tensor) -> Tensor:
+        return tensor.to(hidden.device, hidden.dtype if tensor.is_floating_point() else None)
+
+    return Call((output,), {}).mapped(moved).args[0]
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -67,7 +67,8 @@ class FileNames:
         state = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}
         numbers = {name: _row_numbers(tensor, index) for index, (name, tensor) in enumerate(state.items())}
         try:
-            written: Mapping[str, Any] = revert_weight_conversion(model, dict(numbers))
+            written: dict[str, Any] = revert_weight_conversion(model, dict(numbers))
+            _turn_back(written, model, state)
         except Exception as error:  # whatever a conversion raises
             raise BarberError(f"model's files cannot be told from its parameters: {brief(error)}") from None
         if written.keys() == state.keys() and all(torch.equal(written[name], numbers[name]) for name in state):
@@ -120,6 +121,24 @@ class FileNames:
         if name in self.pieces:
             return self.pieces[name]
         return _pieces(name, _row_numbers(parameter, 0), 0, parameter)
+
+
+def _turn_back(written: dict[str, Any], model: Any, state: Mapping[str, Tensor]) -> None:
+    """Turn back row numbers that are transposed for their single column alone, where a parameter itself is not."""
+    for name, rows in written.items():
+        if rows.ndim == 3 and rows.shape[1] == 1 and not _transposed(model, name, state.get(name)):
+            written[name] = rows.mT
+
+
+def _transposed(model: Any, name: str, parameter: Tensor | None) -> bool:
+    """Whether transformers transposes a parameter for its files, which may depend on the shape."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if parameter is None:
+        return True
+    probe = torch.empty(parameter.mT.shape, device="meta").mT
+    (written,) = revert_weight_conversion(model, {name: probe}).values()
+    return bool(written.stride() != probe.stride())
 
 
 def _row_numbers(tensor: Tensor, index: int) -> Tensor:

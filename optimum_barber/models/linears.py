@@ -54,13 +54,15 @@ def matrices_of_model(source: ModelSource) -> dict[str, nn.Linear]:
 def module_names(source: ModelSource) -> dict[str, str]:
     """Return the name in memory of the module that has each prunable matrix as its weight, by name in the files.
 
-    Experts in a parameter of all are left out.
+    Experts in a parameter of all, and other parts of a weight, are left out.
     """
     owners = {id(module._parameters.get("weight")): name for name, module in source.model.named_modules()}
     names: dict[str, str] = {}
     for index in range(len(source)):
         for matrices in source.structure(index).matrices.values():
-            names |= {name: owners[id(weight)] for name, weight in matrices.sources.items() if id(weight) in owners}
+            for name, weight in matrices.sources.items():
+                if id(weight) in owners and weight.numel() == matrices.linears[name].weight.numel():
+                    names[name] = owners[id(weight)]
     return names
 
 

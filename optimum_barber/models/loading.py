@@ -136,15 +136,17 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
 def auto_class(config: Any) -> Any:
     """Return the Auto class that loads a configuration's model: a causal LM, or one inside a model of images and text.
 
-    It is None where there is neither.
+    Of both, it is the one whose class the configuration names (Qwen3.5, Llama 4); of neither, None.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    for kind in kinds:
-        if type(config) in kind._model_mapping:
+    fitting = [kind for kind in kinds if type(config) in kind._model_mapping]
+    stated = getattr(config, "architectures", None) or []
+    for kind in fitting:
+        if kind._model_mapping[type(config)].__name__ in stated:
             return kind
-    return None
+    return fitting[0] if fitting else None
 
 
 def _is_causal(stated: object, own: str) -> bool:

@@ -13,7 +13,11 @@ from ..base.errors import BarberError
 from .file_names import FileNames, Piece
 
 ROUTERS = ("gate", "router", "shared_expert_gate")  # names of modules beside experts, which stay dense
-WITHOUT_CALL = ("dt_proj",)  # names of Linears whose weight is used by itself: Mamba's step sizes
+DENSE = (
+    "router",
+    "dt_proj",
+    "vision_moe",
+)  # names of modules that stay dense; Mamba uses the weight of its dt_proj by itself
 
 
 class MatrixView(nn.Linear):
@@ -123,14 +127,26 @@ def _collect(name: str, module: nn.Module, names: FileNames, matrices: Matrices,
         matrices.add(_only_piece(f"{name}.weight", weight, names), view, weight)
         matrices.forwards.append((module, partial(view)))  # a module as attribute would become a child
     elif isinstance(module, nn.Linear):
-        weight = module.get_parameter("weight")
-        matrices.add(_only_piece(f"{name}.weight", weight, names), module, weight)
+        _add_linear(name, module, names, matrices)
     else:
         routed = routed or any(map(is_experts, module.children()))
-        dense = (*WITHOUT_CALL, *ROUTERS) if routed else WITHOUT_CALL
+        dense = (*DENSE, *ROUTERS) if routed else DENSE
         for child_name, child in module.named_children():
             if child_name not in dense:
                 _collect(f"{name}.{child_name}", child, names, matrices, routed)
+
+
+def _add_linear(name: str, linear: nn.Linear, names: FileNames, matrices: Matrices) -> None:
+    """Add a Linear, or the parts into which the files cut it."""
+    weight = linear.get_parameter("weight")
+    pieces = names.of_parameter(f"{name}.weight", weight)
+    if len(pieces) == 1 or linear.bias is not None:
+        matrices.add(_only_piece(f"{name}.weight", weight, names), linear, weight)
+        return
+    parts = _views(weight.data, pieces, transposed=False)
+    for piece, view in zip(pieces, parts.linears, strict=True):
+        matrices.add(piece, view, weight)
+    matrices.forwards.append((linear, partial(parts)))
 
 
 def _only_piece(name: str, parameter: nn.Parameter, names: FileNames) -> Piece:

@@ -1,7 +1,7 @@
 """Decoder layers are replayed block by block: how each is called, and the check that nothing is lost by it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..base.errors import BarberError
 from .architectures import Architecture, layer_blocks
 from .blocks import Block, DecoderLayer, hidden_of
-from .calls import Call, Inputs, ReachedError, Replay, forward_of, same
+from .calls import Call, Inputs, ReachedError, Replay, as_given, forward_of, same
 from .file_names import FileNames
 from .loading import brief
 from .matrices import Matrices, MatrixView, matrices_of
@@ -24,10 +24,18 @@ class LayerReplay:
 
     Attributes:
         blocks: in the order of computation, without their modules.
+        shared, writes: see `DecoderLayer`.
     """
 
     replay: Replay
     blocks: list[Block]
+    shared: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The places of what the model itself gives to each window."""
+        return self.replay.places[1 + len(self.shared) :]
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ class LayerStructure:
         for block in recorded.blocks:
             own = self.blocks[block.name]
             own.places, own.width, own.extra = block.places, block.width, block.extra
-        return self.layer([self.blocks[block.name] for block in recorded.blocks], recorded.replay)
+        layer = self.layer([self.blocks[block.name] for block in recorded.blocks], recorded.replay)
+        layer.shared, layer.writes = recorded.shared, recorded.writes
+        return layer
 
 
 class Recordable(Protocol):
@@ -116,61 +126,90 @@ class _Recording:
     ends: Tensor
     layers: list[LayerReplay] = field(default_factory=list)
     calls: tuple[list[Call], ...] = ()
-    other_hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    other: tuple[Tensor, ...] = ()  # the second window's hidden states, and what its layers share
+    returned: list[Tensor] = field(default_factory=list)  # by the first layer beside its hidden states, out of these
+    shared: tuple[str, ...] = ()  # the places of what the layers share by now
 
     def layer_called(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Take the place of a layer's forward."""
         source, name = self.source, f"{self.source.path}.{index}"
         if index != len(self.layers):
             raise BarberError(f"model calls {name} out of turn: its layers cannot be replayed one after the other")
-        call = source.working([Call(args, kwargs)])[0]
+        given = Call(args, kwargs)
+        call = source.working([given])[0]
         with source.opened(index) as module, forward_of(module, forward):
             structure = source.structure(index)
-            order = _CallOrder(name, structure.blocks)
-            with order, _untouched(name, call):
-                output = module(*call.args, **call.kwargs)
+            order = _CallOrder(structure)
+            with order:
+                output, made, writes = _made(name, module, call)
             if index == 0:
                 rest = None if isinstance(output, Tensor) else output[1:]
                 self.calls = source.calls(self.ends[:1], rest), source.calls(self.ends[1:], rest)
-                self.other_hidden = self.calls[1][0].hidden
+                self.returned = _depending(module, call, rest) if rest else []
+                self.other = (self.calls[1][0].hidden,)
             replay = self._replay(name, call, index)
-            other = _filled(replay, self.calls[1][index], self.other_hidden)
-            other_output = hidden_of(replay(module, other))
-            inputs = replay.inputs(call)
-            blocks = order.blocks()
-            order.check_linears()
-            layer = structure.layer(blocks, replay)
-            _compare(layer, [inputs, other], [hidden_of(output), other_output])
-        known = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
-        self.layers.append(LayerReplay(replay, known))
-        self.other_hidden = other_output
+            known = LayerReplay(replay, order.blocks(), self.shared, writes)
+            layer = structure.recorded(known)
+            other = (*self.other, *replay.values(self.calls[1][index], known.arguments))
+            other_call = replay.filled(other)
+            other_output = hidden_of(other_call.of(module))
+            order.check_matrices()
+            _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
+        blocks = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
+        self.layers.append(replace(known, blocks=blocks))
+        self.other = (other_output, *layer.shared_of(other_call))
+        self.shared = tuple(dict.fromkeys((*self.shared, *writes)))
         if index + 1 == len(source.stack):
             raise ReachedError
-        return _as_given(output, Call(args, kwargs).hidden)
+        _write(given, made, writes)
+        return as_given(output, given.hidden)
+
+    def _returns(self, tensor: Tensor | None) -> bool:
+        return any(same(tensor, other) for other in self.returned)
 
     def _replay(self, name: str, call: Call, index: int) -> Replay:
         """How the layer is called; refuses arguments that the layers before it have a part in."""
         first, last = (calls[index] for calls in self.calls)
         own, expected, hidden = call.tensors(), first.tensors(), call.hidden_place
         for place in sorted(own.keys() | expected.keys()):
-            if place != hidden and not same(own.get(place), expected.get(place)):
+            constant = same(own.get(place), expected.get(place)) and not (index and self._returns(own.get(place)))
+            if place not in (hidden, *self.shared) and not constant:
                 raise BarberError(f"{name} cannot be replayed: its argument {place} depends on the layers before it")
-        return Replay.of(name, first, _differing(first, last))
+        for place in self.shared:
+            if place not in own:
+                raise BarberError(f"{name} cannot be replayed: layers before it write {place}, which it is not given")
+        template = call.mapped(lambda place, tensor: expected.get(place, tensor))  # what layers have in common, once
+        return Replay.of(name, template, (hidden, *self.shared, *_differing(first, last)[1:]))
+
+
+def _depending(module: nn.Module, call: Call, rest: Sequence[Any]) -> list[Tensor]:
+    """Those tensors of what a layer returns beside its hidden states that other hidden states change."""
+
+    def turned(place: str, tensor: Tensor) -> Tensor:
+        return tensor.flip(-1) if place == call.hidden_place else tensor
+
+    others = Call(tuple(call.mapped(turned).of(module)[1:]), {}).tensors()
+    return [tensor for place, tensor in Call(tuple(rest), {}).tensors().items() if not same(tensor, others.get(place))]
 
 
 class _CallOrder:
-    """Context manager: notes the order in which a layer calls its blocks, and which of its Linears it calls."""
+    """Context manager: notes the order in which a layer calls its blocks, and which of its matrices it calls."""
 
-    def __init__(self, name: str, blocks: Mapping[str, Block]) -> None:
-        self.name, self._blocks = name, blocks
+    def __init__(self, structure: LayerStructure) -> None:
+        self.name, self._blocks = structure.name, structure.blocks
+        self._matrices: dict[str, nn.Module] = {}  # what must be called: Linears, and modules that hold views
+        views = {module for matrices in structure.matrices.values() for module, _ in matrices.forwards}
+        for name, module in structure.module.named_modules(prefix=structure.name):
+            if module in views:
+                self._matrices[name] = module
+        for block in self._blocks.values():
+            linears = {name: linear for name, linear in block.linears.items() if not isinstance(linear, MatrixView)}
+            self._matrices |= linears
         self._called: list[nn.Module] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
-        modules: set[nn.Module] = set()
-        for block in self._blocks.values():
-            modules.update([block.members[0], *block.linears.values()])
-        for module in modules:
+        for module in {block.members[0] for block in self._blocks.values()} | {*self._matrices.values()}:
             self._handles.append(module.register_forward_pre_hook(self._note))
 
     def __exit__(self, *_: object) -> None:
@@ -191,22 +230,36 @@ class _CallOrder:
             order[times[0]] = block
         return [order[time] for time in sorted(order)]
 
-    def check_linears(self) -> None:
-        """Refuse a Linear whose weight is used without a call: its input is not to be seen."""
-        for block in self._blocks.values():
-            for name, linear in block.linears.items():
-                if not any(module is linear for module in self._called) and not isinstance(linear, MatrixView):
-                    raise BarberError(f"{self.name} cannot be pruned: it never calls its Linear {name}")
+    def check_matrices(self) -> None:
+        """Refuse a matrix whose weight is used without a call, or not at all: its input is not to be seen."""
+        for name, matrix in self._matrices.items():
+            if not any(module is matrix for module in self._called):
+                raise BarberError(f"{self.name} cannot be pruned: it never calls its {type(matrix).__name__} {name}")
 
 
-@contextmanager
-def _untouched(name: str, call: Call) -> Iterator[None]:
-    """Context manager: refuse a layer that writes to its arguments; only the hidden states are copies."""
-    versions = {place: tensor._version for place, tensor in call.tensors().items()}
-    yield
-    for place, tensor in call.tensors().items():
-        if place != call.hidden_place and versions.get(place) != tensor._version:
+def _made(name: str, module: nn.Module, call: Call) -> tuple[Any, Call, tuple[str, ...]]:
+    """Make a copy of a layer's call: its output, the copy, and the places of what the layer has put into mappings.
+
+    A layer that writes to its arguments in another way is refused; only the hidden states are copies.
+    """
+    before, arguments, writes = call.tensors(), call.arguments, []
+    versions = {place: tensor._version for place, tensor in before.items()}
+    made = call.mapped(lambda _, tensor: tensor)
+    output = made.of(module)
+    for place, tensor in made.tensors().items():
+        if place == call.hidden_place or (before.get(place) is tensor and versions[place] == tensor._version):
+            continue
+        if before.get(place) is tensor or not isinstance(arguments[place.partition(".")[0]], MutableMapping):
             raise BarberError(f"{name} cannot be replayed: it writes to its argument {place}, which other layers read")
+        writes.append(place)
+    return output, made, tuple(writes)
+
+
+def _write(given: Call, made: Call, writes: Sequence[str]) -> None:
+    """Put what a layer wrote to its mappings into those that the model gives to its layers."""
+    arguments = given.arguments
+    for name in {place.partition(".")[0] for place in writes}:
+        arguments[name].update(as_given(made.arguments[name], given.hidden))
 
 
 def _compare(layer: DecoderLayer, inputs: Sequence[Inputs], expected: Sequence[Tensor]) -> None:
@@ -242,18 +295,3 @@ def _differing(one: Call, other: Call) -> tuple[str, ...]:
         raise BarberError(f"arguments {sorted(tensors.keys() ^ others.keys())} are given for some windows alone")
     places = [place for place in tensors if place != hidden and not same(tensors[place], others[place])]
     return (hidden, *places)
-
-
-def _filled(replay: Replay, call: Call, hidden: Tensor) -> Inputs:
-    """The inputs of a window out of its call, with other hidden states."""
-    inputs = replay.inputs(call)
-    return hidden if isinstance(inputs, Tensor) else (hidden, *inputs[1:])
-
-
-def _as_given(output: Any, hidden: Tensor) -> Any:
-    """What a layer returns, where the model keeps it: on the device and in the dtype of `hidden`."""
-
-    def moved(_: str, tensor: Tensor) -> Tensor:
-        return tensor.to(hidden.device, hidden.dtype if tensor.is_floating_point() else None)
-
-    return Call((output,), {}).mapped(moved).args[0]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.errors import BarberError
 from ..tensors.masks import PackedMask
-from .activations import Activations
+from .activations import Activations, Sample
 from .architectures import architecture_of, base_name, check_layer, decoder_stack, layer_blocks
 from .blocks import DecoderLayer
 from .calls import Call, call_reaching, forward_of
@@ -56,8 +57,10 @@ class ModelSource:
         return 0
 
     @torch.no_grad()
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
-        """The hidden states into layer `done`, (1, length, hidden) each, for `windows`, (samples, length) int64.
+    def begin(self, windows: Tensor) -> Iterable[Sample]:
+        """What enters layer `done`, for `windows`, (samples, length) int64: hidden states, (1, length, hidden) each.
+
+        Behind them come the tensors that layers before it have written for later ones.
 
         Raises:
             BarberError: the replay of a layer by its blocks does not give the model's own bits.
@@ -154,6 +157,9 @@ class ModelSource:
             for index, layer in enumerate(self.stack):
                 stack.enter_context(forward_of(layer, partial(passed_on, index)))
             self.run(window)
+        for index in range(len(self)):
+            if index not in calls:
+                raise BarberError(f"model never calls {self.path}.{index} for text: its layers cannot be replayed")
         return self.working([calls[index] for index in range(len(self))])
 
     def working(self, calls: Sequence[Call]) -> list[Call]:
@@ -171,15 +177,15 @@ class ModelSource:
         return [call.mapped(moved) for call in calls]
 
     def _arguments(self, index: int) -> list[tuple[Tensor, ...]] | None:
-        """What the windows' calls of a layer have beside the hidden states where they differ."""
-        replay = self._replays[index].replay
-        if len(replay.places) == 1:
+        """What the model itself gives to the windows' calls of a layer where they differ."""
+        recorded = self._replays[index]
+        if not recorded.arguments:
             return None
         arguments = []
         with self.outer():
             for window in self.windows.split(1):
-                inputs = replay.inputs(self.calls(window, self._rest)[index])
-                arguments.append(tuple(inputs[1:]))
+                call = self.calls(window, self._rest)[index]
+                arguments.append(recorded.replay.values(call, recorded.arguments))
         return arguments
 
     def _embedded(self, windows: Tensor) -> Iterator[Tensor]:

@@ -292,6 +292,6 @@ def produce(trial: Trial, plan: Plan) -> Masks:
 
 
 def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
-    """The layer's output for every sample, from the outputs of its blocks."""
+    """What the next layer gets of every sample, from the outputs of this one's blocks."""
     streams = zip(layer.inputs(hidden), *outputs, strict=True)
-    return hidden.like(layer.output(x, blocks) for x, *blocks in streams)
+    return hidden.like(layer.passed_on(x, blocks) for x, *blocks in streams)

@@ -15,7 +15,7 @@ from ...base.memory import return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
-from ...models.activations import Activations
+from ...models.activations import Activations, Sample, each
 from ...models.architectures import decoder_path
 from ...models.loading import ModelReference, brief, empty_model, load_config, load_generation_config
 from ...models.source import ModelSource
@@ -44,9 +44,8 @@ class DiskCheckpoint:
     @property
     def written(self) -> dict[str, Entry]:
         """Dtype and shape of every tensor of the output; tensors that the model does not know stay as they are."""
-        state = self.model.state_dict()
         entries = dict(self.weights.entries)
-        for name, empty in state.items():
+        for name, empty in self.model.state_dict().items():
             for stored, part in self.weights.tensors_of(name, empty).items():
                 if stored in entries:
                     entries[stored] = Entry(part.dtype, tuple(part.shape))
@@ -94,6 +93,8 @@ def streaming_obstacle(model: nn.Module, weights: StoredWeights) -> str | None:
         for name, part in weights.tensors_of(parameter, empty).items():
             if name not in entries and parameter in once:
                 return f"its files have no {name}"
+            if name in entries and part.ndim == 3 and entries[name].shape == part.mT.shape != part.shape:
+                return f"its files have {name} transposed"
             if name in entries:
                 _check_entry(f"model {weights.name!r}", name, entries[name], part)
     return None
@@ -128,11 +129,11 @@ class DiskSource(ModelSource):
         return self.progress.layers if self.progress else 0
 
     @torch.no_grad()
-    def begin(self, windows: Tensor) -> Iterable[Tensor]:
+    def begin(self, windows: Tensor) -> Iterable[Sample]:
         """The hidden states that enter the first layer that is still to be done."""
         self.record(windows)
         if self.progress and self.done:
-            return map(self._working, self.progress.hidden())
+            return (each(sample, self._working) for sample in self.progress.hidden())
         return self._embedded(windows)
 
     def outer(self) -> AbstractContextManager[None]:
@@ -191,10 +192,18 @@ class DiskSource(ModelSource):
 
     @cached_property
     def _outer_names(self) -> dict[str, str]:
-        """The tensors of the text decoder outside its layers: embedding and final norm."""
+        """The tensors of the text decoder outside its layers: embedding and final norm.
+
+        With them comes the model's first parameter: some models move what they compute to its device (Idefics 3).
+        """
         prefix, inside = decoder_path(self.model), f"{self.path}."
-        names = [name for name in self.model.state_dict() if name.startswith(prefix)]
-        return {name: name for name in names if not name.startswith(inside)}
+        first, _ = next(self.model.named_parameters())
+        names: dict[str, str] = {}
+        for name, empty in self.model.state_dict().items():
+            outer = name == first or (name.startswith(prefix) and not name.startswith(inside))
+            if outer and self.disk.tensors_of(name, empty).keys() <= self.disk.entries.keys():  # else a tied one
+                names[name] = name
+        return names
 
     @contextmanager
     def _loaded(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:

@@ -17,7 +17,7 @@ from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
 from ...checkpoints.shards import Entry, Layout, OutputShards, TensorFile, damaged, read_header
 from ...checkpoints.write import software
-from ...models.activations import Activations
+from ...models.activations import Activations, Sample, tensors_of
 from ...tensors.budget import Shares
 from ...tensors.masks import PackedMask
 from ..pipeline import BlockReport
@@ -72,15 +72,18 @@ class Progress:
             if name is not None:
                 raise BarberError(f"{file} does not hold {name} as it was written")
 
-    def hidden(self) -> Iterator[Tensor]:
+    def hidden(self) -> Iterator[Sample]:
         """What enters the first layer that is still to be done, sample by sample of this rank."""
         from safetensors import safe_open
 
         path = self._file("hidden", self.layers)
-        names = sorted(read_header(path).entries)
+        samples: dict[str, list[str]] = {}
+        for name in sorted(read_header(path).entries):
+            samples.setdefault(name.partition(".")[0], []).append(name)
         with safe_open(path, "pt") as file:
-            for name in names[self.ranks.share(len(names)).slice]:
-                yield file.get_tensor(name).clone()
+            for names in list(samples.values())[self.ranks.share(len(samples)).slice]:
+                tensors = tuple(file.get_tensor(name).clone() for name in names)
+                yield tensors if len(tensors) > 1 else tensors[0]
 
     def masks(self) -> dict[str, PackedMask]:
         """The masks of all finished layers, mapped from the disk."""
@@ -96,14 +99,13 @@ class Progress:
 
         Returns the masks, mapped from their file; none on the ranks after the first, which only send their samples.
         """
-        samples = self.ranks.collect(hidden.held, hidden.total)
         if not self.ranks.first:
-            for _ in samples:
+            for _ in self._samples(hidden):
                 pass
             self.layers += 1
             return {}
         write_masks(self._file("masks", self.layers), masks, "")
-        self._write_hidden(samples, Entry(hidden.held[0].dtype, tuple(hidden.held[0].shape)), hidden.total)
+        self._write_hidden(hidden)
         for name, weight in weights.items():
             self.output.write(name, weight)
         self.output.sync()
@@ -111,13 +113,22 @@ class Progress:
         self._count_layer()
         return dict(MaskFile(self._file("masks", self.layers - 1)))
 
-    def _write_hidden(self, samples: Iterable[Tensor], entry: Entry, total: int) -> None:
+    def _write_hidden(self, hidden: Activations) -> None:
         path = self._file("hidden", self.layers + 1)
-        entries = {f"{index:08d}": entry for index in range(total)}
+        entries: dict[str, Entry] = {}
+        for part, tensor in enumerate(tensors_of(hidden.held[0])):
+            suffix = f".{part:02d}" if part else ""
+            for index in range(hidden.total):
+                entries[f"{index:08d}{suffix}"] = Entry(tensor.dtype, tuple(tensor.shape))
         checksums = self.checksums[self._key(path)] = {}
         with closing(TensorFile(path, entries, {})) as file:
-            for name, sample in zip(entries, samples, strict=True):
-                checksums[name] = file.write(name, sample)
+            for name, tensor in zip(entries, self._samples(hidden), strict=True):
+                checksums[name] = file.write(name, tensor)
+
+    def _samples(self, hidden: Activations) -> Iterator[Tensor]:
+        """The first tensor of every sample of all ranks, then the second of each, and so on."""
+        for tensors in zip(*map(tensors_of, hidden.held), strict=True):
+            yield from self.ranks.collect(tensors, hidden.total)
 
     def _count_layer(self) -> None:
         """Replace the state file in one step; what entered the finished layer is no longer needed."""
