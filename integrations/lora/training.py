@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -69,7 +69,7 @@ def train_lora(
         "windows": windows.as_dict(),
     }
     folder = scratch or output.with_name(output.name + ".training")
-    targets = _target_linears(opened, settings.targets)
+    targets = target_linears(opened.model, opened.masks, settings.targets)
     _begin_run(folder, run)
     opened.model.to(device)
     before = after = None
@@ -101,11 +101,16 @@ def _new_adapter(opened: PrunedModel, settings: LoraSettings, targets: list[str]
     return masked_lora(opened.model, opened.masks, config)
 
 
-def _target_linears(opened: PrunedModel, globs: Sequence[str]) -> list[str]:
-    """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder."""
-    model = opened.model
-    if opened.masks and not globs:
-        return pruned_modules(model, opened.masks)
+def target_linears(model: Any, masks: Collection[str], globs: Sequence[str]) -> list[str]:
+    """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder.
+
+    Args:
+        model: may be without weights.
+        masks: names of the pruned Linears.
+        globs: of names in memory.
+    """
+    if masks and not globs:
+        return pruned_modules(model, masks)
     if not globs:
         path, _ = decoder_stack(model, architecture_of(model))
         globs = [f"{path}.*"]

@@ -95,8 +95,6 @@ def quantize_model(
     Raises:
         BarberError: no compressed-tensors, a group size that does not divide a width, an unknown glob, sick weights.
     """
-    if importlib.util.find_spec("compressed_tensors") is None:
-        raise MissingExtraError("quantization", "quantize")
     started = time.perf_counter()
     opened = PrunedModel.load(model)
     scales, reports = quantize_blocks(opened, settings, windows, quiet, device)
@@ -123,11 +121,7 @@ def quantize_blocks(
         The scales by Linear, and a report a block; its errors are against the block before quantization.
     """
     source = ModelSource(opened.model, choose_device(device))
-    shapes = linear_shapes(source)
-    targets = target_names(shapes, settings.ignore)
-    check_packable(source, targets)
-    settings.check_widths({name: shapes[name][1] for name in targets})
-    check_readable(source, {name: shapes[name] for name in targets}, settings)
+    check_quantizable(source, settings)
     check_weights(source, [])
     quantizer, reports = MaskedQuantizer(opened, settings), list[BlockReport]()
     producer = Producer(quantizer, frozenset(["gram"] if settings.method == "gptq" else []))
@@ -141,3 +135,19 @@ def quantize_blocks(
 
         prune(source, windows.tokens, plan, finished)
     return quantizer.scales, reports
+
+
+def check_quantizable(source: ModelSource, settings: QuantizeSettings) -> None:
+    """Refuse, before any work, all that does not fit the model, which may be without weights.
+
+    Raises:
+        BarberError: no compressed-tensors, an unknown glob, a matrix that cannot be packed, a group size that does not
+            divide a width, or a model that transformers could not read back.
+    """
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise MissingExtraError("quantization", "quantize")
+    shapes = linear_shapes(source)
+    targets = target_names(shapes, settings.ignore)
+    check_packable(source, targets)
+    settings.check_widths({name: shapes[name][1] for name in targets})
+    check_readable(source, {name: shapes[name] for name in targets}, settings)
