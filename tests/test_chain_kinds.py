@@ -23,6 +23,7 @@ KINDS = {  # what LoRA and the quantization are told; None: no quantization
     "mixtral": ("targets: ['*q_proj', '*o_proj']", ""),
     "gpt_oss": ("targets: ['*q_proj']", ", ignore: ['*experts*']"),
     "lfm2": ("", ""),
+    "falcon_h1": ("targets: ['*q_proj']", ""),
     "gpt2": ("", None),
     "gemma3": ("", ""),
 }
@@ -77,6 +78,7 @@ def test_the_chain_from_the_first_mask_to_the_report(recipe, kind):
 
 REFUSED = {
     "experts under LoRA": ("mixtral", "lora: {steps: 1}", "LoRA cannot hold model.layers.0.block_sparse_moe.experts"),
+    "a Linear that Mamba's kernels read": ("falcon_h1", "lora: {steps: 1}", "mamba.out_proj: peft refuses it"),
     "a target of another kind": (
         "gpt2",
         "lora: {steps: 1, targets: ['*q_proj']}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from peft.tuners import tuners_utils
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
@@ -110,13 +111,27 @@ def target_linears(model: Any, masks: Collection[str], globs: Sequence[str]) -> 
         globs: of names in memory.
     """
     if masks and not globs:
-        return pruned_modules(model, masks)
-    if not globs:
-        path, _ = decoder_stack(model, architecture_of(model))
-        globs = [f"{path}.*"]
-    linears = [name for name, module in model.named_modules() if is_matrix(module)]
-    check_globs("target", globs, linears)
-    return [name for name in linears if matches(name, globs)]
+        names = pruned_modules(model, masks)
+    else:
+        if not globs:
+            path, _ = decoder_stack(model, architecture_of(model))
+            globs = [f"{path}.*"]
+        linears = [name for name, module in model.named_modules() if is_matrix(module)]
+        check_globs("target", globs, linears)
+        names = [name for name in linears if matches(name, globs)]
+    _check_supported(model, names)
+    return names
+
+
+def _check_supported(model: Any, names: Sequence[str]) -> None:
+    """Refuse Linears that peft does not take: the kernels of Mamba read some weights themselves."""
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    for name in names if check is not None else ():
+        try:
+            check(LoraConfig(), model, name.rpartition(".")[2])
+        except ValueError:
+            kind = model.config.model_type
+            raise BarberError(f"LoRA cannot hold {name}: peft refuses it in {kind}; give targets without it") from None
 
 
 def _begin_run(folder: Path, run: dict[str, Any]) -> None:
