@@ -125,8 +125,10 @@ def target_linears(model: Any, masks: Collection[str], globs: Sequence[str]) -> 
 
 def _check_supported(model: Any, names: Sequence[str]) -> None:
     """Refuse Linears that peft does not take: the kernels of Mamba read some weights themselves."""
-    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
-    for name in names if check is not None else ():
+    check: Any = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return
+    for name in names:
         try:
             check(LoraConfig(), model, name.rpartition(".")[2])
         except ValueError:
