@@ -1,7 +1,5 @@
 """What follows pruning, for experts, transposed matrices and hybrids: it works, or is refused in one line."""
 
-import re
-
 import pytest
 import torch
 import transformers
@@ -273,37 +271,3 @@ def test_lora_keeps_the_zeros_of_transposed_linears_and_refuses_experts(checkpoi
         opened.model, opened.masks, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     )
     check_zeros(adapter.merge_and_unload(), opened.masks)
-
-
-@pytest.mark.parametrize(
-    ("family", "ignore", "message"),
-    [
-        ("mixtral", ["*experts*"], "quantization is not supported for mixtral: transformers puts "),
-        (
-            "gpt_oss",
-            [],
-            "cannot pack model.layers.0.mlp.experts.gate_up_proj.0, an expert in a tensor of all",
-        ),
-        ("gpt2", [], "cannot pack transformer.h.0.attn.c_attn, a transposed Linear"),
-        ("gpt_oss", ["*experts*"], ""),
-    ],
-)
-def test_quantization_packs_linears_or_refuses(checkpoints, tmp_path, family, ignore, message):
-    pytest.importorskip("compressed_tensors")
-    from optimum_barber.integrations.quantization.quantize import QuantizeSettings, quantize_model
-    from optimum_barber.text.windows import TokenWindows
-
-    windows = TokenWindows(tiny_windows(samples=2), "text", "calibration", 2)
-    arguments = (
-        checkpoints / family / "sparse",
-        tmp_path / "out",
-        QuantizeSettings(group_size=4, ignore=ignore),
-        windows,
-    )
-    if message:
-        with pytest.raises(BarberError, match=re.escape(message)):
-            quantize_model(*arguments, quiet=True)
-        assert not (tmp_path / "out").exists()
-        return
-    assert quantize_model(*arguments, quiet=True)["modules"] == 8
-    assert not verify_checkpoint(tmp_path / "out").faults

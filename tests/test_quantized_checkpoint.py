@@ -15,10 +15,8 @@ from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.integrations.quantization.quantize import (
     ANY_PATTERN,
     MaskedQuantizer,
-    compress,
     quantize_blocks,
     quantize_model,
-    save_compressed,
 )
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.loading import load_model, resolve_model
@@ -201,9 +199,7 @@ def test_inputs_that_were_never_seen_leave_rounding(pruned):
 def test_shards_are_the_originals(tmp_path, tokenizer):
     tiny_model().save_pretrained(tmp_path / "model", max_shard_size="40KB")
     tokenizer.save_pretrained(tmp_path / "model")
-    opened = PrunedModel.load(tmp_path / "model")
-    scales, _ = quantize_blocks(opened, QuantizeSettings(group_size=16), WINDOWS, quiet=True)
-    save_compressed(tmp_path / "out", opened, compress(opened.model, scales, 4, 16))
+    quantize_model(tmp_path / "model", tmp_path / "out", QuantizeSettings(group_size=16), WINDOWS, quiet=True)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     weights = SafetensorsWeights.open(str(tmp_path / "out"))
     assert weights.linear("model.layers.1.mlp.up_proj").shape == (48, 32)

@@ -53,7 +53,8 @@ def shrink_config(settings: Mapping[str, Any], device: Any = None, evaluation: C
 
     Args and errors are those of `barber_config`.
     """
-    own = keyword_only(as_scorer(str(settings.get("scorer", "bip"))).function)
+    scorer = str(settings.get("scorer", "bip"))
+    own = () if "remove_experts" in settings else keyword_only(as_scorer(scorer).function)
     fields, arguments = _parted(settings, SHRINKING, own, {*evaluation, "pretrained"})
     return _checked(ShrinkConfig, device, **fields, scorer_args=arguments)
 

@@ -11,7 +11,7 @@ from huggingface_hub.constants import HF_HOME
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.ranks import ALONE
-from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from optimum_barber.integrations.lm_eval.arguments import barber_config, shrink_config
 from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from optimum_barber.prune.effort import UNIFORM
@@ -19,12 +19,19 @@ from optimum_barber.prune.producers import as_producer
 from optimum_barber.prune.settings import BarberConfig
 from optimum_barber.prune.sparsifier import BarberSparsifier
 from optimum_barber.runs.fingerprint import of_checkpoint, of_pruned
-from optimum_barber.shrink.scorers import as_scorer
 from optimum_barber.shrink.settings import ShrinkConfig
-from optimum_barber.shrink.shrinker import BarberShrinker
+from optimum_barber.shrink.shrinker import BarberShrinker, scoring_function
 
 CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"  # default: `optimum_barber` in the Hugging Face home
-CUTTING = {"scorer", "remove", "remove_heads", "remove_channels", "structure"}  # any of them means a shrunk model
+CUTTING = {
+    "scorer",
+    "remove",
+    "remove_heads",
+    "remove_channels",
+    "remove_experts",
+    "structure",
+}  # any of them means a shrunk model
+RECORDS = (SPARSITY_NAME, STRUCTURE_NAME, EXPERTS_NAME)
 
 
 def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, evaluation: Collection[str]) -> Path:
@@ -46,7 +53,7 @@ def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, ev
     if not settings and (Path(str(pretrained)) / ADAPTER_CONFIG_NAME).is_file():
         return Path(str(pretrained))
     reference = resolve_model(str(pretrained))
-    if not settings and any((reference.directory / name).is_file() for name in (SPARSITY_NAME, STRUCTURE_NAME)):
+    if not settings and any((reference.directory / name).is_file() for name in RECORDS):
         return reference.directory
     if CUTTING & set(settings):
         return _shrunk_checkpoint(reference, shrink_config(settings, device, evaluation))
@@ -86,8 +93,8 @@ def _shrunk_checkpoint(reference: ModelReference, config: ShrinkConfig) -> Path:
     read = []
     for path in BarberShrinker(None).inputs(config):
         read.append(path / STRUCTURE_NAME if path.is_dir() else path)
-    key = of_checkpoint(reference, config, config.device, read, [as_scorer(config.scorer).function])
-    return _cached(key, STRUCTURE_NAME, make)
+    key = of_checkpoint(reference, config, config.device, read, [scoring_function(config)])
+    return _cached(key, STRUCTURE_NAME if config.remove_experts is None else EXPERTS_NAME, make)
 
 
 def _cached(key: str, record: str, make: Callable[[Path], object]) -> Path:

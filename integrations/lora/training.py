@@ -3,13 +3,14 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from peft.tuners import tuners_utils
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
@@ -69,7 +70,7 @@ def train_lora(
         "windows": windows.as_dict(),
     }
     folder = scratch or output.with_name(output.name + ".training")
-    targets = _target_linears(opened, settings.targets)
+    targets = target_linears(opened.model, opened.masks, settings.targets)
     _begin_run(folder, run)
     opened.model.to(device)
     before = after = None
@@ -101,17 +102,38 @@ def _new_adapter(opened: PrunedModel, settings: LoraSettings, targets: list[str]
     return masked_lora(opened.model, opened.masks, config)
 
 
-def _target_linears(opened: PrunedModel, globs: Sequence[str]) -> list[str]:
-    """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder."""
-    model = opened.model
-    if opened.masks and not globs:
-        return pruned_modules(model, opened.masks)
-    if not globs:
-        path, _ = decoder_stack(model, architecture_of(model))
-        globs = [f"{path}.*"]
-    linears = [name for name, module in model.named_modules() if is_matrix(module)]
-    check_globs("target", globs, linears)
-    return [name for name in linears if matches(name, globs)]
+def target_linears(model: Any, masks: Collection[str], globs: Sequence[str]) -> list[str]:
+    """Return the Linears that any glob matches; without globs the pruned ones, or all of a dense model's decoder.
+
+    Args:
+        model: may be without weights.
+        masks: names of the pruned Linears.
+        globs: of names in memory.
+    """
+    if masks and not globs:
+        names = pruned_modules(model, masks)
+    else:
+        if not globs:
+            path, _ = decoder_stack(model, architecture_of(model))
+            globs = [f"{path}.*"]
+        linears = [name for name, module in model.named_modules() if is_matrix(module)]
+        check_globs("target", globs, linears)
+        names = [name for name in linears if matches(name, globs)]
+    _check_supported(model, names)
+    return names
+
+
+def _check_supported(model: Any, names: Sequence[str]) -> None:
+    """Refuse Linears that peft does not take: the kernels of Mamba read some weights themselves."""
+    check: Any = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return
+    for name in names:
+        try:
+            check(LoraConfig(), model, name.rpartition(".")[2])
+        except ValueError:
+            kind = model.config.model_type
+            raise BarberError(f"LoRA cannot hold {name}: peft refuses it in {kind}; give targets without it") from None
 
 
 def _begin_run(folder: Path, run: dict[str, Any]) -> None:

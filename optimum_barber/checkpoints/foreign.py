@@ -1,5 +1,6 @@
 """Pruned weights as other tools save them: zeros, masks beside the weights, bitmasks; names with another prefix."""
 
+from collections.abc import Collection
 from functools import cached_property
 
 import torch
@@ -45,6 +46,15 @@ class ForeignWeights:
             seen = ", ".join((near or list(self.modules))[:2]) or "no weights at all"
             raise BarberError(f"model {self.weights.name!r} has no weight {name}.weight: it has {seen}")
         return near[0]
+
+    def other_expert(self, known: Collection[str]) -> str | None:
+        """Return the first expert of a layer of the model that is none of its Linears `known`; None if all are."""
+        names = list(self.modules)
+        for key, entry in self.weights.entries.items():
+            if len(entry.shape) == 3:
+                names += [f"{key.removesuffix('.weight')}.{index}" for index in range(entry.shape[0])]
+        kinds = set(map(_any_expert, known))
+        return next((name for name in names if name not in known and _any_expert(name) in kinds), None)
 
     def form(self, name: str) -> str:
         """The form in which the weight of a Linear is stored, one of `FORMS`."""
@@ -99,3 +109,13 @@ class ForeignWeights:
         keep = PackedMask(bits.flatten(), (rows, bits.shape[-1] * 8)).unpack()[:, :width]
         values = self.weights.tensor(f"{start}.compressed").flatten().float()
         return torch.zeros(rows, width).masked_scatter_(keep, values)
+
+
+def _any_expert(name: str) -> str:
+    """The name without its numbers but the layer's, which is the first."""
+    kept: list[str] = []
+    numbered = False
+    for part in name.split("."):
+        kept.append("#" if numbered and part.isdecimal() else part)
+        numbered = numbered or part.isdecimal()
+    return ".".join(kept)

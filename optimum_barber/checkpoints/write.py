@@ -60,13 +60,19 @@ def _write(save: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         raise BarberError(f"transformers does not write this model: {brief(error)}") from None
 
 
-def save_model(directory: Path, model: Any, reference: ModelReference | None) -> None:
-    """Write a model in memory, in shards as large as those that it was loaded from; see `save_settings`."""
+def save_model(
+    directory: Path, model: Any, reference: ModelReference | None, tensors: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model in memory, in shards as large as those that it was loaded from; see `save_settings`.
+
+    `tensors`, by their names in the files, are written in the place of its own.
+    """
     settings = model.generation_config
     model.generation_config = type(settings)() if settings is not None else None  # an invalid one ends nothing here
     try:
         shard = reference.shard_bytes if reference else None
-        _write(model.save_pretrained, directory, max_shard_size=shard or ONE_FILE)
+        own = {} if tensors is None else {"state_dict": tensors, "save_original_format": False}
+        _write(model.save_pretrained, directory, max_shard_size=shard or ONE_FILE, **own)
     finally:
         model.generation_config = settings
     save_settings(directory, model, reference)

@@ -67,12 +67,14 @@ def _write_plan(name: str, settings: list[str]) -> None:
     from ..models.loading import resolve_model
     from ..prune.inspection import inspect_model
     from ..runs.recipe.document import find_recipe
-    from ..runs.recipe.runner import steps_of
+    from ..runs.recipe.runner import check_stages, steps_of
     from ..runs.recipe.validation import read_recipe
 
     recipe = read_recipe(find_recipe(name), settings)
     lines = [f"recipe        {recipe.name} -> {recipe.output}"]
-    for step in steps_of(recipe):
+    steps = steps_of(recipe)
+    check_stages(recipe, steps)
+    for step in steps:
         texts = []
         for key, value in step.stage.model_dump(exclude_defaults=True).items():
             texts.append(f"{key} {json.dumps(value) if isinstance(value, dict | list) else value}")

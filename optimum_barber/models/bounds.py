@@ -4,7 +4,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from ..base.errors import BarberError, shown
 LARGEST_COUNT = 2**16  # of layers, heads, experts
 LARGEST_SIZE = 2**31  # of a dimension
 COUNTED = re.compile(r"^(num|n)_.*(layer|head|expert)|(layer|head|expert)s$|group")  # names
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # the configurations' names
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of GGUF's types
 TEXT, ARRAY = 8, 9  # the other two of GGUF's types
 LARGEST_ARRAYS = 2**22  # values in all arrays of a GGUF file; its reader makes an object of each
@@ -31,6 +33,23 @@ def check_numbers(model: str, config: Mapping[Any, Any]) -> None:
             limit = LARGEST_COUNT if COUNTED.search(str(key)) else LARGEST_SIZE
             if value > limit and not str(key).endswith(("_id", "length")):
                 raise BarberError(f"model {model!r}: {key} is {shown(value)} in config.json, at most {limit} is legal")
+
+
+def check_experts(model: str, config: Any) -> None:
+    """Refuse a configuration with fewer experts than the router picks; with one, an MLP has no router."""
+    text = config.get_text_config()
+    experts, chosen = first_setting(text, EXPERTS), first_setting(text, EXPERTS_PER_TOKEN)
+    if 1 < experts < chosen:
+        raise BarberError(f"model {model!r} has {experts} experts, and its router picks {chosen} for a token")
+
+
+def first_setting(config: Any, names: Sequence[str]) -> int:
+    """Return the first of these settings that a configuration has, a number; 1 without any."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value and isinstance(value, int):
+            return value
+    return 1
 
 
 def check_gguf(path: Path) -> None:

@@ -60,17 +60,10 @@ class FileNames:
     @classmethod
     def of(cls, model: Any) -> "FileNames":
         """Ask transformers, which would write a model of row numbers to its files."""
-        try:
-            from transformers.core_model_loading import revert_weight_conversion
-        except ImportError:  # before transformers 5 a file had the names of memory
-            return cls()
         state = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}
         numbers = {name: _row_numbers(tensor, index) for index, (name, tensor) in enumerate(state.items())}
-        try:
-            written: dict[str, Any] = revert_weight_conversion(model, dict(numbers))
-            _turn_back(written, model, state)
-        except Exception as error:  # whatever a conversion raises
-            raise BarberError(f"model's files cannot be told from its parameters: {brief(error)}") from None
+        written = _written(model, dict(numbers))
+        _turn_back(written, model, state)
         if written.keys() == state.keys() and all(torch.equal(written[name], numbers[name]) for name in state):
             return cls()
         return cls._traced(list(state), state, written)
@@ -132,13 +125,38 @@ def _turn_back(written: dict[str, Any], model: Any, state: Mapping[str, Tensor])
 
 def _transposed(model: Any, name: str, parameter: Tensor | None) -> bool:
     """Whether transformers transposes a parameter for its files, which may depend on the shape."""
-    from transformers.core_model_loading import revert_weight_conversion
-
     if parameter is None:
         return True
     probe = torch.empty(parameter.mT.shape, device="meta").mT
-    (written,) = revert_weight_conversion(model, {name: probe}).values()
-    return bool(written.stride() != probe.stride())
+    written = list(_written(model, {name: probe}).values())
+    return len(written) != 1 or written[0].stride() != probe.stride()
+
+
+def tensors_of_files(model: Any, values: bool = True) -> dict[str, Tensor]:
+    """Return the tensors that transformers would write of a model, tied ones once, by their names in the files.
+
+    Without `values` they are on the meta device.
+    """
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name not in tied:
+            state[name] = tensor if values else tensor.to("meta")
+    return _written(model, state)
+
+
+def _written(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what transformers does to names and tensors while it loads."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before transformers 5 a file had the names of memory
+        return state
+    try:
+        written: dict[str, Tensor] = revert_weight_conversion(model, state)
+    except Exception as error:  # whatever a conversion raises
+        raise BarberError(f"model's files cannot be told from its parameters: {brief(error)}") from None
+    return written
 
 
 def _row_numbers(tensor: Tensor, index: int) -> Tensor:

@@ -24,11 +24,13 @@ class Shapes(dict[str, tuple[int, int]]):
 
     Attributes:
         transposed: names of those that the files hold as (in, out).
+        known: names of all Linears of the model, these among them.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, linears: Mapping[str, nn.Linear], known: Iterable[str] = ()) -> None:
         super().__init__({name: (linear.out_features, linear.in_features) for name, linear in linears.items()})
         self.transposed = {name for name, linear in linears.items() if is_transposed(linear)}
+        self.known = {*linears, *known}
 
 
 def block_shapes(source: ModelSource) -> dict[str, dict[str, tuple[int, int]]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
-from .bounds import check_gguf, check_numbers
+from .bounds import check_experts, check_gguf, check_numbers
 from .dtypes import check_dtype, extremes
 
 SMALL_FILES = (  # that go with a model, by pattern
@@ -122,6 +122,7 @@ def load_config(reference: ModelReference, quantized: bool = False) -> Any:
         reason = _reason(reference, "config.json", "AutoConfig", error)
         raise BarberError(f"model {name!r} cannot be read: {reason}") from None
     check_numbers(name, config.to_dict())
+    check_experts(name, config)
     if reference.gguf_file is None:
         _check_weights_of(reference, config, quantized)
     kind = auto_class(config)

@@ -12,10 +12,9 @@ from torch import nn
 
 from ..base.devices import synchronize
 from ..base.errors import BarberError
+from .bounds import EXPERTS_PER_TOKEN
 from .limits import positions
 from .loading import empty_model
-
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 
 
 def experts_per_token(config: Any) -> int | None:

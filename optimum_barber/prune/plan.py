@@ -50,7 +50,7 @@ def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -
     check_allocation(config, producer)
     chain_of(config.rebuild)  # unknown names first of all
     linears = matrices_of_model(source)
-    targets = Shapes({name: linears[name] for name in target_names(linears, config.ignore)})
+    targets = Shapes({name: linears[name] for name in target_names(linears, config.ignore)}, linears)
     pattern = _pattern_of(config, producer, arguments, targets)
     for name, (_, width) in targets.items():
         pattern.check_width(name, width)

@@ -73,6 +73,8 @@ class ShrinkSettings(BaseModel):
         others = [name for name in (*SHARES, "structure") if getattr(self, name) is not None]
         if self.remove_experts is not None and (others or self.compensate):
             raise BarberError("remove experts stands alone: heads, channels and biases are another run")
+        if self.remove_experts is not None and self.scorer_args:
+            raise BarberError(f"scorer args {self.scorer_args} are not legal: scorers of experts take none")
         return self
 
     @model_validator(mode="after")

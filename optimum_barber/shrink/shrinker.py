@@ -1,6 +1,7 @@
 """The public verb of structured pruning: a causal LM in, a smaller one out, with a record of what stayed."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..base.errors import BarberError
+from ..base.fields import parse_arguments
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
 from ..checkpoints.carry import save_tokenizer
@@ -26,11 +28,12 @@ from ..text.sources import text_files
 from ..text.windows import Calibration, TokenWindows, windows_for
 from .cut import cut_model
 from .cut_errors import mean_contributions
-from .experts import describe_removal, plan_removal, remove_experts
+from .experts import EXPERT_SCORERS, describe_removal, plan_removal, remove_experts
 from .figures import describe_cut, report_of
 from .plan import Cut, plan_cut, reads_text
 from .scan import choose_units
-from .settings import ShrinkConfig
+from .scorers import as_scorer
+from .settings import ShrinkConfig, ShrinkSettings
 from .units import Kept
 
 
@@ -41,6 +44,15 @@ class ShrinkResult:
     model: Any
     structure: PrunedStructure | PrunedExperts
     report: dict[str, Any]
+
+
+def scoring_function(settings: ShrinkSettings) -> Callable[..., Any]:
+    """Return the function that scores heads and channels, or experts; refuse names and arguments that nobody knows."""
+    if settings.remove_experts is not None:
+        return EXPERT_SCORERS[settings.scorer].function
+    function = as_scorer(settings.scorer).function
+    parse_arguments(function, settings.scorer, settings.scorer_args, "scorer")
+    return function
 
 
 class BarberShrinker(PretrainedTool):

@@ -34,6 +34,9 @@ def pattern_of_weights(
     """The N:M that every Linear holds, else unstructured with the sparsity of all of them together; logged."""
     _sparse_weights.cache_clear()
     weights, transposed = _sparse_weights(sparse_model), getattr(shapes, "transposed", ())
+    other = weights.other_expert(_known(shapes))
+    if other is not None:
+        raise BarberError(f"sparse model {sparse_model!r} has {other}, which the model has not")
     pruned = total = 0
     for name, shape in shapes.items():
         weight = weights.linear(name, name in transposed)
@@ -49,6 +52,11 @@ def pattern_of_weights(
     forms = ", ".join(f"{count} as {form}" for form, count in Counter(map(weights.form, shapes)).items())
     logger.warning("sparse model %r: %.4f zeros, pattern %s, Linears: %s", sparse_model, pruned / total, pattern, forms)
     return pattern
+
+
+def _known(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Names of all Linears of the model, those that are left dense among them."""
+    return set(getattr(shapes, "known", shapes))
 
 
 def _pattern(weight_of: Callable[[str], Tensor], names: list[str], sparsity: float) -> SparsityPattern:
@@ -83,6 +91,9 @@ def pattern_of_file(shapes: Mapping[str, tuple[int, ...]], *, masks: str, weight
     _mask_file.cache_clear()
     _checkpoint.cache_clear()
     file = _mask_file(masks)
+    others = sorted(set(file) - _known(shapes))
+    if others and set(shapes) <= set(file):
+        raise BarberError(f"mask file {masks} has a mask for {others[0]}, which the model has not")
     chosen = [file[name] for name in shapes]
     for name, mask in zip(shapes, chosen, strict=True):
         if mask.shape != shapes[name]:

@@ -13,8 +13,9 @@ from ...base.errors import FailedCheckError
 from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock, staged
 from ...base.version import __version__
-from ...checkpoints.names import ADAPTER_MASKS_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.names import ADAPTER_MASKS_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
+from ...models.loading import empty_model, load_config, resolve_model
 from ..cells import Teller, open_directory, tell_nobody
 from ..fingerprint import of_model
 from ..verify import verify_product
@@ -25,6 +26,7 @@ from .tracking import Trackers
 from .validation import read_recipe
 
 SCRATCH = ".unfinished"
+RECORDS = (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME, EXPERTS_NAME)
 
 
 @dataclass
@@ -73,6 +75,18 @@ def steps_of(recipe: Recipe) -> list[Step]:
     return steps
 
 
+def check_stages(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Check the stages that are to be done against the recipe's model, up to one that makes a smaller model of it."""
+    model = None
+    for index, step in enumerate(steps):
+        if step.stage.gives == "dense":
+            return
+        if step.stage.needs_model and not step.done:
+            if model is None:
+                model = empty_model(load_config(resolve_model(recipe.model)))
+            step.stage.check_model(model, recipe.stages[:index])
+
+
 def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
     shared = {"calibration": recipe.calibration.model_dump(), "device": recipe.device, "dtype": recipe.dtype}
@@ -99,13 +113,14 @@ def run_recipe(
 
     Raises:
         RecipeError: every fault of the recipe, before any work.
-        BarberError: another run is at work in the output.
+        BarberError: another run is at work in the output, or a stage does not fit the model.
         FailedCheckError: a stage lost a zero.
     """
     recipe = read_recipe(find_recipe(str(name)), settings)
     output = open_directory(recipe.output, RUN_NAME, "run of a recipe")
     with output_lock(output):
         steps = steps_of(recipe)
+        check_stages(recipe, steps)
         trackers = Trackers([*recipe.track, *track], recipe.name, output / "tracking", recipe.flat_settings())
         run = _Run(recipe, str(name), output, trackers, quiet)
         try:
@@ -184,7 +199,7 @@ class _Run:
 
 def _verified(model: Path, name: str) -> dict[str, Any]:
     """Return how many zeros a stage's model keeps; raises FailedCheckError if it is not what its record says."""
-    if not any((model / record).is_file() for record in (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME)):
+    if not any((model / record).is_file() for record in RECORDS):
         return {}
     outcome = verify_product(model, weights=False)
     if outcome.faults:

@@ -117,6 +117,7 @@ class Stage(BaseModel):
         follows: states of the model that it may begin with.
         gives: state of the model that it leaves; None where it makes no model.
         first: the setting under which a fault of several settings is reported.
+        needs_model: whether `check_model` looks at the model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,6 +126,7 @@ class Stage(BaseModel):
     follows: ClassVar[tuple[str, ...]]
     gives: ClassVar[str | None] = None
     first: ClassVar[str] = ""
+    needs_model: ClassVar[bool] = False
 
     def part(self, settings: type[Settings]) -> Settings:
         """Return those settings of the stage that are fields of `settings`."""
@@ -140,6 +142,9 @@ class Stage(BaseModel):
 
     def check(self, shared: SharedSettings, earlier: Sequence["Stage"]) -> None:
         """Check the settings beyond each on its own; raises BarberError, a line a fault, or ValidationError."""
+
+    def check_model(self, model: Any, earlier: Sequence["Stage"]) -> None:
+        """Check the settings against the recipe's model, which has no weights; raises BarberError."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Do it, and return the figures."""

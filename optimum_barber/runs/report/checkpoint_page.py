@@ -6,6 +6,7 @@ from typing import Any
 
 from ...base.errors import BarberError
 from ...base.files import read_json
+from ...checkpoints.experts import read_experts
 from ...checkpoints.names import REPORT_NAME
 from ...checkpoints.record import SparsityConfig, read_record
 from ...checkpoints.structure import read_structure
@@ -131,12 +132,27 @@ def shrunk_page(directory: Path, evaluation: Evaluation = ()) -> Page:
     return Page(f"{directory.resolve().name}: shrinking report", text, sections)
 
 
+def experts_page(directory: Path, evaluation: Evaluation = ()) -> Page:
+    """Build the page of a model that lost experts."""
+    record = read_experts(directory)
+    counts = record.counts
+    name = record.base_model["name"] or "A model in memory"
+    settings = settings_table("Settings", record.model_dump(exclude={"layers"}))
+    sections = [
+        Section("Perplexity", _perplexity_items(evaluation)),
+        Section("Size", [_size_table(_report(directory))]),
+        Section("Settings and fingerprints", [settings]),
+    ]
+    text = f"{name}, with {counts['after']} of {counts['before']} experts in every sparse MLP."
+    return Page(f"{directory.resolve().name}: shrinking report", text, sections)
+
+
 def _size_table(report: Mapping[str, Any]) -> Table:
     rows: Rows = []
     for name, after in report.get("after", {}).items():
         if name != "latency":
             rows.append([name.replace("_", " "), report["before"].get(name), after])
-    for kind in ("heads", "channels"):
+    for kind in ("heads", "channels", "experts"):
         if kind in report:
             rows.append([kind, report[kind]["before"], report[kind]["after"]])
     return Table("Before and after", ["figure", "before", "after"], rows)

@@ -8,11 +8,11 @@ from typing import Any
 from ...base.errors import BarberError
 from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
-from ...checkpoints.names import SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...models.loading import brief
 from ..recipe.stage import RUN_NAME
 from .charts import check_drawing, save
-from .checkpoint_page import Evaluation, cell_page, checkpoint_page, shrunk_page
+from .checkpoint_page import Evaluation, cell_page, checkpoint_page, experts_page, shrunk_page
 from .comparison import COMPARE_NAME, comparison_page
 from .html import html
 from .page import Page, charts_in
@@ -25,6 +25,7 @@ PAGES: dict[str, Callable[[Path, Evaluation], Page]] = {  # by the file that tel
     RUN_NAME: lambda path, _: run_page(path),
     SPARSITY_NAME: checkpoint_page,
     STRUCTURE_NAME: shrunk_page,
+    EXPERTS_NAME: experts_page,
 }
 
 

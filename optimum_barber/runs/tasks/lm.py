@@ -10,7 +10,8 @@ from lm_eval.models.huggingface import HFLM
 
 from ...base.errors import BarberError, FailedCheckError, unknown_name
 from ...base.fields import DTYPES
-from ...checkpoints.names import ADAPTER_CONFIG_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.experts import read_experts
+from ...checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
 from ...checkpoints.structure import PrunedStructure, read_structure
 from ...models.device import SeveralDevicesError, choose_device
@@ -99,6 +100,9 @@ def _summaries(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any] |
         }  # fmt: skip
     if (directory / STRUCTURE_NAME).is_file():
         structure = _structure_summary(read_structure(directory))
+    if (directory / EXPERTS_NAME).is_file():
+        experts = read_experts(directory)
+        structure = {"base_model": experts.base_model["name"], "scorer": experts.scorer, "experts": experts.counts}
     return sparsity, structure
 
 

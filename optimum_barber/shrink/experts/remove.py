@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from ...base.errors import BarberError
 from ...models.activations import Activations
 from ...models.blocks import Block
+from ...models.bounds import EXPERTS, EXPERTS_PER_TOKEN, first_setting
 from ...models.loading import empty_model
 from ...models.matrices import ROUTERS, MatrixView, is_experts
-from ...models.measure import EXPERTS_PER_TOKEN
 from ...models.source import ModelSource
 from ...tensors.unit_scores import highest_in_groups
 from ..scan import dense_pass
 from .scores import EXPERT_SCORERS, Expert, ExpertInput, ExpertScorer, RoutedSums, cut_experts
 
-COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # the configurations' names
 GROUPS = ("n_group", "n_groups")
 
 
@@ -71,7 +70,7 @@ def plan_removal(model: Any, share: float, scorer: str, device: torch.device) ->
         raise BarberError(f"model has {numbers} experts in its layers: one number is needed")
     before = counts.pop()
     text = model.config.get_text_config()
-    groups = _setting(text, GROUPS)
+    groups = first_setting(text, GROUPS)
     kept = _kept_count(share, before, groups, text)
     return ExpertRemoval(source, experts, kept, groups, rows, _smaller_config(model.config, before, kept), ranking)
 
@@ -81,7 +80,7 @@ def _kept_count(share: float, before: int, groups: int, config: Any) -> int:
     each = before // groups
     gone = math.ceil(Fraction(str(share)) * each - Fraction(1, 2)) * groups
     kept = before - gone
-    chosen = _setting(config, EXPERTS_PER_TOKEN)
+    chosen = first_setting(config, EXPERTS_PER_TOKEN)
     if not gone:
         raise BarberError(f"remove experts {share:g} removes none of {before}: one is {groups / before:.2g} of them")
     if kept < max(chosen, groups):
@@ -92,20 +91,12 @@ def _kept_count(share: float, before: int, groups: int, config: Any) -> int:
     return kept
 
 
-def _setting(config: Any, names: Sequence[str]) -> int:
-    """The first of these settings that a configuration has; 1 without any."""
-    for name in names:
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    return 1
-
-
 def _smaller_config(config: Any, before: int, kept: int) -> Any:
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
-    names = [name for name in COUNTS if getattr(text, name, None) == before]
+    names = [name for name in EXPERTS if getattr(text, name, None) == before]
     if not names:
-        raise BarberError(f"{type(config).__name__} has no number of experts that is known: {', '.join(COUNTS)}")
+        raise BarberError(f"{type(config).__name__} has no number of experts that is known: {', '.join(EXPERTS)}")
     for name in names:
         setattr(text, name, kept)
     return smaller

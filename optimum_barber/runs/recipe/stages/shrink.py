@@ -1,4 +1,4 @@
-"""The stage `shrink`: heads and channels go, and the model becomes smaller."""
+"""The stage `shrink`: heads and channels, or experts, go, and the model becomes smaller."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ..stage import SharedSettings, Stage, StageContext, stage
 
 @stage("shrink")
 class ShrinkStage(Stage, ShrinkSettings):
-    """Cut heads and FFN channels out of the dense model; what follows works on the smaller one."""
+    """Cut heads and FFN channels, or experts, out of the dense model; what follows works on the smaller one."""
 
     follows = ("dense",)
     gives = "dense"
@@ -30,11 +30,9 @@ class ShrinkStage(Stage, ShrinkSettings):
 
     def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
         """Refuse scorers and arguments that nobody knows."""
-        from ....base.fields import parse_arguments
-        from ....shrink.scorers import as_scorer
+        from ....shrink.shrinker import scoring_function
 
-        config = self.config(shared)
-        parse_arguments(as_scorer(config.scorer).function, config.scorer, config.scorer_args, "scorer")
+        scoring_function(self.config(shared))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Shrink the model that the stages before left."""
@@ -44,12 +42,14 @@ class ShrinkStage(Stage, ShrinkSettings):
         report = shrinker.shrink(
             self.config(context.shared), save_dir=context.output_model, latency=self.latency, quiet=context.quiet
         ).report
-        figures: dict[str, Any] = {
-            "removed": report["removed"], "heads": report["heads"]["after"], "channels": report["channels"]["after"],
-        }  # fmt: skip
+        figures: dict[str, Any] = {"removed": report["removed"]} if "removed" in report else {}
+        for kind in ("heads", "channels", "experts"):
+            if kind in report:
+                figures[kind] = report[kind]["after"]
         for measure in ("parameters", "macs_per_token"):
             for state in ("before", "after"):
-                figures[f"{measure}_{state}"] = report[state][measure]
+                if measure in report[state]:
+                    figures[f"{measure}_{state}"] = report[state][measure]
         figures["latency"] = {}
         for state in ("before", "after"):
             if "latency" in report[state]:

@@ -1,5 +1,6 @@
 """Stages that change kept weights: `lora` under the masks, `merge` and `quantize`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 
 from ..stage import Stage, StageContext, stage
+from .prune import PruneStage
 
 
 @stage("lora")
@@ -17,6 +19,7 @@ class LoraStage(Stage, LoraSettings):
 
     follows = ("dense", "pruned", "tuned")
     gives = "adapter"
+    needs_model = True
 
     train_texts: list[str] = Field(default_factory=list, description="texts to train on; default: the calibration's")
     sequence_length: int | None = Field(None, ge=2, description="tokens a window; default: the calibration's")
@@ -25,6 +28,19 @@ class LoraStage(Stage, LoraSettings):
     def texts(self) -> list[str]:
         """Return texts to train on."""
         return self.train_texts
+
+    def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
+        """Refuse targets that the model has not, and pruned experts as targets."""
+        from optimum_barber.integrations.lora.training import target_linears
+
+        from ....models.linears import linear_shapes, target_names
+        from ....models.source import ModelSource
+
+        pruned: list[str] = []
+        for before in earlier:
+            if isinstance(before, PruneStage):
+                pruned = target_names(linear_shapes(ModelSource(model)), before.ignore)
+        target_linears(model, pruned, self.targets)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train; goes on from its last checkpoint after a kill."""
@@ -87,6 +103,15 @@ class QuantizeStage(Stage, QuantizeSettings):
 
     follows = ("dense", "pruned", "tuned")
     gives = "quantized"
+    needs_model = True
+
+    def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
+        """Refuse a group size that does not fit, and what could not be packed or read back."""
+        from optimum_barber.integrations.quantization.quantize import check_quantizable
+
+        from ....models.source import ModelSource
+
+        check_quantizable(ModelSource(model), self.part(QuantizeSettings))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Quantize, block by block."""
