@@ -41,7 +41,7 @@ output: {output}
 def dense(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("kinds")
     for kind in KINDS:
-        tiny_model(kind).save_pretrained(folder / kind)
+        tiny_model(tiny_config(kind)).save_pretrained(folder / kind)
         tokenizer.save_pretrained(folder / kind)
     return folder
 

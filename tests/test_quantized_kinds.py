@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tiny_models import tiny_model
+from benchmarks.tiny_models import tiny_config, tiny_model
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.pruned import PrunedModel
@@ -34,7 +34,7 @@ CASES = {  # group size, what is ignored, and how many matrices are packed
 
 
 def dense_checkpoint(directory, tokenizer, kind, dtype=torch.float32):
-    tiny_model(kind).to(dtype).save_pretrained(directory)
+    tiny_model(tiny_config(kind)).to(dtype).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
