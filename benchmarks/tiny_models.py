@@ -53,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "dots3_note_text": {
         **BASE, **LATENT, **ROUTED, "head_dim": 16, "layer_types": ["full_attention"] * 2, "index_topk": 16,
         "index_head_dim": 16, "index_n_heads": 2, "mlp_layer_types": ["dense", "sparse"],
-        "shared_experts_intermediate_size": 64,
+        "shared_experts_intermediate_size": 64, "per_layer_config": {},
     },
     "dots1": {**HEADS, **ROUTED, "layer_types": ["full_attention"] * 2},
     "falcon": {
@@ -158,7 +158,7 @@ WRAPPER_SIZES: dict[str, dict[str, Any]] = {
             "head_dim": 16, "intermediate_size": 64, "text_hidden_size": 64,
         },
     },
-    "moss_transcribe_diarize": {},
+    "dots3_note": {}, "moss_transcribe_diarize": {},
     "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
     "muse_spark": {
         "out_hidden_size": 64, "projector_hidden_size": 64,

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +15,8 @@ from optimum_barber.base.errors import BarberError, UnfinishedError
 from optimum_barber.base.output import partial_of, staged, unfinished
 from optimum_barber.checkpoints.shards import OutputShards, read_header
 from optimum_barber.models.loading import resolve_model
-from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource, usual_matrix_size
 from optimum_barber.prune.streaming.progress import Progress
 
 from .conftest import tiny_model, tiny_windows
@@ -366,3 +368,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenize
     said = killed(tmp_path, 8, "prune", tmp_path / "model", "--sparsity", "0.5", *flags, "-o", tmp_path / "OUT")
     assert any("out.partial/.resume/state.json" in line for line in said)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_freed_experts_go_back_to_the_system_as_larger_matrices_do(tmp_path):
+    experts = transformers.Qwen3MoeConfig(
+        vocab_size=99, hidden_size=64, moe_intermediate_size=48, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=8, num_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    source = ModelSource(transformers.Qwen3MoeForCausalLM(experts))
+    assert usual_matrix_size(source) == 4 * 64 * 48
+    assert usual_matrix_size(ModelSource(tiny_model())) == 4 * tiny_model().model.layers[0].mlp.up_proj.weight.numel()

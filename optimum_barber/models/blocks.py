@@ -4,14 +4,15 @@ The model's own code runs the norms, residuals and everything else between the b
 written a second time here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..base.errors import BarberError
 from .activations import Activations, tensors_of
 from .calls import Call, Inputs, Replay, call_reaching, forward_of
 from .matrices import Forward
@@ -92,6 +93,8 @@ class DecoderLayer:
         shared: places of what layers before it have written for later ones, such as keys and values; they follow the
             hidden states in `replay.places`.
         writes: places of what the layer itself writes for later ones.
+        returns: by the place at which the next layer takes it, where it is in what the layer returns beside the hidden
+            states.
         arguments: what the call has at the other `replay.places`, for every window of this rank; None where all windows
             have the same.
     """
@@ -103,6 +106,7 @@ class DecoderLayer:
     forwards: Sequence[tuple[nn.Module, Forward]] = ()
     shared: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    returns: Mapping[str, str] = field(default_factory=dict)
     arguments: Sequence[tuple[Tensor, ...]] | None = None
 
     @contextmanager
@@ -142,17 +146,25 @@ class DecoderLayer:
     def passed_on(self, inputs: Inputs, outputs: Sequence[Tensor]) -> Inputs:
         """Return what later layers get of one window: the output of all blocks, and what the layers share by now."""
         output = self.output(inputs, outputs)
-        if not self.shared and not self.writes:
+        if not self.shared and not self.writes and not self.returns:
             return output
         call = self.replay.filled(inputs)
-        if self.writes:
-            call.of(self.module)
-        return (output, *self.shared_of(call))
+        made = call.of(self.module) if self.writes or self.returns else ()
+        return (output, *self.shared_of(call, made))
 
-    def shared_of(self, call: Call) -> tuple[Tensor, ...]:
-        """Return what the layers share, out of this layer's call after it has been made."""
-        tensors = call.tensors()
-        return tuple(tensors[place] for place in dict.fromkeys((*self.shared, *self.writes)))
+    def shared_of(self, call: Call, made: Any) -> tuple[Tensor, ...]:
+        """Return what the layers share, out of this layer's call after it has been made, and of what that returned."""
+        tensors, beside = call.tensors(), tensors_beside(made)
+        for place, key in self.returns.items():
+            if key not in beside:
+                raise BarberError(f"{self.name} cannot be replayed: it does not return {place}, which others do")
+            tensors[place] = beside[key]
+        return tuple(tensors[place] for place in dict.fromkeys((*self.shared, *self.writes, *self.returns)))
+
+
+def tensors_beside(output: Any) -> dict[str, Tensor]:
+    """Return the tensors of what a layer returns beside its hidden states, by place; none of a layer without any."""
+    return {} if isinstance(output, Tensor) else Call(tuple(output[1:]), {}).tensors()
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -6,73 +6,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ..base.errors import BarberError
-from .architectures import Architecture, layer_blocks
-from .blocks import Block, DecoderLayer, hidden_of
+from .blocks import DecoderLayer, hidden_of, tensors_beside
 from .calls import Call, Inputs, ReachedError, Replay, as_given, forward_of, same
-from .file_names import FileNames
 from .loading import brief
-from .matrices import Matrices, MatrixView, matrices_of
-
-
-@dataclass(frozen=True)
-class LayerReplay:
-    """How the model calls a decoder layer, and the layer its blocks.
-
-    Attributes:
-        blocks: in the order of computation, without their modules.
-        shared, writes: see `DecoderLayer`.
-    """
-
-    replay: Replay
-    blocks: list[Block]
-    shared: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The places of what the model itself gives to each window."""
-        return self.replay.places[1 + len(self.shared) :]
-
-
-@dataclass(frozen=True)
-class LayerStructure:
-    """The blocks of a decoder layer by name, not yet in the order of computation, and their matrices."""
-
-    name: str
-    module: nn.Module
-    blocks: dict[str, Block]
-    matrices: dict[str, Matrices]
-
-    @classmethod
-    def of(cls, name: str, module: nn.Module, architecture: Architecture, names: FileNames) -> "LayerStructure":
-        """Look at a layer, which may be without weights."""
-        structure = cls(name, module, {}, {})
-        for short, members in layer_blocks(module, architecture).items():
-            block = f"{name}.{short}"
-            matrices = structure.matrices[block] = matrices_of(name, module, members, names)
-            modules = [module.get_submodule(member) for member in members]
-            structure.blocks[block] = Block(block, modules, matrices.linears)
-        return structure
-
-    def layer(self, blocks: Sequence[Block], replay: Replay) -> DecoderLayer:
-        """Return the layer to be worked on, with its blocks in order."""
-        forwards = []
-        for matrices in self.matrices.values():
-            forwards += matrices.forwards
-        return DecoderLayer(self.name, self.module, list(blocks), replay, forwards)
-
-    def recorded(self, recorded: LayerReplay) -> DecoderLayer:
-        """Return the layer as it was recorded."""
-        for block in recorded.blocks:
-            own = self.blocks[block.name]
-            own.places, own.width, own.extra = block.places, block.width, block.extra
-        layer = self.layer([self.blocks[block.name] for block in recorded.blocks], recorded.replay)
-        layer.shared, layer.writes = recorded.shared, recorded.writes
-        return layer
+from .structure import CallOrder, LayerReplay, LayerStructure
 
 
 class Recordable(Protocol):
@@ -128,7 +68,9 @@ class _Recording:
     calls: tuple[list[Call], ...] = ()
     other: tuple[Tensor, ...] = ()  # the second window's hidden states, and what its layers share
     returned: list[Tensor] = field(default_factory=list)  # by the first layer beside its hidden states, out of these
+    beside: tuple[dict[str, Tensor], ...] = ({}, {})  # by the layer before, in both windows
     shared: tuple[str, ...] = ()  # the places of what the layers share by now
+    returns: dict[str, str] = field(default_factory=dict)
 
     def layer_called(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Take the place of a layer's forward."""
@@ -137,9 +79,11 @@ class _Recording:
             raise BarberError(f"model calls {name} out of turn: its layers cannot be replayed one after the other")
         given = Call(args, kwargs)
         call = source.working([given])[0]
+        if index > 0:
+            self._take_returned(call, index)
         with source.opened(index) as module, forward_of(module, forward):
             structure = source.structure(index)
-            order = _CallOrder(structure)
+            order = CallOrder(structure)
             with order:
                 output, made, writes = _made(name, module, call)
             if index == 0:
@@ -148,21 +92,37 @@ class _Recording:
                 self.returned = _depending(module, call, rest) if rest else []
                 self.other = (self.calls[1][0].hidden,)
             replay = self._replay(name, call, index)
-            known = LayerReplay(replay, order.blocks(), self.shared, writes)
+            known = LayerReplay(replay, order.blocks(), self.shared, writes, dict(self.returns))
             layer = structure.recorded(known)
             other = (*self.other, *replay.values(self.calls[1][index], known.arguments))
             other_call = replay.filled(other)
-            other_output = hidden_of(other_call.of(module))
+            other_output = other_call.of(module)
             order.check_matrices()
-            _compare(layer, [replay.inputs(call), other], [hidden_of(output), other_output])
+            _compare(layer, [replay.inputs(call), other], [hidden_of(output), hidden_of(other_output)])
         blocks = [replace(block, members=[], linears={}, replay=None) for block in layer.blocks]
         self.layers.append(replace(known, blocks=blocks))
-        self.other = (other_output, *layer.shared_of(other_call))
+        self.other = (hidden_of(other_output), *layer.shared_of(other_call, other_output))
         self.shared = tuple(dict.fromkeys((*self.shared, *writes)))
+        self.beside = tensors_beside(output), tensors_beside(other_output)
         if index + 1 == len(source.stack):
             raise ReachedError
         _write(given, made, writes)
         return as_given(output, given.hidden)
+
+    def _take_returned(self, call: Call, index: int) -> None:
+        """Carry from layer to layer what the one before has returned for this one, out of its hidden states."""
+        expected = self.calls[0][index].tensors()
+        for place, tensor in call.tensors().items():
+            constant = same(tensor, expected.get(place)) and not self._returns(tensor)
+            if constant or place in (call.hidden_place, *self.shared):
+                continue
+            for key, beside in self.beside[0].items():
+                if same(tensor, beside) and key in self.beside[1]:
+                    self.returns[place] = key
+                    self.layers[-1] = replace(self.layers[-1], returns=dict(self.returns))
+                    self.shared = (*self.shared, place)
+                    self.other = (*self.other, self.beside[1][key])
+                    break
 
     def _returns(self, tensor: Tensor | None) -> bool:
         return any(same(tensor, other) for other in self.returned)
@@ -190,51 +150,6 @@ def _depending(module: nn.Module, call: Call, rest: Sequence[Any]) -> list[Tenso
 
     others = Call(tuple(call.mapped(turned).of(module)[1:]), {}).tensors()
     return [tensor for place, tensor in Call(tuple(rest), {}).tensors().items() if not same(tensor, others.get(place))]
-
-
-class _CallOrder:
-    """Context manager: notes the order in which a layer calls its blocks, and which of its matrices it calls."""
-
-    def __init__(self, structure: LayerStructure) -> None:
-        self.name, self._blocks = structure.name, structure.blocks
-        self._matrices: dict[str, nn.Module] = {}  # what must be called: Linears, and modules that hold views
-        views = {module for matrices in structure.matrices.values() for module, _ in matrices.forwards}
-        for name, module in structure.module.named_modules(prefix=structure.name):
-            if module in views:
-                self._matrices[name] = module
-        for block in self._blocks.values():
-            linears = {name: linear for name, linear in block.linears.items() if not isinstance(linear, MatrixView)}
-            self._matrices |= linears
-        self._called: list[nn.Module] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> None:
-        for module in {block.members[0] for block in self._blocks.values()} | {*self._matrices.values()}:
-            self._handles.append(module.register_forward_pre_hook(self._note))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _note(self, module: nn.Module, _: Any) -> None:
-        self._called.append(module)
-
-    def blocks(self) -> list[Block]:
-        """Return the blocks in order; raises BarberError for one that is not called just once."""
-        order: dict[int, Block] = {}
-        for block in self._blocks.values():
-            times = [time for time, module in enumerate(self._called) if module is block.members[0]]
-            if len(times) != 1:
-                count = len(times)
-                raise BarberError(f"{self.name} cannot be replayed: it calls {block.name} {count} times, not once")
-            order[times[0]] = block
-        return [order[time] for time in sorted(order)]
-
-    def check_matrices(self) -> None:
-        """Refuse a matrix whose weight is used without a call, or not at all: its input is not to be seen."""
-        for name, matrix in self._matrices.items():
-            if not any(module is matrix for module in self._called):
-                raise BarberError(f"{self.name} cannot be pruned: it never calls its {type(matrix).__name__} {name}")
 
 
 def _made(name: str, module: nn.Module, call: Call) -> tuple[Any, Call, tuple[str, ...]]:

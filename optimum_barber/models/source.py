@@ -16,7 +16,8 @@ from .architectures import architecture_of, base_name, check_layer, decoder_stac
 from .blocks import DecoderLayer
 from .calls import Call, call_reaching, forward_of
 from .file_names import FileNames
-from .replay import LayerReplay, LayerStructure, record_replays
+from .replay import record_replays
+from .structure import LayerReplay, LayerStructure
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
-from ...base.memory import return_freed_buffers, trim
+from ...base.memory import WEIGHT_SIZED, return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
@@ -108,6 +109,16 @@ def _check_entry(model: str, name: str, stored: Entry, tensor: Tensor) -> None:
         raise BarberError(f"{model}: {name} has shape {stored.shape}, its config says {tuple(tensor.shape)}")
 
 
+def usual_matrix_size(source: ModelSource) -> int:
+    """Return the bytes in float32 of the matrix in the middle of a first layer's weights, smaller ones first."""
+    sizes: list[int] = []
+    for matrices in source.structure(0).matrices.values():
+        sizes += [4 * linear.weight.numel() for linear in matrices.linears.values()]
+    sizes.sort()
+    middle = sum(sizes) / 2
+    return next((size for size, total in zip(sizes, accumulate(sizes), strict=True) if total >= middle), WEIGHT_SIZED)
+
+
 class DiskSource(ModelSource):
     """A checkpoint on disk of which one decoder layer is in memory at a time, on `device` in the working dtype.
 
@@ -118,7 +129,7 @@ class DiskSource(ModelSource):
 
     def __init__(self, checkpoint: DiskCheckpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint.model, device, dtype)
-        return_freed_buffers()
+        return_freed_buffers(min(WEIGHT_SIZED, usual_matrix_size(self)))
         self.home = torch.device("cpu")
         self.disk = checkpoint.weights
         self.progress: Progress | None = None
