@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -147,9 +147,21 @@ class DiskSource(ModelSource):
             return (each(sample, self._working) for sample in self.progress.hidden())
         return self._embedded(windows)
 
-    def outer(self) -> AbstractContextManager[None]:
-        """As in `ModelSource`: embedding and final norm, read from the disk."""
-        return self._loaded(self.model, self._outer_names)
+    @contextmanager
+    def outer(self) -> Iterator[None]:
+        """As in `ModelSource`: embedding and final norm, and what else text calls outside of the decoder (Gemma 3n)."""
+        with ExitStack() as stack:
+            stack.enter_context(self._loaded(self.model, self._outer_names))
+            for name, module in self._encoders:
+                load = partial(self._load_called, stack, name)
+                stack.callback(module.register_forward_pre_hook(load).remove)
+            yield
+
+    def _load_called(self, stack: ExitStack, name: str, module: nn.Module, _: Any) -> None:
+        """Load a module's own tensors before its first call, until `stack` ends."""
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            names = {own: f"{name}.{own}" for own in module.state_dict() if "." not in own}
+            stack.enter_context(self._loaded(module, names))
 
     @contextmanager
     def opened(self, index: int) -> Iterator[nn.Module]:
@@ -215,6 +227,16 @@ class DiskSource(ModelSource):
             if outer and self.disk.tensors_of(name, empty).keys() <= self.disk.entries.keys():  # else a tied one
                 names[name] = name
         return names
+
+    @cached_property
+    def _encoders(self) -> list[tuple[str, nn.Module]]:
+        """The modules with parameters of their own outside of the text decoder, by name."""
+        prefix = decoder_path(self.model)
+        modules: list[tuple[str, nn.Module]] = []
+        for name, module in self.model.named_modules():
+            if name and module._parameters and not f"{name}.".startswith((prefix, f"{self.path}.")):
+                modules.append((name, module))
+        return modules
 
     @contextmanager
     def _loaded(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
