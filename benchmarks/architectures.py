@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import logging
+import re
 import shutil
 import signal
 import tempfile
@@ -147,7 +148,7 @@ def _reference(directory: Path) -> Any:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:160]
+    text = re.sub(r"'/[^ ]*'", "", " ".join(str(error).split()))[:160]  # without names of temporary folders
     return text if isinstance(error, BarberError) else f"{type(error).__name__}: {text}"
 
 
@@ -167,10 +168,10 @@ def _quiet() -> Iterator[None]:
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table, decoder-only models first."""
     decoders = [outcome for outcome in outcomes if outcome.model_type not in EXCEPTIONS]
-    counts = Counter(outcome.verdict for outcome in decoders)
+    causal = [outcome for outcome in decoders if outcome.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    others = [outcome for outcome in decoders if outcome not in causal]
     lines = [
-        f"Of {len(decoders)} decoder-only classes: "
-        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS),
+        f"{_counted('decoder-only causal LMs', causal)}; {_counted('models of images and text', others)}.",
         "",
         "| model type | verdict | notes |",
         "| --- | --- | --- |",
@@ -181,6 +182,11 @@ def table(outcomes: list[Outcome]) -> str:
             reason = EXCEPTIONS[outcome.model_type]
             lines.append(f"| {outcome.model_type} | exception, {outcome.verdict} | {reason} |")
     return "\n".join(lines) + "\n"
+
+
+def _counted(kind: str, outcomes: list[Outcome]) -> str:
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    return f"{len(outcomes)} {kind}: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
 
 
 def main() -> None:
