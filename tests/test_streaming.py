@@ -378,3 +378,47 @@ def test_freed_experts_go_back_to_the_system_as_larger_matrices_do(tmp_path):
     source = ModelSource(transformers.Qwen3MoeForCausalLM(experts))
     assert usual_matrix_size(source) == 4 * 64 * 48
     assert usual_matrix_size(ModelSource(tiny_model())) == 4 * tiny_model().model.layers[0].mlp.up_proj.weight.numel()
+
+
+class CallsBeside(transformers.LlamaModel):
+    """A decoder that sends its embeddings through a part of the wrapper around it."""
+
+    def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        return super().forward(inputs_embeds=inputs_embeds + self.beside[0](inputs_embeds), **kwargs)
+
+
+def calling_beside(monkeypatch):
+    """LLaMA with such a part, `beside`, that the files hold."""
+    own = transformers.LlamaForCausalLM.__init__
+
+    def init(self, config):
+        own(self, config)
+        self.beside = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        self.model.__class__ = CallsBeside
+        self.model.__dict__["beside"] = [self.beside]  # in no list of modules
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", init)
+
+
+def test_what_text_calls_outside_of_the_decoder_is_read_when_it_is_called(tmp_path, monkeypatch):
+    calling_beside(monkeypatch)
+    torch.manual_seed(0)
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    stream(opened(tmp_path / "model"), tmp_path / "whole")
+    in_memory(tmp_path)
+    assert files(tmp_path / "whole") == files(tmp_path / "memory")
+
+
+def test_weights_that_are_used_without_a_call_are_told(tmp_path, monkeypatch):
+    calling_beside(monkeypatch)
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+
+    def add(self, input_ids=None, **kwargs):
+        embedded = self.get_input_embeddings()(input_ids) @ self.beside[0].weight.to("cpu")
+        return super(CallsBeside, self).forward(inputs_embeds=embedded, **kwargs)
+
+    monkeypatch.setattr(CallsBeside, "forward", add)
+    with pytest.raises(BarberError, match="computes with weights that are not read for text: .*; --stream never"):
+        stream(opened(tmp_path / "model"), tmp_path / "out")

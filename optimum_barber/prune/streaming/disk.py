@@ -155,7 +155,13 @@ class DiskSource(ModelSource):
             for name, module in self._encoders:
                 load = partial(self._load_called, stack, name)
                 stack.callback(module.register_forward_pre_hook(load).remove)
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                reason = f"model computes with weights that are not read for text: {brief(error)}"
+                raise BarberError(f"{reason}; --stream never holds all of them in memory") from None
 
     def _load_called(self, stack: ExitStack, name: str, module: nn.Module, _: Any) -> None:
         """Load a module's own tensors before its first call, until `stack` ends."""
