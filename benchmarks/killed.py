@@ -1,6 +1,7 @@
 """Compare a run that is killed and resumed again and again with an undisturbed one: the bytes must be the same.
 
     python -m benchmarks.killed [--model MODEL] [--kills 10] [--seed 0] [--samples 4] [--sequence-length 128]
+        [--rebuild REBUILD]
 
 Prunes the model by `optimum-barber prune` undisturbed. Then prunes it again with SIGKILL at random moments, up to a
 few layers' work after each start, and `--resume` after each kill. Compares every file of the two outputs but the
@@ -35,11 +36,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--rebuild", help="instead of the default")
     args = parser.parse_args()
     command = [
         sys.executable, "-m", "optimum_barber", "prune", args.model, "--sparsity", "0.5", "--calibration", args.text,
         "--samples", str(args.samples), "--sequence-length", str(args.sequence_length), "--quiet", "-o",
     ]  # fmt: skip
+    if args.rebuild is not None:
+        command[-1:-1] = ["--rebuild", args.rebuild]
     with tempfile.TemporaryDirectory() as folder:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
         pace = timed([*command, str(calm)], calm)
