@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError, UnfinishedError
+from optimum_barber.base.memory import WEIGHT_SIZED
 from optimum_barber.base.output import partial_of, staged, unfinished
 from optimum_barber.checkpoints.shards import OutputShards, read_header
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.models.source import ModelSource
-from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource, usual_matrix_size
+from optimum_barber.prune.streaming.disk import DiskCheckpoint, DiskSource, returned_size
 from optimum_barber.prune.streaming.progress import Progress
 
 from .conftest import tiny_model, tiny_windows
@@ -372,12 +373,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path, tokenize
 
 def test_freed_experts_go_back_to_the_system_as_larger_matrices_do(tmp_path):
     experts = transformers.Qwen3MoeConfig(
-        vocab_size=99, hidden_size=64, moe_intermediate_size=48, num_hidden_layers=1, num_attention_heads=8,
+        vocab_size=99, hidden_size=512, moe_intermediate_size=288, num_hidden_layers=1, num_attention_heads=8,
         num_key_value_heads=8, num_experts=8, num_experts_per_tok=2,
     )  # fmt: skip
     source = ModelSource(transformers.Qwen3MoeForCausalLM(experts))
-    assert usual_matrix_size(source) == 4 * 64 * 48
-    assert usual_matrix_size(ModelSource(tiny_model())) == 4 * tiny_model().model.layers[0].mlp.up_proj.weight.numel()
+    assert returned_size(source) == 512 * 288
+    assert returned_size(ModelSource(tiny_model())) == WEIGHT_SIZED
 
 
 class CallsBeside(transformers.LlamaModel):

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ...models.source import ModelSource
 from ...tensors.masks import PackedMask
 from .progress import Progress
 
+LEAST_RETURNED = 2**17  # bytes; glibc's own threshold
 StoredWeights = SafetensorsWeights | GgufWeights
 
 
@@ -109,14 +109,17 @@ def _check_entry(model: str, name: str, stored: Entry, tensor: Tensor) -> None:
         raise BarberError(f"{model}: {name} has shape {stored.shape}, its config says {tuple(tensor.shape)}")
 
 
-def usual_matrix_size(source: ModelSource) -> int:
-    """Return the bytes in float32 of the matrix in the middle of a first layer's weights, smaller ones first."""
-    sizes: list[int] = []
-    for matrices in source.structure(0).matrices.values():
-        sizes += [4 * linear.weight.numel() for linear in matrices.linears.values()]
-    sizes.sort()
-    middle = sum(sizes) / 2
-    return next((size for size, total in zip(sizes, accumulate(sizes), strict=True) if total >= middle), WEIGHT_SIZED)
+def returned_size(source: ModelSource) -> int:
+    """Return the bytes from which freed buffers go back to the system: those of one expert's mask, where there are any.
+
+    The hundreds of small buffers of a layer with experts would leave more and more holes in the heap.
+    """
+    smallest = WEIGHT_SIZED
+    for index in range(len(source)):
+        for matrices in source.structure(index).matrices.values():
+            for routed in matrices.routed():
+                smallest = min([smallest, *(linear.weight.numel() for linear in routed.linears())])
+    return max(smallest, LEAST_RETURNED)
 
 
 class DiskSource(ModelSource):
@@ -129,7 +132,7 @@ class DiskSource(ModelSource):
 
     def __init__(self, checkpoint: DiskCheckpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint.model, device, dtype)
-        return_freed_buffers(min(WEIGHT_SIZED, usual_matrix_size(self)))
+        return_freed_buffers(returned_size(self))
         self.home = torch.device("cpu")
         self.disk = checkpoint.weights
         self.progress: Progress | None = None
