@@ -61,7 +61,7 @@ def alive(process):
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -signal.SIGKILL)],
 )
 def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, group, status):
-    long = ["--samples", "64", "--sequence-length", "64", "--rounds", "1000", "--accept", "always"]
+    long = ["--samples", "2048", "--sequence-length", "64"]  # minutes, if nobody ends it
     command = ["prune", model_dir, *QUICK, *long, "--calibration", text_file, "--device", "cpu,cpu", "-o"]
     arguments = [str(argument) for argument in (*command, tmp_path / "out")]
     run = subprocess.Popen(
