@@ -190,11 +190,15 @@ CLASSES = {
     "a list of attentions": "longcat_flash", "a decoder that is a head": "modernbert-decoder",
     "hyper-connections": "qwen4_exp_text", "attention within a child": "dbrx",
 }  # fmt: skip
+WRAPPERS = {
+    "of two Auto classes": "qwen3_5", "a device that is asked for": "idefics3", "a head by two names": "kosmos-2.5",
+    "Linears in parts": "minimax_m3_vl", "a bias in another order": "kimi_k25",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", [*CLASSES, *WRAPPERS])
 def test_of_each_unusual_class_all_holds(tmp_path, kind):
-    outcome = check(CLASSES[kind], tmp_path, wrapper=False)
+    outcome = check((CLASSES | WRAPPERS)[kind], tmp_path, wrapper=kind in WRAPPERS)
     assert outcome.verdict == "ok", outcome
 
 

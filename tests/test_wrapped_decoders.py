@@ -5,7 +5,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from benchmarks.architectures import check
 from benchmarks.tiny_models import tiny_model, tiny_wrapper_config
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
@@ -76,18 +75,6 @@ def test_the_language_model_is_pruned_and_the_rest_is_carried_over(family, tmp_p
     with torch.no_grad():
         tokens = tiny_windows()[:1]
         assert torch.equal(loaded(input_ids=tokens).logits, sparsifier.model.eval()(input_ids=tokens).logits)
-
-
-CLASSES = {
-    "of two Auto classes": "qwen3_5", "a device that is asked for": "idefics3", "a head by two names": "kosmos-2.5",
-    "Linears in parts": "minimax_m3_vl", "a bias in another order": "kimi_k25",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", CLASSES)
-def test_of_each_unusual_class_all_holds(tmp_path, kind):
-    outcome = check(CLASSES[kind], tmp_path, wrapper=True)
-    assert outcome.verdict == "ok", outcome
 
 
 def test_experts_that_lie_transposed_in_the_files_are_pruned_as_the_others(tmp_path):

@@ -23,14 +23,7 @@ from optimum_barber.shrink.settings import ShrinkConfig
 from optimum_barber.shrink.shrinker import BarberShrinker, scoring_function
 
 CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"  # default: `optimum_barber` in the Hugging Face home
-CUTTING = {
-    "scorer",
-    "remove",
-    "remove_heads",
-    "remove_channels",
-    "remove_experts",
-    "structure",
-}  # any of them means a shrunk model
+CUTTING = set("scorer remove remove_heads remove_channels remove_experts structure".split())  # of a shrunk model
 RECORDS = (SPARSITY_NAME, STRUCTURE_NAME, EXPERTS_NAME)
 
 

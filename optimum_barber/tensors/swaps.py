@@ -47,14 +47,10 @@ def exchange(
         (rows, width) bool, every row (every M-group) with as many kept as before.
     """
     if group is None:
-        begin: Begin = partial(FreeRows, gram=gram, thorough=most is None)
-        made = native.exchanged(values, keep, correlation, gram, most, group)
-        return made if made is not None else _exchanged(values, keep, correlation, most, begin)
+        return _exchanged(values, keep, correlation, gram, most, None)
     values, keep, correlation, gram = (_by_place(rows, group) for rows in (values, keep, correlation, gram))
     slopes = turn_of(values, keep).mul_(correlation)
-    begin = partial(GroupRows, gram=gram, group=group)
-    made = native.exchanged(values, keep, slopes, gram, most, group)
-    return _by_group(made if made is not None else _exchanged(values, keep, slopes, most, begin, group), group)
+    return _by_group(_exchanged(values, keep, slopes, gram, most, group), group)
 
 
 def _by_place(rows: Tensor, group: int) -> Tensor:
@@ -67,7 +63,20 @@ def _by_group(rows: Tensor, group: int) -> Tensor:
 
 
 def _exchanged(
-    values: Tensor, keep: Tensor, slopes: Tensor, most: int | None, begin: Begin, group: int | None = None
+    values: Tensor, keep: Tensor, slopes: Tensor, gram: Tensor, most: int | None, group: int | None
+) -> Tensor:
+    """The keep mask, by the kernel where there is one; `slopes` are c, or turn * c within groups."""
+    made = native.exchanged(values, keep, slopes, gram, most, group)
+    if made is not None:
+        return made
+    begin: Begin = partial(FreeRows, gram=gram, thorough=most is None)
+    if group is not None:
+        begin = partial(GroupRows, gram=gram, group=group)
+    return _leg_by_leg(values, keep, slopes, most, begin, group)
+
+
+def _leg_by_leg(
+    values: Tensor, keep: Tensor, slopes: Tensor, most: int | None, begin: Begin, group: int | None
 ) -> Tensor:
     """The keep mask, leg by leg; the rows are independent, so it does not matter which are worked on together.
 
