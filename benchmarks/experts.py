@@ -12,11 +12,8 @@ import time
 from optimum_barber import BarberShrinker, ShrinkConfig, perplexity
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.shrink.experts import EXPERT_SCORERS
-from optimum_barber.text.sources import read_texts
-from optimum_barber.text.tokens import Encoder
-from optimum_barber.text.windows import calibration_windows, consecutive_windows
 
-from .table import emit
+from .table import emit, windows_of
 
 
 def main() -> int:
@@ -32,11 +29,7 @@ def main() -> int:
     args = parser.parse_args()
     reference = resolve_model(args.model)
     tokenizer, model = load_tokenizer(reference), load_model(reference, "float32")
-    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
-    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
-    calibration = calibration_windows(
-        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
-    )
+    evaluation, calibration = windows_of(args, tokenizer)
     emit(f"dense {perplexity(model, evaluation, quiet=True).perplexity:.2f}")
     emit("| removed | scorer | experts | perplexity | seconds |\n| --- | --- | --- | --- | --- |")
     for share in args.remove:

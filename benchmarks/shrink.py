@@ -25,9 +25,8 @@ from optimum_barber.shrink.cut_errors import mean_contributions
 from optimum_barber.shrink.plan import plan_cut
 from optimum_barber.shrink.scan import choose_units
 from optimum_barber.shrink.scorers import SCORERS
-from optimum_barber.text.sources import read_texts
-from optimum_barber.text.tokens import Encoder
-from optimum_barber.text.windows import calibration_windows, consecutive_windows
+
+from .table import emit, windows_of
 
 HEADER = "| removed | scorer | perplexity | parameters | MACs a token | prefill | decode | seconds to score |"
 
@@ -50,11 +49,8 @@ def main() -> int:
     hush_transformers(quiet=True)
     reference = resolve_model(args.model)
     model, tokenizer = load_model(reference, "float32"), load_tokenizer(reference)
-    windows = calibration_windows(
-        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
-    ).tokens
-    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
-    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
+    evaluation, calibration = windows_of(args, tokenizer)
+    windows = calibration.tokens
     emit(
         f"{args.model}, {args.samples} x {args.sequence_length} calibration tokens, perplexity on {args.windows} of "
         f"{evaluation.available} windows, float32, {torch.get_num_threads()} threads, "
@@ -126,12 +122,6 @@ def row(removed, scorer, model, evaluation, measured, seconds):  # type: ignore[
     """One line of the table."""
     found = perplexity(model, evaluation, quiet=True).perplexity
     return f"| {removed:.3f} | {scorer} | {found:.2f} | {measured} | {seconds} |"
-
-
-def emit(line: str) -> None:
-    """Print at once, so that a long table can be watched."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.whole import trial_of
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.tokens import Encoder
-from optimum_barber.text.windows import calibration_windows, consecutive_windows
+from optimum_barber.text.windows import TokenWindows, calibration_windows, consecutive_windows
 
 PUBLISHED = {"preset": "published-code", "granularity": "block"}
 REBUILDS: dict[str, dict[str, Any]] = {
@@ -68,11 +68,7 @@ def main() -> int:
 
     reference = resolve_model(args.model)
     tokenizer = load_tokenizer(reference)
-    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
-    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
-    calibration = calibration_windows(
-        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
-    )
+    evaluation, calibration = windows_of(args, tokenizer)
     model = load_model(reference, "float32")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dense = perplexity(model, evaluation, quiet=True).perplexity
@@ -99,6 +95,16 @@ def main() -> int:
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} | {memory / 2**20:.0f} |"
         )
     return 0
+
+
+def windows_of(args: argparse.Namespace, tokenizer: Any) -> tuple[TokenWindows, TokenWindows]:
+    """The windows to evaluate on and those to calibrate on, as the flags of a benchmark say."""
+    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
+    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
+    calibration = calibration_windows(
+        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
+    )
+    return evaluation, calibration
 
 
 def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str], int]:
