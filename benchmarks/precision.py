@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base.fields import PRECISIONS
 from optimum_barber.models.loading import load_tokenizer, resolve_model
-from optimum_barber.prune.settings import PRECISIONS
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.tokens import Encoder
@@ -49,7 +49,7 @@ def main() -> int:
     evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
     emit("| precision | seconds | agree, first layer | agree, all layers | perplexity |\n" + "| --- " * 5 + "|")
     exact: dict[str, Tensor] = {}
-    for precision in PRECISIONS:
+    for precision in PRECISIONS[1:]:
         model = load()
         config = BarberConfig(sparsity=0.5, precision=precision, device=args.device)
         started = time.perf_counter()

@@ -86,6 +86,7 @@ def test_what_version_0_1_0_wrote_is_read(tmp_path):
         rebuild={"method": "barber+swaps"},
         calibration=calibration,
         seed=3,
+        precision="highest",
         ignore=["*.k_proj"],
     )
 

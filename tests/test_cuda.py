@@ -17,11 +17,11 @@ pytestmark = [
 CHAINS = ["none", "barber", "swaps", "dsnot", "barber+swaps", "swaps+gauss-newton"]
 
 
-def pruned(device, rebuild="barber+swaps", producer="wanda", **settings):
+def pruned(device, rebuild="barber+swaps", producer="wanda", precision="highest", **settings):
     """The result and the model, whose weights are where they were."""
     model = tiny_model("llama")
     settings = {"sparsity": None if "pattern" in settings else 0.5, **settings}
-    config = BarberConfig(producer=producer, rebuild=rebuild, device=device, **settings)
+    config = BarberConfig(producer=producer, rebuild=rebuild, device=device, precision=precision, **settings)
     return BarberSparsifier(model).sparsify(config, tiny_windows(), quiet=True), model
 
 

@@ -10,7 +10,6 @@ from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import UnfinishedError
 from optimum_barber.models import activations as activations_module
 from optimum_barber.models.activations import Activations, Transfer, retry_with_fewer_samples
-from optimum_barber.models.device import matrix_products
 from optimum_barber.models.loading import resolve_model
 from optimum_barber.prune.cost.needs import with_batch_size
 
@@ -143,26 +142,3 @@ def test_the_batch_is_as_large_as_the_device_has_room_for():
     assert with_batch_size(on, on.layer_work + sample // on.windows_per_rank).batch_size == 1
     assert with_batch_size(on, on.layer_work).batch_size is None  # refused where everything is checked
     assert with_batch_size(replace(on, batch_size=2), 0).batch_size == 2
-
-
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_matrix_products_are_as_precise_as_asked_for_while_a_run_lasts(precision):
-    seen = set()
-
-    def producer(linear):
-        seen.add(torch.get_float32_matmul_precision())
-        return linear.weight.abs() > linear.weight.abs().median(1, keepdim=True).values
-
-    before = torch.get_float32_matmul_precision()
-    config = BarberConfig(producer=producer, sparsity=0.5, rebuild="none", precision=precision)
-    BarberSparsifier(tiny_model()).sparsify(config, tiny_windows(), quiet=True)
-    assert seen == {precision}
-    assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ZeroDivisionError), matrix_products(precision):
-        raise ZeroDivisionError
-    assert torch.get_float32_matmul_precision() == before
-
-
-def test_an_unknown_precision_is_answered_with_the_legal_ones():
-    with pytest.raises(ValueError, match="unknown precision 'half': known are high, highest, medium"):
-        BarberConfig(sparsity=0.5, precision="half")

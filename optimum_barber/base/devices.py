@@ -4,6 +4,8 @@ A device is known by what torch's module of its type (`torch.cuda`, `torch.xpu`)
 out: memory is not told, copies are not made beside the work.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +15,10 @@ import torch
 from torch import Tensor
 
 COLLECTIVES = {"cuda": "nccl", "xpu": "xccl"}  # device type -> backend of process groups between such devices
+
+CPU_UNITS = ("amx_bf16", "avx512_bf16")  # of bfloat16 products, as torch names what a CPU can do
+ONEDNN_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # what oneDNN, which computes the products, may use of it
+TF32_SINCE = (8, 0)  # CUDA compute capability
 
 FLOAT64 = ("float64", "fp64")  # one of these names stands in the error of a device without it
 
@@ -35,6 +41,30 @@ def has_float64(device: torch.device) -> bool:
         if any(word in str(error) for word in FLOAT64):
             return False
         raise
+
+
+def fast_precision(device: torch.device) -> str:
+    """Return the precision of float32 products, as torch names it, for which a device has units of their own.
+
+    `high` is TF32 on NVIDIA GPUs since compute capability 8.0, `medium` bfloat16 on CPUs with AMX or AVX512-BF16;
+    `highest` is float32, everywhere else.
+    """
+    if device.type == "cuda" and torch.version.hip is None:
+        return "high" if torch.cuda.get_device_capability(device) >= TF32_SINCE else "highest"
+    return "medium" if device.type == "cpu" and _cpu_multiplies_bfloat16() else "highest"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Return whether this CPU has units for bfloat16 products, and oneDNN may use them."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    for name in ONEDNN_CAPS:
+        cap = os.environ.get(name, "").upper()
+        if cap and cap not in ("ALL", "DEFAULT") and not re.match("AVX512_CORE_(BF|FP|AMX)|AVX10", cap):
+            return False
+    tell: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch do not tell
+    capabilities = tell()
+    return any(capabilities.get(unit) for unit in CPU_UNITS)
 
 
 def number_of(device: torch.device) -> int:

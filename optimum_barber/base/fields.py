@@ -11,6 +11,7 @@ from .errors import BarberError, shown, unknown_name
 NAMELESS = ("rebuild", "calibration")  # nested settings whose fields are named without them, as flags are
 FAULTS = 10  # that are told
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+PRECISIONS = ("auto", "highest", "high", "medium")  # of float32 matrix products
 
 
 def one_of(kind: str, legal: Iterable[str]) -> AfterValidator:

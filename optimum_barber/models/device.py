@@ -1,15 +1,23 @@
 """Which device a run works on, in which dtype, with how exact matrix products."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from ..base.devices import accelerator, accelerator_count, has_float64
+from ..base.devices import accelerator, accelerator_count, fast_precision, has_float64
 from ..base.errors import BarberError
 
 CPU = torch.device("cpu")
+
+
+def product_precision(precision: str, device: torch.device) -> str:
+    """Return the precision of float32 products; `auto` is what the device has units for, see `fast_precision`."""
+    return fast_precision(device) if precision == "auto" else precision
 
 
 @contextmanager
@@ -22,9 +30,32 @@ def matrix_products(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        yield
+        with RoundedAttention() if precision == "medium" else nullcontext():
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class RoundedAttention(TorchFunctionMode):
+    """Inside, attention of float32 tensors on a CPU multiplies in bfloat16: its kernel does not ask torch's setting.
+
+    Scores and the softmax stay float32; queries, keys, values and outputs are rounded.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a torch function, attention with rounded tensors."""
+        kwargs = kwargs or {}
+        if function is not functional.scaled_dot_product_attention or not _float32_on_cpu(args[:3]):
+            return function(*args, **kwargs)
+        rounded = [tensor.to(torch.bfloat16) for tensor in args[:3]]
+        return function(*rounded, *args[3:], **kwargs).to(torch.float32)
+
+
+def _float32_on_cpu(tensors: tuple[Any, ...]) -> bool:
+    """Return whether query, key and value are all there, in float32 and on the CPU."""
+    return len(tensors) == 3 and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
 class SeveralDevicesError(BarberError):

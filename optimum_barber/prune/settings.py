@@ -9,13 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 from ..base.calibration import FLAT, Calibrated, CalibrationConfig, nested
 from ..base.errors import BarberError
-from ..base.fields import DTYPES, checked_chain, one_of, parts_of
+from ..base.fields import DTYPES, PRECISIONS, checked_chain, one_of, parts_of
 from ..checkpoints.names import CONFIG_NAME
 from ..tensors.patterns import SparsityPattern
 from .effort import AUTO, EFFORTS, UNIFORM
 from .rebuild_settings import RebuildConfig
-
-PRECISIONS = ("highest", "high", "medium")
 
 
 class ReconstructConfig(BaseModel):
@@ -109,9 +107,9 @@ class BarberConfig(Calibrated, PruneSettings):
         description="dtype of the result: float32, float16, bfloat16, or auto (the model's own; GGUF: float16)",
     )
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
-        "highest",
-        description="precision of float32 matrix products, as in torch: highest, high (TF32) or medium (bfloat16); "
-        "the last two are faster on GPUs that support them and change masks a little",
+        "auto",
+        description="precision of float32 matrix products, as in torch: highest (float32), high (TF32) or medium "
+        "(bfloat16); auto: high or medium where the device has units for them, else highest. Masks differ a little",
     )
 
     @model_validator(mode="before")

@@ -17,7 +17,7 @@ from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
 from ..checkpoints.write import check_masks, check_settings, save_configs, save_pruned, save_record
-from ..models.device import matrix_products, summing_device
+from ..models.device import matrix_products, product_precision, summing_device
 from ..models.dtypes import cast_parameters
 from ..models.linears import matrices_of_model, prunable
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
@@ -205,6 +205,7 @@ class BarberSparsifier:
 
     def _checked_run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
         """Check everything that can be checked before work; all ranks must have the same, and a sample each."""
+        config = config.model_copy(update={"precision": product_precision(config.precision, source.device)})
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
         windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)

@@ -89,7 +89,7 @@ def check_stages(recipe: Recipe, steps: Sequence[Step]) -> None:
 
 def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
-    shared = {"calibration": recipe.calibration.model_dump(), "device": recipe.device, "dtype": recipe.dtype}
+    shared = recipe.model_dump(include={"calibration", "device", "dtype", "precision"})
     files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
     return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...base.calibration import CalibrationConfig
-from ...base.fields import DTYPES, one_of
+from ...base.fields import DTYPES, PRECISIONS, one_of
 from ...base.files import read_json_object
 from ...base.registry import Registry
 from ...prune.settings import BarberConfig
@@ -66,6 +66,10 @@ class SharedSettings(BaseModel):
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto", description="of the result: auto keeps the model's own"
     )
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
+        "auto",
+        description="of float32 matrix products while masks are made: auto, highest, high (TF32), medium (bfloat16)",
+    )
 
     def run_settings(self) -> dict[str, Any]:
         """Return calibration, seed and device under the names that the settings of every run give them."""
@@ -74,7 +78,7 @@ class SharedSettings(BaseModel):
 
     def barber_config(self, **settings: Any) -> BarberConfig:
         """Return the settings of a pruning run on this calibration set."""
-        return BarberConfig(**self.run_settings(), dtype=self.dtype, **settings)
+        return BarberConfig(**self.run_settings(), dtype=self.dtype, precision=self.precision, **settings)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from .document import Path_, parse_value
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
 NUMBERED = re.compile(r"(.*)\[(\d+)\]")  # the stage KIND[NUMBER]
-TOP_LEVEL = ("name", "model", "variables", "calibration", "device", "dtype", "output", "track")
+TOP_LEVEL = ("name", "model", "variables", "calibration", "device", "dtype", "precision", "output", "track")
 
 
 def apply_settings(content: dict[str, Any], settings: Sequence[str]) -> None:
