@@ -1,28 +1,94 @@
-"""Measure what less exact matrix products change: seconds, masks and perplexity of a default run at every precision.
+"""Measure what rounded matrix products change: the masks, and perplexity over several seeds.
 
-    python -m benchmarks.precision [--model MODEL] [--calibration TEXT] [--evaluation TEXT] [--device cuda]
+    python -m benchmarks.precision --calibration TEXT --evaluation TEXT [TEXT ...] [--model MODEL] [--device cuda]
+        [--precision medium] [--producers wanda magnitude] [--patterns unstructured 2:4] [--seeds 3]
+        [--samples 16] [--sequence-length 512] [--windows 40] [--layers N]
 
-Prints a line of a Markdown table for each precision of `torch.set_float32_matmul_precision`: seconds of pruning, the
-share of mask bits that equal those of `highest`, in the first decoder layer and in all, and perplexity. The device
-decides what a precision means, and whether it differs from the others at all.
+Prunes by each producer and pattern with products in float32 and in the other precision, by default the one that `auto`
+is on the device. Prints a Markdown row for each: the share of mask bits that agree, the least of the seeds, and for
+each text the mean perplexity over the seeds, with the standard deviation among them, at both precisions, and how much
+the means differ. A seed chooses the calibration windows.
 """
 
+import statistics
 import sys
-import time
+from argparse import Namespace
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.fields import PRECISIONS
-from optimum_barber.models.loading import load_tokenizer, resolve_model
+from optimum_barber.models.device import choose_device, product_precision
+from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.tokens import Encoder
-from optimum_barber.text.windows import consecutive_windows
+from optimum_barber.text.windows import TokenWindows, calibration_windows, consecutive_windows
 
-from .one_pass import arguments, opened
+from .one_pass import arguments, first_layers
 from .table import emit
+
+EXACT = "highest"
+Measured = tuple[dict[str, Tensor], list[float]]  # keep masks by Linear; perplexity by text
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = arguments(__doc__)
+    parser.add_argument("--evaluation", nargs="+", default=["pydoc"])
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--producers", nargs="+", default=["wanda", "magnitude"])
+    parser.add_argument("--patterns", nargs="+", default=["unstructured", "2:4"])
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    rounded = product_precision(args.precision, choose_device(args.device))
+    encoder = Encoder(load_tokenizer(resolve_model(args.model)), bos="once")
+    texts = [evaluation_windows(encoder, name, args) for name in args.evaluation]
+    columns = ["producer", "pattern", "masks agree"]
+    columns += [f"{name.rpartition('/')[2]}: {EXACT} | {rounded} | change" for name in args.evaluation]
+    emit(f"| {' | '.join(columns)} |\n" + "| --- " * (3 + 3 * len(texts)) + "|")
+    for producer in args.producers:
+        for pattern in args.patterns:
+            agreements, exact, other = [], [], []
+            for seed in range(args.seeds):
+                config = config_of(producer, pattern, args)
+                masks, perplexities = measure(config, EXACT, seed, texts, args)
+                others, other_perplexities = measure(config, rounded, seed, texts, args)
+                agreements.append(agreement(masks, others))
+                exact.append(perplexities)
+                other.append(other_perplexities)
+            cells = [producer, pattern, f"{100 * min(agreements):.2f} %"]
+            cells += [told(*values) for values in zip(zip(*exact, strict=True), zip(*other, strict=True), strict=True)]
+            emit(f"| {' | '.join(cells)} |")
+    return 0
+
+
+def evaluation_windows(encoder: Encoder, name: str, args: Namespace) -> TokenWindows:
+    """The first windows of a text, without overlap."""
+    text = encoder.tokens(read_texts(name, "evaluation"))
+    return consecutive_windows(text, args.sequence_length, args.windows, name)
+
+
+def config_of(producer: str, pattern: str, args: Namespace) -> BarberConfig:
+    """The default rebuild of a producer's masks, at 50 % or N:M."""
+    sparsity = 0.5 if pattern == "unstructured" else None
+    return BarberConfig(producer=producer, sparsity=sparsity, pattern=pattern, device=args.device)
+
+
+def measure(config: BarberConfig, precision: str, seed: int, texts: list[TokenWindows], args: Namespace) -> Measured:
+    """One run of the dense model, loaded anew."""
+    reference = resolve_model(args.model)
+    model: Any = first_layers(load_model(reference, "float32"), args.layers)
+    shape = {"samples": args.samples, "length": args.sequence_length}
+    windows = calibration_windows([args.calibration], Encoder(load_tokenizer(reference)), seed=seed, **shape)
+    config = config.model_copy(update={"precision": precision})
+    result = BarberSparsifier(model).sparsify(config, windows.tokens, quiet=True)
+    masks = {name: mask.unpack() for name, mask in result.masks.items()}
+    return masks, [perplexity(model, text, quiet=True).perplexity for text in texts]
 
 
 def agreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -31,36 +97,16 @@ def agreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return same / sum(mask.numel() for mask in one.values())
 
 
-def first_layer(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The masks of decoder layer 0."""
-    return {name: mask for name, mask in masks.items() if ".0." in name}
+def told(exact: tuple[float, ...], other: tuple[float, ...]) -> str:
+    """Three cells: perplexity at both precisions over the seeds, and how much the mean changes."""
+    change = 100 * (statistics.mean(other) / statistics.mean(exact) - 1)
+    return f"{over_seeds(exact)} | {over_seeds(other)} | {change:+.2f} %"
 
 
-def main() -> int:
-    """Run the benchmark."""
-    parser = arguments(__doc__)
-    parser.add_argument("--evaluation", default="pydoc")
-    parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
-    load, calibration = opened(args)
-    encoder = Encoder(load_tokenizer(resolve_model(args.model)), bos="once")
-    text = encoder.tokens(read_texts(args.evaluation, "evaluation"))
-    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
-    emit("| precision | seconds | agree, first layer | agree, all layers | perplexity |\n" + "| --- " * 5 + "|")
-    exact: dict[str, Tensor] = {}
-    for precision in PRECISIONS[1:]:
-        model = load()
-        config = BarberConfig(sparsity=0.5, precision=precision, device=args.device)
-        started = time.perf_counter()
-        found = BarberSparsifier(model).sparsify(config, calibration, quiet=True)
-        seconds = time.perf_counter() - started
-        masks = {name: mask.unpack() for name, mask in found.masks.items()}
-        exact = exact or masks
-        shares = [agreement(first_layer(masks), first_layer(exact)), agreement(masks, exact)]
-        told = " | ".join(f"{100 * share:.3f} %" for share in shares)
-        emit(f"| {precision} | {seconds:.1f} | {told} | {perplexity(model, evaluation, quiet=True).perplexity:.2f} |")
-    return 0
+def over_seeds(values: tuple[float, ...]) -> str:
+    """Mean and standard deviation."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 if __name__ == "__main__":

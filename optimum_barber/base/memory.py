@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -15,6 +16,10 @@ WEIGHT_SIZED = 4 * 2**20  # bytes; activations of a window are smaller and stay 
 HEAP_TOP = 16 * 2**20  # bytes; activations come and go there, and pages that went back would be faulted in every time
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 WORTH_TRIMMING = 128 * 2**20  # bytes; pages that go back must be had again, which costs time
+
+
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN, and of torch's layer above it
+KERNELS_KEPT = 64
 
 
 class _Mallinfo(ctypes.Structure):  # of mallinfo2(3)
@@ -34,6 +39,16 @@ def return_freed_buffers(bytes_from: int = WEIGHT_SIZED) -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, bytes_from)
         mallopt(M_TRIM_THRESHOLD, HEAP_TOP)
+
+
+def keep_few_kernels() -> None:
+    """Have oneDNN keep the last kernels alone, unless the user says otherwise; it reads this at its first product.
+
+    It compiles a kernel of a megabyte or more for every shape of a bfloat16 product, and keeps 1,024: each expert gets
+    another number of tokens in every window. To compile one takes about a millisecond.
+    """
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, str(KERNELS_KEPT))
 
 
 def trim() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..base.bars import hidden_bars
 from ..base.errors import BarberError
 from ..base.fields import one_line
-from ..base.memory import return_freed_buffers
+from ..base.memory import keep_few_kernels, return_freed_buffers
 from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.keys().isdisjoint(WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait in a loop keep a core from other programs
     return_freed_buffers()
+    keep_few_kernels()
     with one_complaint():
         args = build_parser().parse_args(argv)
     return execute(args)

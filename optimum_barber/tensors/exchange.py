@@ -6,7 +6,7 @@ the ratio alpha swaps the first floor(alpha * N+) of them (Eq. 9-11).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .masks import count_true, fill_up, rank_in_group
 from .order import extremes, kth_smallest
 
 BINS = 40  # of the histogram of pair values
+BINNED_AT_ONCE = 2**20  # pair values: their places take twice their memory
 DECADES = 8.0  # below the largest value; what is smaller still counts into the lowest bin
 
 
@@ -108,8 +109,12 @@ class Ranking(ABC):
         return sum(int(positive.sum()) for positive in self.positive)
 
     @abstractmethod
-    def values(self) -> Tensor:
-        """The ranked pair values, best first within a group; those of groups with fewer pairs end in 0 or below."""
+    def values(self) -> Iterator[Tensor]:
+        """The ranked pair values of one matrix of groups after the other, of any shape; not all are positive."""
+
+    def worthwhile(self) -> Tensor:
+        """The values of all ranked pairs that are worth a swap, (pairs,)."""
+        return worthwhile(self.values())
 
     @abstractmethod
     def at(self, ratio: float) -> list[Tensor]:
@@ -120,12 +125,12 @@ class Ranking(ABC):
 
         The paper (IV-C, Fig. 3) finds the ratio that is worth taking among these outliers.
         """
-        values = self.values().reshape(-1)
-        values = values[torch.isfinite(values) & (values > 0)].sort(descending=True).values
-        if len(values) == 0:
+        values = self.worthwhile()
+        pairs = len(values)
+        if pairs == 0:
             return 0.0
-        upper, lower = values[len(values) // 4], values[3 * len(values) // 4]
-        return float((values > upper + 1.5 * (upper - lower)).count_nonzero()) / len(values)
+        upper, lower = (kth_smallest(values, pairs - above) for above in (pairs // 4, 3 * pairs // 4))
+        return float((values > upper + 1.5 * (upper - lower)).count_nonzero()) / pairs
 
 
 class _RankedGroups:
@@ -165,9 +170,10 @@ class Exchange(Ranking):
         self.matrices = [_RankedGroups(scores, mask, largest_ratio) for scores, mask in pairs]
         self.positive = [groups.positive for groups in self.matrices]
 
-    def values(self) -> Tensor:
-        """S_grow - S_prune of every ranked pair, one flat tensor."""
-        return torch.cat([(pairs.grow.ranked - pairs.prune.ranked).reshape(-1) for pairs in self.matrices])
+    def values(self) -> Iterator[Tensor]:
+        """S_grow - S_prune of the ranked pairs of one matrix of groups after the other, best first in a group."""
+        for pairs in self.matrices:
+            yield pairs.grow.ranked - pairs.prune.ranked
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the first floor(ratio * N+) pairs of each group."""
@@ -223,9 +229,10 @@ class GroupExchange(Ranking):
             self.positive.append(positive)
             self._best.append(_Extremes(scoped, scoped > 0, most, largest=True))
 
-    def values(self) -> Tensor:
-        """Every ranked pair value of every scope, one flat tensor."""
-        return torch.cat([best.ranked.reshape(-1) for best in self._best])
+    def values(self) -> Iterator[Tensor]:
+        """The ranked pair values of one matrix of scopes after the other, best first in a scope."""
+        for best in self._best:
+            yield best.ranked
 
     def at(self, ratio: float) -> list[Tensor]:
         """The keep masks after swapping the best floor(ratio * N+) pairs of each scope."""
@@ -251,26 +258,33 @@ def _group_pairs(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return grow.indices[:, :pairs], prune.indices[:, :pairs], value
 
 
+def worthwhile(values: Iterable[Tensor]) -> Tensor:
+    """The finite and positive ones among pair values of any shape, flat and in their order."""
+    return torch.cat([part[torch.isfinite(part) & (part > 0)] for part in values])
+
+
 def pair_value_histogram(values: Tensor, swapped: int) -> dict[str, Any] | None:
     """Positive pair values in bins of equal width on a log scale (the paper's Fig. 3); None where there are none.
 
     Args:
-        values: S_grow - S_prune of every ranked pair, any shape; those that are not finite and positive are left out.
+        values: S_grow - S_prune of the worthwhile pairs, (pairs,), finite and positive.
         swapped: how many of them an exchange swaps.
 
     Returns:
         `lowest` and `highest`: the ends of the bins; `counts`: BINS integers; `cut`: the swapped-th largest value,
         to whose right lie as many pairs as are swapped, None where none are.
     """
-    chosen = values[torch.isfinite(values) & (values > 0)]
-    if len(chosen) == 0:
+    pairs = len(values)
+    if pairs == 0:
         return None
-    logs = chosen.log10()
-    highest = float(logs.max())
-    lowest = max(float(logs.min()), highest - DECADES)
+    least, most = values.aminmax()
+    highest = float(most.log10())
+    lowest = max(float(least.log10()), highest - DECADES)
     width = (highest - lowest) / BINS or 1.0
-    places = ((logs - lowest) / width).long().clamp(0, BINS - 1)
-    kept = min(swapped, len(chosen))
-    cut = float(kth_smallest(chosen, len(chosen) - kept + 1)) if kept else None
-    counts = torch.bincount(places, minlength=BINS).tolist()
-    return {"lowest": 10.0**lowest, "highest": 10.0**highest, "counts": counts, "cut": cut}
+    counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
+    for part in values.split(BINNED_AT_ONCE):
+        places = ((part.log10() - lowest) / width).long().clamp_(0, BINS - 1)
+        counts += torch.bincount(places, minlength=BINS)
+    kept = min(swapped, pairs)
+    cut = float(kth_smallest(values, pairs - kept + 1)) if kept else None
+    return {"lowest": 10.0**lowest, "highest": 10.0**highest, "counts": counts.tolist(), "cut": cut}

@@ -64,7 +64,7 @@ def _propose(
     rounds.append({
         "pairs": ranking.pairs, "ratio": ratio, "swaps": swaps,
         "candidates": by_ratio(errors),
-        "values": pair_value_histogram(ranking.values(), swaps),
+        "values": pair_value_histogram(ranking.worthwhile(), swaps),
     })  # fmt: skip
     return candidate
 

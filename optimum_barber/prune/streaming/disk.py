@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
-from ...base.memory import WEIGHT_SIZED, return_freed_buffers, trim
+from ...base.memory import WEIGHT_SIZED, keep_few_kernels, return_freed_buffers, trim
 from ...checkpoints.gguf import GgufWeights
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.shards import Entry
@@ -132,6 +132,7 @@ class DiskSource(ModelSource):
 
     def __init__(self, checkpoint: DiskCheckpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint.model, device, dtype)
+        keep_few_kernels()
         return_freed_buffers(returned_size(self))
         self.home = torch.device("cpu")
         self.disk = checkpoint.weights
