@@ -1,6 +1,6 @@
 """One check of a GPU in ten minutes at most: tests, pruning at LLaMA-7B's shape, 2:4 products, smaller models, ranks.
 
-    python -m benchmarks.device [--parts tests ranks products prune shrink others] [--minutes 9.5] [--precision high]
+    python -m benchmarks.device [--parts tests ranks products prune shrink others] [--minutes 9.5] [--precision auto]
         [--layers 32] [--hidden-size 4096] [--feed-forward 11008] [--heads 32] [--samples 128] [--sequence-length 2048]
         [--device auto] [--work DIR]
 
@@ -36,7 +36,7 @@ from optimum_barber.base.devices import COLLECTIVES
 from optimum_barber.base.memory import peak_memory, reset_peak_memory
 from optimum_barber.base.ranks import RankGroup
 from optimum_barber.models.architectures import architecture_of, decoder_stack
-from optimum_barber.models.device import choose_device, matrix_products
+from optimum_barber.models.device import choose_device, matrix_products, product_precision
 from optimum_barber.models.loading import empty_model, resolve_model
 from optimum_barber.models.measure import latency, timed
 from optimum_barber.models.source import ModelSource
@@ -59,6 +59,7 @@ class Check:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
         self.device = choose_device(args.device)
+        self.precision = product_precision(args.precision, self.device)
         self.ends = time.monotonic() + 60 * args.minutes
         shape = args.layers, args.hidden_size, args.feed_forward, args.heads, args.heads
         self.shape, self.config = shape, llama(*shape)
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=9.5)
-    parser.add_argument("--precision", default="high", help="of float32 products while pruning")
+    parser.add_argument("--precision", default="auto", help="of float32 products while pruning")
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="auto")
@@ -168,7 +169,7 @@ def others(check: Check) -> None:
 def runs(check: Check, chosen: list[tuple[str, str]]) -> None:
     """Prune by each; a line a run, and one for each of its stages."""
     model, peak = check.model(), peak_rate(check)
-    emit(f"one product of {width_of(check)}³ in precision {check.args.precision}: {peak / 1e12:.2f} TFLOP/s")
+    emit(f"one product of {width_of(check)}³ in precision {check.precision}: {peak / 1e12:.2f} TFLOP/s")
     emit(
         "| producer, rebuild | stage | minutes | passes | TFLOP/s | of one product | peak GiB |\n" + "| --- " * 7 + "|"
     )
@@ -183,7 +184,7 @@ def pruned(check: Check, model: Path, producer: str, rebuild: str, peak: float) 
     windows = torch.randint(0, VOCABULARY, (args.samples, args.sequence_length), generator=generator)
     method = {} if rebuild == "auto" else {"rebuild": {"method": rebuild}}
     settings = BarberConfig(
-        producer=producer, sparsity=0.5, device=str(check.device), precision=args.precision, **method
+        producer=producer, sparsity=0.5, device=str(check.device), precision=check.precision, **method
     )
     reset_peak_memory()
     sparsifier = BarberSparsifier(None, None, resolve_model(str(model)), stream="always")
@@ -226,7 +227,7 @@ def peak_rate(check: Check) -> float:
     """FLOP a second of one large float32 product in the precision of the runs."""
     width = width_of(check)
     left, right = torch.randn(2, width, width, device=check.device)
-    with matrix_products(check.args.precision):
+    with matrix_products(check.precision):
         return 2 * width**3 / median_of(lambda: left @ right, check.device, 5)
 
 

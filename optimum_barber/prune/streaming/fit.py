@@ -68,6 +68,7 @@ def preview(checkpoint: DiskCheckpoint, run: Run, activations: str, output: Path
     memory, disk = (free_memory() or 0) / GIB, free_disk(output) / GIB
     lines = [
         f"calibration   {samples} windows of {length} tokens of {run.windows.source}",
+        f"precision     {run.config.precision} of float32 products",
         *needs.lines(),
         f"free          {memory:.2f} GiB of memory, {disk:.2f} GiB of disk: it fits",
     ]
