@@ -1,5 +1,6 @@
 """`--device` with several devices: a rank each, one voice, one exit status, and nothing that outlives the command."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,46 @@ def test_a_failure_of_the_ranks_is_told_once(tmp_path, model_dir, text_file, cap
     out, err = capfd.readouterr()
     assert out == "" and err.count("optimum-barber: ") == err.count("samples 1 are fewer than the 2 ranks") == 1
     assert not list(tmp_path.iterdir())
+
+
+COMPARE = ["--producers", "wanda", "magnitude", "--rebuilds", "none", "swaps", "--sparsities", "0.5"]
+SWEEP = ["--scorers", "bip", "magnitude", "--remove", "0.3", "0.5", "--no-latency"]
+MEASURED = ("seconds", "peak_memory", "evaluation_seconds")
+
+
+def figures(record):
+    """A cell without what is measured by the clock."""
+    if isinstance(record, list):
+        return [figures(item) for item in record]
+    if isinstance(record, dict):
+        return {name: figures(value) for name, value in record.items() if name not in MEASURED}
+    return record
+
+
+@pytest.mark.parametrize(("command", "axes"), [("compare", COMPARE), ("sweep", SWEEP)])
+def test_two_devices_share_the_cells_of_a_table(tmp_path, model_dir, text_file, capfd, command, axes):
+    texts = ["--calibration", str(text_file), "--evaluation", str(text_file), "--windows", "2"]
+    table = [command, str(model_dir), *axes, *texts, "--samples", "4", "--sequence-length", "16"]
+    told, cells = {}, {}
+    for devices in ("cpu", "cpu,cpu"):
+        output = tmp_path / devices
+        assert main([*table, "--device", devices, "-o", str(output)]) == 0
+        told[devices] = [line.split()[0] for line in capfd.readouterr().out.splitlines() if "perplexity" in line]
+        files = [*output.glob("dense.json"), *output.glob("cells/*.json")]
+        cells[devices] = {path.name: figures(json.loads(path.read_text())) for path in files}
+    assert told["cpu,cpu"] == told["cpu"]
+    assert len(cells["cpu"]) >= 5 and cells["cpu,cpu"] == cells["cpu"]
+    assert main([*table, "--device", "cpu,cpu", "-o", str(output)]) == 0  # every cell is there already
+    assert capfd.readouterr().out.count("(as before)") == len(cells["cpu"])
+
+
+def test_bad_input_of_a_shared_table_is_told_once_before_any_work(tmp_path, model_dir, text_file, capfd):
+    texts = ["--calibration", str(text_file), "--evaluation", str(text_file), "--samples", "4"]
+    table = ["compare", str(model_dir), "--producers", "wnda", "--rebuilds", "none", "--sparsities", "0.5", *texts]
+    assert main([*table, "--device", "cpu,cpu", "-o", str(tmp_path / "out")]) == 2
+    err = capfd.readouterr().err
+    assert err.count("optimum-barber: ") == err.count("unknown producer 'wnda'") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def ranks_of(parent):

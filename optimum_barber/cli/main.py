@@ -36,7 +36,7 @@ COMMANDS = {
     "inspect": inspect,
     "plugins": plugins,
 }
-SHARED = ("prune",)  # commands whose work several processes share
+SHARED = ("prune", "compare", "sweep")  # commands whose work several processes share
 OWN = ("lm-eval",)  # commands that handle launchers themselves
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # OpenMP reads them once, while torch is imported
 

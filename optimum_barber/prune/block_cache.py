@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import ref
 
 from torch import Tensor, nn
 
@@ -14,15 +15,18 @@ CLOSING_BYTES = 2**28  # inputs of the closing Linear that take more are not kep
 
 
 class MaskVersion:
-    """Keep masks as they are now: these tensors, not written to since. Holds them in memory."""
+    """Keep masks as they are now: these tensors, not written to since. Does not hold them in memory."""
 
     def __init__(self, masks: Masks) -> None:
-        self._versions = {name: (keep, _writes(keep)) for name, keep in masks.items()}
+        self._versions = {name: (ref(keep), _writes(keep)) for name, keep in masks.items()}
 
     def matches(self, masks: Masks, but: str | None = None) -> bool:
         """True if the masks of all Linears, `but` perhaps one, are these."""
         for name, (keep, writes) in self._versions.items():
-            if name != but and (masks.get(name) is not keep or _writes(keep) != writes):
+            if name == but:
+                continue
+            mask = masks.get(name)
+            if mask is None or mask is not keep() or _writes(mask) != writes:
                 return False
         return True
 

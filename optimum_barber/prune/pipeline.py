@@ -125,17 +125,28 @@ def prune(
     share = plan.ranks.share(len(windows))
     hidden = Activations(source.begin(windows[share.slice]), plan.batch_size, plan.scratch, share)
     for index in range(source.done, len(source)):
-        with source.layer(index) as layer:
-            outputs: list[Activations] = []
-            kept: dict[str, PackedMask] = {}
-            for block in layer.blocks:
-                block_masks, output = _prune_block(layer, block, hidden, outputs, plan, callback)
-                kept |= block_masks
-                outputs.append(output)
-            passed_on = partial(advance, layer, hidden, outputs)
-            hidden = retry_with_fewer_samples(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
-            masks |= source.commit(index, kept, hidden)
+        layer_masks, hidden = _prune_layer(source, index, hidden, plan, callback)
+        masks |= layer_masks
     return masks
+
+
+def _prune_layer(
+    source: ModelSource, index: int, hidden: Activations, plan: Plan, callback: BlockCallback
+) -> tuple[dict[str, PackedMask], Activations]:
+    """Prune the blocks of a layer one after the other: its masks as the source keeps them, and what it passes on.
+
+    On return nothing refers to the layer's weights, so the next one takes their memory.
+    """
+    with source.layer(index) as layer:
+        outputs: list[Activations] = []
+        masks: dict[str, PackedMask] = {}
+        for block in layer.blocks:
+            block_masks, output = _prune_block(layer, block, hidden, outputs, plan, callback)
+            masks |= block_masks
+            outputs.append(output)
+        passed_on = partial(advance, layer, hidden, outputs)
+        hidden = retry_with_fewer_samples(layer.name, passed_on, [hidden, *outputs], plan.ranks.count == 1)
+        return source.commit(index, masks, hidden), hidden
 
 
 def _prune_block(

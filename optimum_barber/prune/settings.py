@@ -99,8 +99,8 @@ class BarberConfig(Calibrated, PruneSettings):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random masks")
     device: str = Field(
         "auto",
-        description="device to use: auto, cpu, cuda, cuda:1, ...; the command line of `prune` takes several too, which "
-        "share the samples: cuda:0,cuda:1 or all",
+        description="device to use: auto, cpu, cuda, cuda:1, ...; on the command line several too, such as "
+        "cuda:0,cuda:1 or all, which share the samples (prune) or the cells (compare)",
     )
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto",

@@ -1,7 +1,7 @@
 """A table of cells: each is computed once and kept as a JSON file with its fingerprint, which a later run reuses."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from ..base.errors import BarberError
 from ..base.files import read_json_object, write_json
 from ..base.output import LOCK_NAME
+from ..base.ranks import ALONE, Ranks
 
 DENSE = "dense"  # the cell of the unpruned model, the first of every table
 Record = dict[str, Any]
@@ -51,22 +52,70 @@ class CellTable:
                 records[name] = record
         return records
 
-    def fill(self, earlier: Mapping[str, Record], measure: Measure | None, tell: Teller) -> dict[str, Record]:
+    def fill(
+        self, earlier: Mapping[str, Record], measure: Measure | None, tell: Teller, ranks: Ranks = ALONE
+    ) -> dict[str, Record]:
         """Compute what is missing, cell by cell in order, and write each cell's file as soon as it is done.
+
+        Several ranks take the cells in turn, once the first rank has measured the dense model.
 
         Args:
             earlier: records of an earlier run, by name; these cells are not computed again.
-            measure: computes a cell from its name and all records so far; None if no cell is missing.
-            tell: called after each cell with its name, its record, and whether it is an earlier run's.
+            measure: computes a cell from its name and the records so far; None if no cell is missing.
+            tell: called in order with the name of each cell that is done, its record, and whether it is an earlier
+                run's; on the first rank alone.
+
+        Returns:
+            All records on the first rank; on the others those that they needed.
         """
-        records = dict(earlier)
-        for name in self.fingerprints:
-            if name not in records and measure is not None:
-                records[name] = measure(name, records)
-                self.path(name).parent.mkdir(exist_ok=True)
-                write_json(self.path(name), records[name])
-            tell(name, records[name], name in earlier)
-        return {name: records[name] for name in self.fingerprints}
+        work = _Filling(self, earlier, measure, tell, ranks)
+        missing = [name for name in self.fingerprints if name not in earlier]
+        if ranks.first:
+            for name in missing:
+                self.path(name).unlink(missing_ok=True)  # from now on a file that is there is a cell that is done
+        ranks.wait()
+        if DENSE in missing:
+            missing.remove(DENSE)
+            work.compute([DENSE] if ranks.first else [])
+            ranks.wait()
+        work.collect(DENSE)
+        work.compute(missing[ranks.index :: ranks.count])
+        ranks.wait()
+        work.tell_done()
+        return {name: work.records[name] for name in self.fingerprints if name in work.records}
+
+
+class _Filling:
+    """The work on a table: what is known, and which cells nobody was told of yet."""
+
+    def __init__(
+        self, table: CellTable, earlier: Mapping[str, Record], measure: Measure | None, tell: Teller, ranks: Ranks
+    ) -> None:
+        self.table, self.earlier, self.measure, self.tell = table, earlier, measure, tell
+        self.records = dict(earlier)
+        self.untold = list(table.fingerprints) if ranks.first else []
+        self.tell_done()
+
+    def compute(self, names: Sequence[str]) -> None:
+        """Compute and write cells."""
+        for name in names:
+            assert self.measure is not None
+            self.records[name] = self.measure(name, self.records)
+            self.table.path(name).parent.mkdir(exist_ok=True)
+            write_json(self.table.path(name), self.records[name])
+            self.tell_done()
+
+    def collect(self, name: str) -> bool:
+        """Return whether a cell is done, by whichever rank; its record is known then."""
+        if name not in self.records and self.table.path(name).is_file():
+            self.records[name] = read_json_object(self.table.path(name))
+        return name in self.records
+
+    def tell_done(self) -> None:
+        """Tell of the cells that are done, up to the first one that is not."""
+        while self.untold and self.collect(self.untold[0]):
+            name = self.untold.pop(0)
+            self.tell(name, self.records[name], name in self.earlier)
 
 
 def check_directory(name: str, record: str, kind: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from ...base.errors import BarberError
 from ...base.memory import peak_memory, reset_peak_memory
+from ...base.ranks import ALONE
 from ...checkpoints.record import write_masks
 from ...models.device import summing_device
 from ...models.loading import load_model, load_tokenizer
@@ -77,7 +78,7 @@ class MaskBenchmark:
         windows = self.calibration(cell.config)
         reset_peak_memory()
         started = time.perf_counter()
-        result = self.sparsifier.sparsify(cell.config, windows, quiet=self.quiet)
+        result = self.sparsifier.sparsify(cell.config, windows, quiet=self.quiet, ranks=ALONE)
         seconds, peak = time.perf_counter() - started, peak_memory()
         if masks is not None:
             masks.parent.mkdir(exist_ok=True)

@@ -1,13 +1,16 @@
 """Running a comparison, cell by cell: each leaves a file of its own, so that a second run does only what is missing."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...base.files import csv_table, write_file, write_json
 from ...base.output import output_lock
+from ...base.ranks import Ranks, all_ranks
 from ...checkpoints.write import software
+from ...models.device import summing_device
 from ...prune.settings import BarberConfig
 from ..cells import DENSE, Record, Teller, tell_nobody
 from ..report.comparison import COMPARE_NAME, flat_rows, page_of_cells
@@ -67,7 +70,14 @@ def run(
 ) -> Comparison:
     """Run a comparison whose settings are split already; see `compare`."""
     plan = plan_of(model, output, settings, base)
-    result, earlier, measure = Comparison(output), plan.read_all(), None
+    with all_ranks(summing_device(base.device)) as ranks:
+        ranks.agree(plan.fingerprints)  # all have looked at the output before the first one writes to it
+        return _fill(plan, quiet or not ranks.first, tell, ranks)
+
+
+def _fill(plan: ComparePlan, quiet: bool, tell: Teller, ranks: Ranks) -> Comparison:
+    """Measure the cells that are missing, shared among the ranks; the first one writes the tables."""
+    output, result, earlier, measure = plan.output, Comparison(plan.output), plan.read_all(), None
     if len(earlier) < len(plan.fingerprints):
         measure = MaskBenchmark(plan, quiet).measure
 
@@ -80,10 +90,12 @@ def run(
         _write_tables(plan, result.dense, list(result.cells.values()))
         tell(name, record, reused)
 
-    output.mkdir(parents=True, exist_ok=True)
-    with output_lock(output):
-        _write_tables(plan, {}, [])
-        plan.fill(earlier, measure, update)
+    with ExitStack() as stack:
+        if ranks.first:
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(output_lock(output))
+            _write_tables(plan, {}, [])
+        plan.fill(earlier, measure, update, ranks)
     return result
 
 

@@ -1,13 +1,16 @@
 """Running a sweep: one load of the model, one pass for all cells on the same windows, one file a cell."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock
+from ...base.ranks import Ranks, all_ranks
 from ...checkpoints.write import software
+from ...models.device import summing_device
 from ...models.loading import ModelReference, resolve_model
 from ...shrink.settings import ShrinkConfig
 from ..cells import DENSE, CellTable, Record, Teller, check_directory, open_directory, tell_nobody
@@ -17,6 +20,7 @@ from .settings import SweepConfig
 from .table import write_results
 
 SWEEP_NAME = "sweep.json"
+KIND = (SWEEP_NAME, "sweep")
 
 
 @dataclass
@@ -49,11 +53,25 @@ def run_sweep(
     Raises:
         BarberError: bad input, before any work; another sweep is at work in the output.
     """
-    reference, kind = resolve_model(str(model)), (SWEEP_NAME, "sweep")
-    directory = check_directory(str(output), *kind)
+    reference, directory = resolve_model(str(model)), check_directory(str(output), *KIND)
     configs = {f"{cut.scorer}-{cut.remove:g}-{cut.calibration.samples}": cut for cut in config.cells()}
     table = CellTable(directory, _fingerprints(reference, config, configs))
-    earlier, benchmark = table.read_all(), None
+    with all_ranks(summing_device(config.device)) as ranks:
+        ranks.agree(table.fingerprints)  # all have looked at the output before the first one writes to it
+        return _fill(table, reference, config, configs, quiet or not ranks.first, tell, ranks)
+
+
+def _fill(
+    table: CellTable,
+    reference: ModelReference,
+    config: SweepConfig,
+    configs: dict[str, ShrinkConfig],
+    quiet: bool,
+    tell: Teller,
+    ranks: Ranks,
+) -> SweepResult:
+    """Measure the cells that are missing, shared among the ranks; the first one writes the tables."""
+    directory, earlier, benchmark = table.output, table.read_all(), None
     if len(earlier) < len(table.fingerprints):
         missing = {name: cut for name, cut in configs.items() if name not in earlier}
         benchmark = CutBenchmark(reference, config, missing, quiet)
@@ -65,13 +83,19 @@ def run_sweep(
         result = benchmark.measure(name, results)
         return {"fingerprint": table.fingerprints[name], "settings": settings, "result": result}
 
+    def tell_result(name: str, record: Record, reused: bool) -> None:
+        tell(name, record["result"], reused)
+
     settings = config.model_dump(mode="json", exclude={"calibration": {"samples"}})
     settings = {"model": reference.full_name, **settings}
-    with output_lock(open_directory(str(output), *kind)):
-        write_json(directory / SWEEP_NAME, {**settings, "software": software()})
-        records = table.fill(earlier, measure, lambda name, record, reused: tell(name, record["result"], reused))
+    with ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(output_lock(open_directory(str(directory), *KIND)))
+            write_json(directory / SWEEP_NAME, {**settings, "software": software()})
+        records = table.fill(earlier, measure, tell_result, ranks)
         cells = {name: record["result"] for name, record in records.items()}
-        write_results(directory, cells, settings)
+        if ranks.first:
+            write_results(directory, cells, settings)
     return SweepResult(cells, list(earlier), directory)
 
 
@@ -82,7 +106,8 @@ def _fingerprints(
     calibration = config.calibration
     protocol = [config.evaluation, config.windows, calibration.sequence_length, calibration.bos, config.latency]
     texts = [path_digest(name) for name in (config.evaluation, *calibration.texts)]
-    shared: list[Any] = [of_model(reference.name), protocol, texts, config.device, config.dtype, calibration.text_field]
+    device = summing_device(config.device).type
+    shared: list[Any] = [of_model(reference.name), protocol, texts, device, config.dtype, calibration.text_field]
     fingerprints = {DENSE: digest(shared)}
     for name, cut in configs.items():
         fingerprints[name] = digest([shared, cut.model_dump(mode="json")])

@@ -34,7 +34,11 @@ class SweepConfig(Calibrated):
     )
     round_to: int = Field(1, ge=1, description="round the kept FFN channels to a multiple of this, such as 64")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows and of random scores")
-    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto",
+        description="device to use: auto, cpu, cuda, cuda:1, ...; on the command line several too, such as "
+        "cuda:0,cuda:1 or all, which share the cells",
+    )
     dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
         "auto", description="dtype of the weights, or auto for the model's own; a CPU always computes in float32"
     )
