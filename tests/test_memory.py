@@ -1,12 +1,20 @@
 """Memory that goes back to the system, where the C library is glibc."""
 
 import ctypes
+import gc
+import re
 import sys
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.memory import Heap, resident
+from optimum_barber.models.loading import resolve_model
+
+from .conftest import tiny_model, tiny_windows
+from .test_experts import mixtral
 
 PAGE_RICH = 2**15  # bytes of a small buffer: in the heap, over several pages
 glibc = pytest.mark.skipif(
@@ -28,3 +36,24 @@ def test_free_pages_between_buffers_go_back_where_they_are_many() -> None:
     heap.give_back(2**20)
     assert heap.settled == pytest.approx(settled, abs=2**20), "nothing has gathered since"
     assert all(float(buffer.sum()) == PAGE_RICH // 4 for buffer in buffers)
+
+
+@pytest.mark.parametrize("make", [tiny_model, mixtral], ids=["dense", "experts"])
+def test_a_layer_has_left_the_memory_when_the_next_one_begins(tmp_path, make):
+    make().save_pretrained(tmp_path / "model")
+    storages = {}
+
+    def producer(linear):
+        layer = int(re.search(r"\.(\d+)\.", linear.name)[1])
+        storages.setdefault(layer, []).append(StorageWeakRef(linear.weight.untyped_storage()))
+        assert all(storage.expired() for storage in storages.get(layer - 1, ()))
+        return linear.weight.abs() > linear.weight.abs().median(1, keepdim=True).values
+
+    sparsifier = BarberSparsifier(None, None, resolve_model(str(tmp_path / "model")), stream="always")
+    config = BarberConfig(producer=producer, sparsity=0.5, rebuild="swaps")
+    gc.disable()
+    try:
+        sparsifier.sparsify(config, tiny_windows(), tmp_path / "out", quiet=True)
+    finally:
+        gc.enable()
+    assert len(storages) > 1

@@ -1,5 +1,8 @@
 """Errors and gradients of a block on trial, against finite differences and plain loops in float64."""
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from torch import nn
@@ -170,3 +173,14 @@ def test_importance_equals_its_definition(metric):
     weight, gradient = torch.randn(3, 4), torch.rand(3, 4)
     expected = {"weight_gradient": weight.abs() * gradient, "weight": weight.abs(), "gradient": gradient}[metric]
     assert torch.equal(importance(weight, gradient.clone(), metric), expected)
+
+
+def test_masks_that_nobody_holds_any_more_leave_no_memory_behind(trial):
+    tried = copied(trial.masks)
+    tried_error, masks = trial.error(tried), [ref(mask) for mask in tried.values()]
+    assert trial.error(tried) == tried_error
+    del tried
+    gc.collect()
+    assert [mask() for mask in masks] == [None] * len(masks)
+    before = trial.forward_passes
+    assert trial.error(copied(trial.masks)) == tried_error and trial.forward_passes > before
