@@ -10,12 +10,18 @@ import time
 import pytest
 import torch
 
+from optimum_barber import BarberConfig, SweepConfig
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import build_parser, launch, main
 from optimum_barber.cli.main import _run
 from optimum_barber.cli.processes import status_of
 from optimum_barber.models import device
 from optimum_barber.models.device import choose_device, device_names
+from optimum_barber.models.loading import resolve_model
+from optimum_barber.runs.cells import CellTable
+from optimum_barber.runs.compare import plan
+from optimum_barber.runs.compare.settings import CompareSettings
+from optimum_barber.runs.sweep import runner
 from optimum_barber.runs.tasks.lm import available_device
 
 from .test_streaming import files
@@ -69,6 +75,44 @@ def test_two_devices_share_the_cells_of_a_table(tmp_path, model_dir, text_file, 
     assert len(cells["cpu"]) >= 5 and cells["cpu,cpu"] == cells["cpu"]
     assert main([*table, "--device", "cpu,cpu", "-o", str(output)]) == 0  # every cell is there already
     assert capfd.readouterr().out.count("(as before)") == len(cells["cpu"])
+
+
+def test_a_table_filled_anew_tells_no_figure_of_before(tmp_path):
+    told = []
+
+    def fill(fingerprint, value):
+        table = CellTable(tmp_path, {"dense": fingerprint, "one": fingerprint})
+        earlier = table.read_all()
+        return table.fill(
+            earlier,
+            lambda name, records: {"fingerprint": fingerprint, "value": value},
+            lambda name, record, reused: told.append((name, record["value"], reused)),
+        )
+
+    fill("old", 1)
+    (tmp_path / "cells" / "one.json").write_text("{")  # damaged
+    fill("old", 2)
+    fill("new", 3)
+    assert told == [
+        ("dense", 1, False), ("one", 1, False), ("dense", 1, True), ("one", 2, False), ("dense", 3, False),
+        ("one", 3, False),
+    ]  # fmt: skip
+
+
+def test_what_a_cell_is_does_not_depend_on_the_number_of_the_device(model_dir, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "summing_device", torch.device)
+    monkeypatch.setattr(runner, "summing_device", torch.device)
+    monkeypatch.setattr(device, "fast_precision", lambda device: "high")
+    compared, swept = [], []
+    for name in ("cuda:0", "cuda:1"):
+        base = BarberConfig(device=name, calibration=["pydoc"])
+        settings = CompareSettings(producers=["wanda"], rebuilds=["none"], sparsities=[0.5], evaluation="pydoc")
+        compared.append(plan.plan_of(str(model_dir), tmp_path / "out", settings, base).fingerprints)
+        axes = {"scorers": ["bip"], "remove": [0.3], "samples": [2], "calibration": {"texts": ["pydoc"]}}
+        config = SweepConfig(**axes, evaluation="pydoc", device=name)
+        swept.append(runner._fingerprints(resolve_model(str(model_dir)), config, {"cell": config.cells()[0]}))
+    assert compared[0] == compared[1]
+    assert swept[0] == swept[1]
 
 
 def test_bad_input_of_a_shared_table_is_told_once_before_any_work(tmp_path, model_dir, text_file, capfd):

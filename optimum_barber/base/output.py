@@ -199,13 +199,13 @@ def _exchange(first: Path, second: Path) -> bool:
     return rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
 
 
-def wait_for_directory(directory: Path, seconds: int = 60) -> Path:
-    """Wait for a directory that another rank has made, which a network file system may show late, and return it."""
+def wait_for(path: Path, seconds: int = 60) -> Path:
+    """Wait for a path that another rank has made, which a network file system may show late, and return it."""
     for _ in range(seconds):
-        if directory.is_dir():
-            return directory
+        if path.exists():
+            return path
         time.sleep(1)
-    raise BarberError(f"output {directory} cannot be seen by every rank: give one on a file system that they share")
+    raise BarberError(f"output {path} cannot be seen by every rank: give one on a file system that they share")
 
 
 @contextmanager

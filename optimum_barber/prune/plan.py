@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.ranks import ALONE, Ranks
+from ..models.device import product_precision
 from ..models.linears import (
     Shapes,
     check_dense_rest,
@@ -36,6 +39,11 @@ class Run:
     plan: Plan
     windows: TokenWindows
     base_model: str | None  # name of the dense model, for the record
+
+
+def on_device(config: BarberConfig, device: torch.device) -> BarberConfig:
+    """Return the settings with the precision that `auto` is on the device."""
+    return config.model_copy(update={"precision": product_precision(config.precision, device)})
 
 
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:

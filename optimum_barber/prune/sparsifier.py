@@ -11,13 +11,13 @@ from typing_extensions import Self
 
 from ..base.errors import BarberError
 from ..base.files import is_there
-from ..base.output import check_output, staged, wait_for_directory
+from ..base.output import check_output, staged, wait_for
 from ..base.ranks import Ranks, all_ranks
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
 from ..checkpoints.write import check_masks, check_settings, save_configs, save_pruned, save_record
-from ..models.device import matrix_products, product_precision, summing_device
+from ..models.device import matrix_products, summing_device
 from ..models.dtypes import cast_parameters
 from ..models.linears import matrices_of_model, prunable
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
@@ -30,7 +30,7 @@ from ..text.windows import Calibration, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, check_error, describe
 from .pipeline import BlockReport, prune
-from .plan import Run, make_plan
+from .plan import Run, make_plan, on_device
 from .settings import BarberConfig
 from .streaming.disk import DiskCheckpoint, DiskSource
 from .streaming.fit import fitting_needs, preview
@@ -159,7 +159,7 @@ class BarberSparsifier:
                 run.plan.scratch = progress.directory if needs.place == "disk" else None
                 self._prune_on_disk(run, source, progress, callbacks, quiet)
             together.wait()
-        record = read_record(wait_for_directory(output))
+        record = read_record(wait_for(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
         return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
 
@@ -205,7 +205,7 @@ class BarberSparsifier:
 
     def _checked_run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
         """Check everything that can be checked before work; all ranks must have the same, and a sample each."""
-        config = config.model_copy(update={"precision": product_precision(config.precision, source.device)})
+        config = on_device(config, source.device)
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
         windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)

@@ -1,14 +1,14 @@
 """A table of cells: each is computed once and kept as a JSON file with its fingerprint, which a later run reuses."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError
 from ..base.files import read_json_object, write_json
-from ..base.output import LOCK_NAME
+from ..base.output import LOCK_NAME, wait_for
 from ..base.ranks import ALONE, Ranks
 
 DENSE = "dense"  # the cell of the unpruned model, the first of every table
@@ -68,20 +68,23 @@ class CellTable:
         Returns:
             All records on the first rank; on the others those that they needed.
         """
-        work = _Filling(self, earlier, measure, tell, ranks)
         missing = [name for name in self.fingerprints if name not in earlier]
+        ranks.agree({"missing": missing})
         if ranks.first:
             for name in missing:
                 self.path(name).unlink(missing_ok=True)  # from now on a file that is there is a cell that is done
         ranks.wait()
+        work = _Filling(self, earlier, measure, tell, ranks)
         if DENSE in missing:
             missing.remove(DENSE)
             work.compute([DENSE] if ranks.first else [])
             ranks.wait()
-        work.collect(DENSE)
+        work.collect([DENSE])
         work.compute(missing[ranks.index :: ranks.count])
         ranks.wait()
-        work.tell_done()
+        if ranks.first:
+            work.collect(self.fingerprints)
+            work.tell_done()
         return {name: work.records[name] for name in self.fingerprints if name in work.records}
 
 
@@ -105,17 +108,21 @@ class _Filling:
             write_json(self.table.path(name), self.records[name])
             self.tell_done()
 
-    def collect(self, name: str) -> bool:
-        """Return whether a cell is done, by whichever rank; its record is known then."""
-        if name not in self.records and self.table.path(name).is_file():
-            self.records[name] = read_json_object(self.table.path(name))
-        return name in self.records
+    def collect(self, names: Iterable[str]) -> None:
+        """Read the cells that other ranks have done; a network file system may show them late."""
+        for name in names:
+            if name not in self.records:
+                self.records[name] = read_json_object(wait_for(self.table.path(name)))
 
     def tell_done(self) -> None:
         """Tell of the cells that are done, up to the first one that is not."""
-        while self.untold and self.collect(self.untold[0]):
-            name = self.untold.pop(0)
+        while self.untold:
+            name = self.untold[0]
+            if name not in self.records and not self.table.path(name).is_file():
+                return
+            self.collect([name])
             self.tell(name, self.records[name], name in self.earlier)
+            del self.untold[0]
 
 
 def check_directory(name: str, record: str, kind: str) -> Path:

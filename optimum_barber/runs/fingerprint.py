@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from ..base.files import digest, path_digest
 from ..checkpoints.write import software
-from ..models.device import product_precision
 from ..models.loading import ModelReference, resolve_model
 from ..prune.allocations import ALLOCATIONS
 from ..prune.effort import AUTO, EFFORTS
+from ..prune.plan import on_device
 from ..prune.producers import as_producer
 from ..prune.rebuilders import REBUILDERS
 from ..prune.reconstructions import RECONSTRUCTIONS
@@ -61,8 +61,7 @@ def of_checkpoint(
 
 def of_pruned(reference: ModelReference, config: BarberConfig, device: str) -> str:
     """Digest all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
-    precision = product_precision(config.precision, torch.device(device))
-    config = config.model_copy(update={"precision": precision})
+    config = on_device(config, torch.device(device))
     allocation = config.allocation
     if allocation == AUTO:
         allocation = EFFORTS[config.effort].allocation

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...base.errors import BarberError, UnfinishedError
 from ...base.files import as_json, sync_directory, write_file
-from ...base.output import STATE_DIRECTORY, STATE_NAME, full_disk, output_lock, partial_of, staged, wait_for_directory
+from ...base.output import STATE_DIRECTORY, STATE_NAME, full_disk, output_lock, partial_of, staged, wait_for
 from ...base.ranks import ALONE, Ranks
 from ...checkpoints.record import MaskFile, write_masks
 from ...checkpoints.shards import Entry, Layout, OutputShards, TensorFile, damaged, read_header
@@ -165,7 +165,7 @@ def open_progress(
     state = partial_of(output) / STATE_DIRECTORY
     if not ranks.first:
         ranks.wait()
-        yield Progress(wait_for_directory(state), settings, ranks)
+        yield Progress(wait_for(state), settings, ranks)
         return
     with staged(output, resume) as partial, output_lock(partial, STATE_DIRECTORY), full_disk(partial):
         progress = Progress(state, settings, ranks)  # refuses other settings before any file is touched

@@ -169,7 +169,7 @@ def _with_unique_names(cells: list[Cell]) -> list[Cell]:
     unique = []
     for cell in cells:
         if names.count(cell.name) > 1:
-            mark = digest(cell.config.model_dump(mode="json"))[:8]
+            mark = digest(cell.config.model_dump(mode="json", exclude={"device"}))[:8]
             cell = replace(cell, name=f"{cell.name}_{mark}")
         unique.append(cell)
     return unique

@@ -1,7 +1,7 @@
 """A comparison checked as far as it can be without its model, and the fingerprints of its cells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ...base.output import check_output
 from ...checkpoints.write import software
 from ...models.device import summing_device
 from ...models.loading import ModelReference, resolve_model
+from ...prune.plan import on_device
 from ...prune.settings import BarberConfig
 from ...text.sources import text_faults
 from ..cells import DENSE, CellTable, Record
@@ -64,6 +65,10 @@ def split(settings: Mapping[str, Any]) -> tuple[CompareSettings, BarberConfig]:
 def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberConfig) -> ComparePlan:
     """Check settings, files and output; raises CompareError with all faults of the settings, or of the files."""
     cells = {cell.name: cell for cell in cells_of(settings, base)}
+    device = summing_device(base.device)
+    base = on_device(base, device)
+    for name, cell in cells.items():
+        cells[name] = replace(cell, config=on_device(cell.config, device))
     with all_faults() as faults:
         faults += text_faults([*base.calibration.texts, settings.evaluation])
         if settings.tasks:
@@ -71,13 +76,14 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
                 check_tasks(settings.tasks)
     reference = resolve_model(model)
     check_output(output, (output / COMPARE_NAME).is_file(), [reference.path])
-    return ComparePlan(output, _fingerprints(reference, settings, base, cells), reference, settings, base, cells)
+    fingerprints = _fingerprints(reference, settings, base, cells, device.type)
+    return ComparePlan(output, fingerprints, reference, settings, base, cells)
 
 
 def _fingerprints(
-    reference: ModelReference, settings: CompareSettings, base: BarberConfig, cells: Mapping[str, Cell]
+    reference: ModelReference, settings: CompareSettings, base: BarberConfig, cells: Mapping[str, Cell], device: str
 ) -> dict[str, str]:
-    """Digest all that decides the figures of the dense model and of each cell."""
+    """Digest all that decides the figures of the dense model and of each cell on a type of device."""
     files = [settings.evaluation]
     for task in settings.tasks:
         files.append(task.partition(":")[2] or task)
@@ -85,7 +91,6 @@ def _fingerprints(
         settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
         base.calibration.bos, settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
-    device = str(summing_device(base.device))
     fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, evaluation])}
     for name, cell in cells.items():
         fingerprints[name] = digest([of_pruned(reference, cell.config, device), evaluation])

@@ -110,5 +110,5 @@ def _fingerprints(
     shared: list[Any] = [of_model(reference.name), protocol, texts, device, config.dtype, calibration.text_field]
     fingerprints = {DENSE: digest(shared)}
     for name, cut in configs.items():
-        fingerprints[name] = digest([shared, cut.model_dump(mode="json")])
+        fingerprints[name] = digest([shared, cut.model_dump(mode="json", exclude={"device"})])
     return fingerprints
