@@ -39,7 +39,9 @@ class DiskCheckpoint:
         """Open the files; `auto` keeps their dtype, float16 for GGUF. Raises BarberError if one is damaged or unfit."""
         opener: type[StoredWeights] = GgufWeights if reference.gguf_file else SafetensorsWeights
         weights = opener.open(reference)
+        return_freed_buffers(LEAST_RETURNED)  # every weight is made and dropped again: it must leave no hole
         model = model_without_weights(reference, weights, dtype)
+        return_freed_buffers()
         return cls(weights, model, streaming_obstacle(model, weights))
 
     @property

@@ -48,6 +48,9 @@ def compare(
 ) -> Comparison:
     """Compare producers, rebuilders, patterns and settings on one model.
 
+    Where a `torch.distributed` process group is initialised, all its ranks must call this with the same arguments: they
+    share the cells.
+
     Args:
         model: hub id, directory, GGUF file, or `installed:PACKAGE`.
         output: directory of the results; what an earlier run left there is used where it is still true.

@@ -43,6 +43,9 @@ def run_sweep(
 ) -> SweepResult:
     """Measure every cell that was not measured before, and write tables and pictures of all.
 
+    Where a `torch.distributed` process group is initialised, all its ranks must call this with the same arguments: they
+    share the cells.
+
     Args:
         model: hub id, directory, GGUF file or `installed:PACKAGE`.
         config: the axes and the protocol.
