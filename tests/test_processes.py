@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -150,8 +151,9 @@ def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, grou
     command = ["prune", model_dir, *QUICK, *long, "--calibration", text_file, "--device", "cpu,cpu", "-o"]
     arguments = [str(argument) for argument in (*command, tmp_path / "out")]
     run = subprocess.Popen(
-        [sys.executable, "-m", "optimum_barber", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, "-m", "optimum_barber", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
+    )  # fmt: skip
     while not list(tmp_path.iterdir()) and run.poll() is None:
         time.sleep(0.1)
     ranks = ranks_of(run.pid)
