@@ -150,10 +150,9 @@ def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, grou
     long = ["--samples", "2048", "--sequence-length", "64"]  # minutes, if nobody ends it
     command = ["prune", model_dir, *QUICK, *long, "--calibration", text_file, "--device", "cpu,cpu", "-o"]
     arguments = [str(argument) for argument in (*command, tmp_path / "out")]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "optimum_barber", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
-    )  # fmt: skip
+    hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    command = [sys.executable, "-m", "optimum_barber", *arguments]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear)
     while not list(tmp_path.iterdir()) and run.poll() is None:
         time.sleep(0.1)
     ranks = ranks_of(run.pid)
