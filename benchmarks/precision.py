@@ -13,7 +13,7 @@ the means differ. A seed chooses the calibration windows.
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,12 +23,11 @@ from optimum_barber.base.fields import PRECISIONS
 from optimum_barber.models.device import choose_device, product_precision
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.text.perplexity import perplexity
-from optimum_barber.text.sources import read_texts
 from optimum_barber.text.tokens import Encoder
-from optimum_barber.text.windows import TokenWindows, calibration_windows, consecutive_windows
+from optimum_barber.text.windows import TokenWindows, calibration_windows
 
 from .one_pass import arguments, first_layers
-from .table import emit
+from .table import emit, evaluation_windows
 
 EXACT = "highest"
 Measured = tuple[dict[str, Tensor], list[float]]  # keep masks by Linear; perplexity by text
@@ -46,31 +45,31 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rounded = product_precision(args.precision, choose_device(args.device))
-    encoder = Encoder(load_tokenizer(resolve_model(args.model)), bos="once")
-    texts = [evaluation_windows(encoder, name, args) for name in args.evaluation]
+    tokenizer = load_tokenizer(resolve_model(args.model))
+    texts = [evaluation_windows(name, args, tokenizer) for name in args.evaluation]
     columns = ["producer", "pattern", "masks agree"]
     columns += [f"{name.rpartition('/')[2]}: {EXACT} | {rounded} | change" for name in args.evaluation]
     emit(f"| {' | '.join(columns)} |\n" + "| --- " * (3 + 3 * len(texts)) + "|")
     for producer in args.producers:
         for pattern in args.patterns:
-            agreements, exact, other = [], [], []
-            for seed in range(args.seeds):
-                config = config_of(producer, pattern, args)
-                masks, perplexities = measure(config, EXACT, seed, texts, args)
-                others, other_perplexities = measure(config, rounded, seed, texts, args)
-                agreements.append(agreement(masks, others))
-                exact.append(perplexities)
-                other.append(other_perplexities)
-            cells = [producer, pattern, f"{100 * min(agreements):.2f} %"]
-            cells += [told(*values) for values in zip(zip(*exact, strict=True), zip(*other, strict=True), strict=True)]
-            emit(f"| {' | '.join(cells)} |")
+            emit(row_of(producer, pattern, rounded, texts, args))
     return 0
 
 
-def evaluation_windows(encoder: Encoder, name: str, args: Namespace) -> TokenWindows:
-    """The first windows of a text, without overlap."""
-    text = encoder.tokens(read_texts(name, "evaluation"))
-    return consecutive_windows(text, args.sequence_length, args.windows, name)
+def row_of(producer: str, pattern: str, rounded: str, texts: list[TokenWindows], args: Namespace) -> str:
+    """Both precisions under every seed."""
+    config = config_of(producer, pattern, args)
+    agreements, exact, other = list[float](), list[list[float]](), list[list[float]]()
+    for seed in range(args.seeds):
+        masks, perplexities = measure(config, EXACT, seed, texts, args)
+        other_masks, other_perplexities = measure(config, rounded, seed, texts, args)
+        agreements.append(agreement(masks, other_masks))
+        exact.append(perplexities)
+        other.append(other_perplexities)
+    cells = [producer, pattern, f"{100 * min(agreements):.2f} %"]
+    for index in range(len(texts)):
+        cells.append(told([values[index] for values in exact], [values[index] for values in other]))
+    return f"| {' | '.join(cells)} |"
 
 
 def config_of(producer: str, pattern: str, args: Namespace) -> BarberConfig:
@@ -97,13 +96,13 @@ def agreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return same / sum(mask.numel() for mask in one.values())
 
 
-def told(exact: tuple[float, ...], other: tuple[float, ...]) -> str:
+def told(exact: Sequence[float], other: Sequence[float]) -> str:
     """Three cells: perplexity at both precisions over the seeds, and how much the mean changes."""
     change = 100 * (statistics.mean(other) / statistics.mean(exact) - 1)
     return f"{over_seeds(exact)} | {over_seeds(other)} | {change:+.2f} %"
 
 
-def over_seeds(values: tuple[float, ...]) -> str:
+def over_seeds(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"

@@ -99,12 +99,17 @@ def main() -> int:
 
 def windows_of(args: argparse.Namespace, tokenizer: Any) -> tuple[TokenWindows, TokenWindows]:
     """The windows to evaluate on and those to calibrate on, as the flags of a benchmark say."""
-    text = Encoder(tokenizer, bos="once").tokens(read_texts(args.evaluation, "evaluation"))
-    evaluation = consecutive_windows(text, args.sequence_length, args.windows, args.evaluation)
+    evaluation = evaluation_windows(args.evaluation, args, tokenizer)
     calibration = calibration_windows(
         [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
     )
     return evaluation, calibration
+
+
+def evaluation_windows(name: str, args: argparse.Namespace, tokenizer: Any) -> TokenWindows:
+    """The windows of a text to evaluate on, without overlap."""
+    text = Encoder(tokenizer, bos="once").tokens(read_texts(name, "evaluation"))
+    return consecutive_windows(text, args.sequence_length, args.windows, name)
 
 
 def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str], int]:

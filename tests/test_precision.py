@@ -15,9 +15,8 @@ from optimum_barber.base.devices import fast_precision
 from optimum_barber.base.errors import BarberError
 from optimum_barber.models import device as device_module
 from optimum_barber.models.device import matrix_products
-from optimum_barber.models.loading import resolve_model
-from optimum_barber.prune.sparsifier import BarberSparsifier as Sparsifier
-from optimum_barber.runs.fingerprint import of_pruned
+from optimum_barber.runs.compare.plan import plan_of
+from optimum_barber.runs.compare.settings import CompareSettings
 
 from .conftest import tiny_model, tiny_windows
 
@@ -160,7 +159,7 @@ def units(monkeypatch):
 @pytest.mark.parametrize("stream", ["never", "always"])
 def test_the_record_states_what_auto_was(tmp_path, model_dir, units, stream):
     units("medium")
-    sparsifier = Sparsifier.from_pretrained(str(model_dir), stream=stream)
+    sparsifier = BarberSparsifier.from_pretrained(str(model_dir), stream=stream)
     sparsifier.sparsify(BarberConfig(sparsity=0.5), tiny_windows(), tmp_path / "out", quiet=True)
     assert json.loads((tmp_path / "out" / "barber_config.json").read_text())["precision"] == "medium"
 
@@ -184,7 +183,7 @@ def test_a_run_is_not_resumed_where_auto_is_something_else(tmp_path, model_dir, 
             raise StoppedError
 
     def sparsify(**options):
-        sparsifier = Sparsifier.from_pretrained(str(model_dir), stream="always")
+        sparsifier = BarberSparsifier.from_pretrained(str(model_dir), stream="always")
         sparsifier.sparsify(
             BarberConfig(sparsity=0.5), tiny_windows(), tmp_path / "out", resume=True, quiet=True, **options
         )
@@ -197,13 +196,19 @@ def test_a_run_is_not_resumed_where_auto_is_something_else(tmp_path, model_dir, 
         sparsify()
 
 
-def test_a_cell_made_with_other_products_is_another_cell(model_dir, units):
-    reference, digests = resolve_model(str(model_dir)), {}
+def test_a_cell_made_with_other_products_is_another_cell(model_dir, tmp_path, units):
+    settings = CompareSettings(producers=["wanda"], rebuilds=["none"], sparsities=[0.5], evaluation="pydoc")
+
+    def of_cell(**chosen):
+        base = BarberConfig(calibration=["pydoc"], device="cpu", **chosen)
+        return plan_of(str(model_dir), tmp_path / "out", settings, base).fingerprints["wanda_none_0.5"]
+
+    digests = {}
     for precision in ("medium", "highest"):
         units(precision)
-        digests[precision] = of_pruned(reference, BarberConfig(sparsity=0.5), "cpu")
+        digests[precision] = of_cell()
     assert len({*digests.values()}) == 2
-    assert of_pruned(reference, BarberConfig(sparsity=0.5, precision="medium"), "cpu") == digests["medium"]
+    assert of_cell(precision="medium") == digests["medium"]
 
 
 UNCAPPED = """

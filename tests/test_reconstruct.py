@@ -9,9 +9,9 @@ from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.errors import BarberError
 from optimum_barber.models.activations import Activations
 from optimum_barber.models.source import ModelSource
-from optimum_barber.prune.pipeline import stream_weights
 from optimum_barber.prune.quadratic import closing_linear
 from optimum_barber.prune.reconstructions import RECONSTRUCTIONS
+from optimum_barber.prune.stream import stream_weights
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
 from .test_trial import trial  # noqa: F401

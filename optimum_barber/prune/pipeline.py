@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -29,6 +29,7 @@ from .producers import LinearInput, Producer
 from .rebuilders import Rebuilder
 from .rebuilders.base import swap_count
 from .reconstructions import Reconstruction
+from .stream import advance, stream_weights
 from .trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -218,27 +219,6 @@ def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: lis
     return trial
 
 
-def stream_weights(layer: DecoderLayer, hidden: Activations, outputs: Sequence[Activations]) -> Activations:
-    """1 / mean square of the residual stream behind a block, for every token, (1, tokens, 1) a sample.
-
-    Under these weights the block error is relative to what the next norm divides by, and the few tokens with massive
-    activations no longer decide it. The layer adds the outputs to the stream, those of later blocks as zeros; where it
-    norms them first (Gemma 2), the error is still of what goes into that norm.
-    """
-
-    def weights() -> Iterator[Tensor]:
-        for inputs, *before in zip(layer.inputs(hidden), *outputs, strict=True):
-            stream = layer.output(inputs, before)
-            energy = stream.square().mean(-1, keepdim=True)
-            if stream.ndim > 3:  # several streams side by side
-                token_axis = stream.shape.index(before[-1].shape[-2])
-                others = [axis for axis in range(stream.ndim - 1) if axis != token_axis]
-                energy = energy.mean(others).reshape(1, -1, 1)
-            yield 1 / energy.clamp(min=1e-12)
-
-    return hidden.like(weights())
-
-
 def watch(
     layer: DecoderLayer,
     block: Block,
@@ -300,9 +280,3 @@ def produce(trial: Trial, plan: Plan) -> Masks:
             updated[name] = trial.ranks.broadcast(torch.where(made.keep, made.weight, linear.weight))
     trial.use_values(updated)
     return masks
-
-
-def advance(layer: DecoderLayer, hidden: Activations, outputs: list[Activations]) -> Activations:
-    """What the next layer gets of every sample, from the outputs of this one's blocks."""
-    streams = zip(layer.inputs(hidden), *outputs, strict=True)
-    return hidden.like(layer.passed_on(x, blocks) for x, *blocks in streams)

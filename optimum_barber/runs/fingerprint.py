@@ -14,7 +14,6 @@ from ..checkpoints.write import software
 from ..models.loading import ModelReference, resolve_model
 from ..prune.allocations import ALLOCATIONS
 from ..prune.effort import AUTO, EFFORTS
-from ..prune.plan import on_device
 from ..prune.producers import as_producer
 from ..prune.rebuilders import REBUILDERS
 from ..prune.reconstructions import RECONSTRUCTIONS
@@ -61,7 +60,6 @@ def of_checkpoint(
 
 def of_pruned(reference: ModelReference, config: BarberConfig, device: str) -> str:
     """Digest all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
-    config = on_device(config, torch.device(device))
     allocation = config.allocation
     if allocation == AUTO:
         allocation = EFFORTS[config.effort].allocation

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..models.activations import Activations
 from ..models.architectures import architecture_of, decoder_stack
 from ..models.source import ModelSource
-from ..prune.pipeline import advance, watch
+from ..prune.pipeline import watch
+from ..prune.stream import advance
 from .scan import ANY, dense_pass
 from .units import Kept, LayerUnits, kind_of
 

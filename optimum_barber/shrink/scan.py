@@ -10,7 +10,8 @@ from ..base.errors import BarberError
 from ..models.activations import Activations
 from ..models.blocks import Block, DecoderLayer
 from ..models.source import ModelSource
-from ..prune.pipeline import advance, watch
+from ..prune.pipeline import watch
+from ..prune.stream import advance
 from ..prune.trial import Trial
 from ..tensors.patterns import SparsityPattern
 from .choose import highest

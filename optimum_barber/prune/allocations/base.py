@@ -16,7 +16,8 @@ from ...models.source import ModelSource
 from ...tensors.budget import Shares
 from ...tensors.patterns import SparsityPattern
 from ..block_cache import Masks
-from ..pipeline import Plan, advance, observe, produce
+from ..pipeline import Plan, observe, produce
+from ..stream import advance
 from ..trial import Trial
 
 
