@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
@@ -114,7 +115,7 @@ def test_all_entrances_take_an_effort(model_dir, tmp_path):
     assert config_from(args) == expected
     told = barber_config({"sparsity": 0.5, "effort": "best"}, "cpu")
     assert told == expected.model_copy(update={"device": "cpu"})
-    assert of_pruned(resolve_model(str(model_dir)), told, "cpu")
+    assert of_pruned(resolve_model(str(model_dir)), told, torch.device("cpu"))
     settings, base = split({"evaluation": "pydoc", "effort": "best"})
     assert (settings, base.effort, base.allocation) == (CompareSettings(evaluation="pydoc"), "best", "auto")
     for stage, method, allocation in (

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch.nn import functional
 
+from benchmarks.tiny_models import tiny_config
+from benchmarks.tiny_models import tiny_model as tiny_class
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base import devices
 from optimum_barber.base.devices import fast_precision
 from optimum_barber.base.errors import BarberError
 from optimum_barber.models import device as device_module
-from optimum_barber.models.device import matrix_products
+from optimum_barber.models.device import matrix_products, product_precision
+from optimum_barber.models.source import ModelSource
+from optimum_barber.prune.plan import precision_for
+from optimum_barber.runs import fingerprint
 from optimum_barber.runs.compare.plan import plan_of
 from optimum_barber.runs.compare.settings import CompareSettings
 
@@ -151,7 +156,8 @@ def units(monkeypatch):
     """Sets which precision the device has units for."""
 
     def of(precision):
-        monkeypatch.setattr(device_module, "fast_precision", lambda device: precision)
+        for module in (device_module, fingerprint):
+            monkeypatch.setattr(module, "fast_precision", lambda device: precision)
 
     return of
 
@@ -196,11 +202,21 @@ def test_a_run_is_not_resumed_where_auto_is_something_else(tmp_path, model_dir, 
         sparsify()
 
 
+def test_auto_is_float32_on_a_cpu_for_models_whose_experts_get_the_tokens(units):
+    units("medium")
+    config = BarberConfig(sparsity=0.5)
+    experts = ModelSource(tiny_class(tiny_config("mixtral")))
+    assert precision_for(config, ModelSource(tiny_model())) == "medium"
+    assert precision_for(config, experts) == "highest"
+    assert precision_for(BarberConfig(sparsity=0.5, precision="medium"), experts) == "medium"
+    assert product_precision("auto", CUDA, routed=True) == "medium"
+
+
 def test_a_cell_made_with_other_products_is_another_cell(model_dir, tmp_path, units):
     settings = CompareSettings(producers=["wanda"], rebuilds=["none"], sparsities=[0.5], evaluation="pydoc")
 
-    def of_cell(**chosen):
-        base = BarberConfig(calibration=["pydoc"], device="cpu", **chosen)
+    def of_cell():
+        base = BarberConfig(calibration=["pydoc"], device="cpu")
         return plan_of(str(model_dir), tmp_path / "out", settings, base).fingerprints["wanda_none_0.5"]
 
     digests = {}
@@ -208,7 +224,6 @@ def test_a_cell_made_with_other_products_is_another_cell(model_dir, tmp_path, un
         units(precision)
         digests[precision] = of_cell()
     assert len({*digests.values()}) == 2
-    assert of_cell(precision="medium") == digests["medium"]
 
 
 UNCAPPED = """

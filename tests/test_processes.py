@@ -19,6 +19,7 @@ from optimum_barber.cli.processes import status_of
 from optimum_barber.models import device
 from optimum_barber.models.device import choose_device, device_names
 from optimum_barber.models.loading import resolve_model
+from optimum_barber.runs import fingerprint
 from optimum_barber.runs.cells import CellTable
 from optimum_barber.runs.compare import plan
 from optimum_barber.runs.compare.settings import CompareSettings
@@ -103,7 +104,7 @@ def test_a_table_filled_anew_tells_no_figure_of_before(tmp_path):
 def test_what_a_cell_is_does_not_depend_on_the_number_of_the_device(model_dir, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "summing_device", torch.device)
     monkeypatch.setattr(runner, "summing_device", torch.device)
-    monkeypatch.setattr(device, "fast_precision", lambda device: "high")
+    monkeypatch.setattr(fingerprint, "fast_precision", lambda device: "high")
     compared, swept = [], []
     for name in ("cuda:0", "cuda:1"):
         base = BarberConfig(device=name, calibration=["pydoc"])

@@ -70,7 +70,7 @@ def _pruned_checkpoint(reference: ModelReference, config: BarberConfig) -> Path:
         windows = None if _reads_text(config) else torch.zeros(1, 1).long()
         sparsifier.sparsify(config, windows, save_dir=directory, overwrite=True, ranks=ALONE)
 
-    return _cached(of_pruned(reference, config, config.device), SPARSITY_NAME, make)
+    return _cached(of_pruned(reference, config, torch.device(config.device)), SPARSITY_NAME, make)
 
 
 def _reads_text(config: BarberConfig) -> bool:
@@ -86,7 +86,7 @@ def _shrunk_checkpoint(reference: ModelReference, config: ShrinkConfig) -> Path:
     read = []
     for path in BarberShrinker(None).inputs(config):
         read.append(path / STRUCTURE_NAME if path.is_dir() else path)
-    key = of_checkpoint(reference, config, config.device, read, [scoring_function(config)])
+    key = of_checkpoint(reference, config, torch.device(config.device), read, [scoring_function(config)])
     return _cached(key, STRUCTURE_NAME if config.remove_experts is None else EXPERTS_NAME, make)
 
 

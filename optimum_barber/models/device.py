@@ -15,9 +15,15 @@ from ..base.errors import BarberError
 CPU = torch.device("cpu")
 
 
-def product_precision(precision: str, device: torch.device) -> str:
-    """Return the precision of float32 products; `auto` is what the device has units for, see `fast_precision`."""
-    return fast_precision(device) if precision == "auto" else precision
+def product_precision(precision: str, device: torch.device, routed: bool = False) -> str:
+    """Return the precision of float32 products; `auto` is what the device has units for, see `fast_precision`.
+
+    On a CPU, `auto` is float32 for models with `routed` experts: an expert gets another number of tokens in each
+    window, and oneDNN compiles a bfloat16 kernel for each number, which takes longer than it saves.
+    """
+    if precision != "auto":
+        return precision
+    return "highest" if routed and device.type == "cpu" else fast_precision(device)
 
 
 @contextmanager

@@ -113,12 +113,20 @@ def check_dense_rest(source: ModelSource, allowed: bool) -> None:
     logger.warning("%.2f %% of the layers' weights stay dense: %s", 100 * share, listed)
 
 
-def check_routed(source: ModelSource) -> None:
-    """Refuse a model without experts to which a router sends tokens."""
+def has_routed_experts(source: ModelSource) -> bool:
+    """Return whether a router sends tokens to experts in any layer."""
     for index in range(len(source)):
         if any(matrices.routed() for matrices in source.structure(index).matrices.values()):
-            return
-    raise BarberError(f"calibrate_all_experts needs tokens that are routed to experts: {source.model_type} has none")
+            return True
+    return False
+
+
+def check_routed(source: ModelSource) -> None:
+    """Refuse a model without experts to which a router sends tokens."""
+    if not has_routed_experts(source):
+        raise BarberError(
+            f"calibrate_all_experts needs tokens that are routed to experts: {source.model_type} has none"
+        )
 
 
 def prunable(source: ModelSource, ignore: Sequence[str]) -> Sizes:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.ranks import ALONE, Ranks
@@ -15,6 +13,7 @@ from ..models.linears import (
     check_routed,
     check_shared,
     check_weights,
+    has_routed_experts,
     matrices_of_model,
     target_names,
 )
@@ -41,9 +40,9 @@ class Run:
     base_model: str | None  # name of the dense model, for the record
 
 
-def on_device(config: BarberConfig, device: torch.device) -> BarberConfig:
-    """Return the settings with the precision that `auto` is on the device."""
-    return config.model_copy(update={"precision": product_precision(config.precision, device)})
+def precision_for(config: BarberConfig, source: ModelSource) -> str:
+    """Return the precision of float32 products for a model on its device; `auto` is decided here."""
+    return product_precision(config.precision, source.device, has_routed_experts(source))
 
 
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:

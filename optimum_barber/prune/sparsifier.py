@@ -30,7 +30,7 @@ from ..text.windows import Calibration, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, check_error, describe
 from .pipeline import BlockReport, prune
-from .plan import Run, make_plan, on_device
+from .plan import Run, make_plan, precision_for
 from .settings import BarberConfig
 from .streaming.disk import DiskCheckpoint, DiskSource
 from .streaming.fit import fitting_needs, preview
@@ -205,7 +205,7 @@ class BarberSparsifier:
 
     def _checked_run(self, config: BarberConfig, source: ModelSource, calibration: Calibration, ranks: Ranks) -> Run:
         """Check everything that can be checked before work; all ranks must have the same, and a sample each."""
-        config = on_device(config, source.device)
+        config = config.model_copy(update={"precision": precision_for(config, source)})
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
         windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)

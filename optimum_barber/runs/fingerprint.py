@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from ..base.devices import fast_precision
 from ..base.files import digest, path_digest
 from ..checkpoints.write import software
 from ..models.loading import ModelReference, resolve_model
@@ -36,7 +37,7 @@ def of_model(name: str) -> str:
 
 
 def of_checkpoint(
-    reference: ModelReference, config: BaseModel, device: str, read: Iterable[Path], makers: Iterable[Any]
+    reference: ModelReference, config: BaseModel, device: torch.device, read: Iterable[Path], makers: Iterable[Any]
 ) -> str:
     """Digest all that decides a checkpoint: the content of the files `read` and the code of the functions `makers`."""
     files = {}
@@ -49,7 +50,7 @@ def of_checkpoint(
         code.append(path_digest(str(module.__file__)))
     content = {
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
-        "device": torch.device(device).type,
+        "device": [device.type, fast_precision(device)],
         "model": [reference.full_name, of_model(reference.name)],
         "files": files,
         "makers": code,
@@ -58,7 +59,7 @@ def of_checkpoint(
     return digest(content)[:32]
 
 
-def of_pruned(reference: ModelReference, config: BarberConfig, device: str) -> str:
+def of_pruned(reference: ModelReference, config: BarberConfig, device: torch.device) -> str:
     """Digest all that decides a pruned checkpoint: settings, files read, code of whoever makes the masks."""
     allocation = config.allocation
     if allocation == AUTO:

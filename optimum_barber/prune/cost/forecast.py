@@ -14,11 +14,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...base.devices import synchronize
-from ...models.device import matrix_products, product_precision
+from ...models.device import matrix_products
 from ...models.linears import matrices_of_model
 from ...models.loading import auto_class
 from ...models.source import ModelSource
 from ...tensors.patterns import SparsityPattern
+from ..plan import precision_for
 from ..settings import BarberConfig
 
 SWEEP = 100  # FLOP in the time of one operation on a weight, which memory bounds
@@ -79,7 +80,7 @@ def forecast(source: ModelSource, config: BarberConfig, pattern: SparsityPattern
     passes, sweeps, unknown = work_of(config, pattern, samples)
     weights = sum(linear.weight.numel() for linear in matrices_of_model(source).values())
     flops = passes * samples * forward_flops(source, length) + SWEEP * sweeps * weights
-    with matrix_products(product_precision(config.precision, source.device)):
+    with matrix_products(precision_for(config, source)):
         rate = layer_rate(_timed_weights(source), length, source.device)
     line = f"time          {spelled(flops / rate)}, with nothing beside it"
     if unknown:

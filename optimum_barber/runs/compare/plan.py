@@ -1,9 +1,11 @@
 """A comparison checked as far as it can be without its model, and the fingerprints of its cells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...base.calibration import refuse_flat
 from ...base.errors import unknown_name
@@ -12,7 +14,6 @@ from ...base.output import check_output
 from ...checkpoints.write import software
 from ...models.device import summing_device
 from ...models.loading import ModelReference, resolve_model
-from ...prune.plan import on_device
 from ...prune.settings import BarberConfig
 from ...text.sources import text_faults
 from ..cells import DENSE, CellTable, Record
@@ -66,9 +67,6 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
     """Check settings, files and output; raises CompareError with all faults of the settings, or of the files."""
     cells = {cell.name: cell for cell in cells_of(settings, base)}
     device = summing_device(base.device)
-    base = on_device(base, device)
-    for name, cell in cells.items():
-        cells[name] = replace(cell, config=on_device(cell.config, device))
     with all_faults() as faults:
         faults += text_faults([*base.calibration.texts, settings.evaluation])
         if settings.tasks:
@@ -76,12 +74,16 @@ def plan_of(model: str, output: Path, settings: CompareSettings, base: BarberCon
                 check_tasks(settings.tasks)
     reference = resolve_model(model)
     check_output(output, (output / COMPARE_NAME).is_file(), [reference.path])
-    fingerprints = _fingerprints(reference, settings, base, cells, device.type)
+    fingerprints = _fingerprints(reference, settings, base, cells, device)
     return ComparePlan(output, fingerprints, reference, settings, base, cells)
 
 
 def _fingerprints(
-    reference: ModelReference, settings: CompareSettings, base: BarberConfig, cells: Mapping[str, Cell], device: str
+    reference: ModelReference,
+    settings: CompareSettings,
+    base: BarberConfig,
+    cells: Mapping[str, Cell],
+    device: torch.device,
 ) -> dict[str, str]:
     """Digest all that decides the figures of the dense model and of each cell on a type of device."""
     files = [settings.evaluation]
@@ -91,7 +93,7 @@ def _fingerprints(
         settings.evaluation, settings.windows, base.calibration.sequence_length, base.calibration.text_field,
         base.calibration.bos, settings.tasks, settings.limit, base.dtype, [path_digest(name) for name in files],
     ])  # fmt: skip
-    fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device, evaluation])}
+    fingerprints = {DENSE: digest([of_model(reference.name), reference.full_name, software(), device.type, evaluation])}
     for name, cell in cells.items():
         fingerprints[name] = digest([of_pruned(reference, cell.config, device), evaluation])
     return fingerprints

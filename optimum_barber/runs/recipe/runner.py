@@ -9,13 +9,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ...base.devices import fast_precision
 from ...base.errors import FailedCheckError
 from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock, staged
 from ...base.version import __version__
 from ...checkpoints.names import ADAPTER_MASKS_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
-from ...models.device import choose_device, product_precision
+from ...models.device import choose_device
 from ...models.loading import empty_model, load_config, resolve_model
 from ..cells import Teller, open_directory, tell_nobody
 from ..fingerprint import of_model
@@ -91,7 +92,7 @@ def check_stages(recipe: Recipe, steps: Sequence[Step]) -> None:
 def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
     shared = recipe.model_dump(include={"calibration", "device", "dtype"})
-    shared["precision"] = product_precision(recipe.precision, choose_device(recipe.device))
+    shared["precision"] = [recipe.precision, fast_precision(choose_device(recipe.device))]
     files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
     return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
 
