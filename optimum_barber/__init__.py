@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .runs.sweep.runner import SweepResult as SweepResult
     from .runs.sweep.runner import run_sweep as run_sweep
     from .runs.sweep.settings import SweepConfig as SweepConfig
+    from .shrink.permute_settings import PermuteConfig as PermuteConfig
+    from .shrink.permuter import BarberPermuter as BarberPermuter
+    from .shrink.permuter import PermuteResult as PermuteResult
     from .shrink.scorers import scorer as scorer
     from .shrink.settings import ShrinkConfig as ShrinkConfig
     from .shrink.shrinker import BarberShrinker as BarberShrinker
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BarberConfig": "prune.settings",
     "BarberError": "base.errors",
+    "BarberPermuter": "shrink.permuter",
     "BarberRefiner": "prune.refine.refiner",
     "BarberShrinker": "shrink.shrinker",
     "BarberSparsifier": "prune.sparsifier",
@@ -50,6 +54,8 @@ _HOME = {
     "LinearInput": "prune.producers",
     "MaskFile": "checkpoints.record",
     "OwnTextConfig": "text.own_text.settings",
+    "PermuteConfig": "shrink.permute_settings",
+    "PermuteResult": "shrink.permuter",
     "Produced": "prune.producers",
     "PrunedStructure": "checkpoints.structure",
     "RebuildConfig": "prune.rebuild_settings",

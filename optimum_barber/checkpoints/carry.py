@@ -20,7 +20,7 @@ MODEL_CONFIG_NAME = "config.json"
 TEMPLATES = "additional_chat_templates"  # a folder
 LEFT = (  # of the small files: what is written anew, or is of another step
     MODEL_CONFIG_NAME, "*.index.json", "adapter_*", names.SPARSITY_NAME, names.REPORT_NAME, names.STRUCTURE_NAME,
-    names.EXPERTS_NAME, names.CONFIG_NAME, names.ADAPTER_MASKS_NAME,
+    names.EXPERTS_NAME, names.ORDER_NAME, names.CONFIG_NAME, names.ADAPTER_MASKS_NAME,
 )  # fmt: skip
 OF_TOKENIZER = (
     "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",

@@ -101,13 +101,15 @@ def _baselines(references: list[Any]) -> list[Any]:
 
 def _base_name(directory: Path) -> str | None:
     """Return the recorded name of the dense model; None if the directory holds no record."""
+    from ..checkpoints.channel_order import read_order
     from ..checkpoints.experts import read_experts
-    from ..checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
+    from ..checkpoints.names import EXPERTS_NAME, ORDER_NAME, SPARSITY_NAME, STRUCTURE_NAME
     from ..checkpoints.record import read_record
     from ..checkpoints.structure import read_structure
 
     readers: dict[str, Callable[[Path], Any]] = {
-        SPARSITY_NAME: read_record, STRUCTURE_NAME: read_structure, EXPERTS_NAME: read_experts
+        SPARSITY_NAME: read_record, STRUCTURE_NAME: read_structure, EXPERTS_NAME: read_experts,
+        ORDER_NAME: read_order,
     }  # fmt: skip
     for file, read in readers.items():
         if (directory / file).is_file():

@@ -15,7 +15,21 @@ from ..base.bars import hidden_bars
 from ..base.errors import BarberError
 from ..base.fields import one_line
 from ..base.memory import keep_few_kernels, return_freed_buffers
-from . import compare, evaluate, inspect, lm_eval, own_text, plugins, prune, refine, report, shrink, sweep, verify
+from . import (
+    compare,
+    evaluate,
+    inspect,
+    lm_eval,
+    own_text,
+    permute,
+    plugins,
+    prune,
+    refine,
+    report,
+    shrink,
+    sweep,
+    verify,
+)
 from . import run as run_command
 from .launch import Voice, first, joined, one_complaint, several
 from .processes import run_on
@@ -26,6 +40,7 @@ COMMANDS = {
     "refine": refine,
     "own-text": own_text,
     "shrink": shrink,
+    "permute": permute,
     "sweep": sweep,
     "run": run_command,
     "compare": compare,

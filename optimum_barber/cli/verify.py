@@ -4,7 +4,8 @@ import argparse
 import sys
 
 HELP = (
-    "Check a checkpoint or an adapter against its record: masks, hashes, pattern, every zero, kept heads and channels."
+    "Check a checkpoint or an adapter against its record: masks, hashes, pattern, every zero, kept heads and channels, "
+    "their order."
 )
 EPILOG = "The exit status is 1 if anything differs."
 
@@ -12,12 +13,12 @@ EPILOG = "The exit status is 1 if anything differs."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     parser.add_argument(
-        "directory", metavar="OUT", help="a pruned, shrunk, merged or quantized checkpoint, or an adapter"
+        "directory", metavar="OUT", help="a pruned, shrunk, permuted, merged or quantized checkpoint, or an adapter"
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="dense model that a shrunk checkpoint is compared with (default: the recorded one, if available)",
+        help="dense model to compare a shrunk or permuted checkpoint with (default: the recorded one, if available)",
     )
 
 

@@ -158,7 +158,7 @@ def differences(expected: Mapping[str, Tensor], stored: SafetensorsWeights, igno
         if key not in expected:
             faults[module] = f"{kind} is none of the dense model's"
         elif not _same(expected[key], stored.tensor(key)):
-            faults[module] = f"{kind} is not what the recorded cut makes of the dense model's"
+            faults[module] = f"{kind} is not what the record makes of the dense model's"
     return faults
 
 

@@ -14,7 +14,7 @@ from ...base.errors import FailedCheckError
 from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock, staged
 from ...base.version import __version__
-from ...checkpoints.names import ADAPTER_MASKS_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.names import ADAPTER_MASKS_NAME, EXPERTS_NAME, ORDER_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.write import software
 from ...models.device import choose_device
 from ...models.loading import empty_model, load_config, resolve_model
@@ -28,7 +28,7 @@ from .tracking import Trackers
 from .validation import read_recipe
 
 SCRATCH = ".unfinished"
-RECORDS = (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME, EXPERTS_NAME)
+RECORDS = (SPARSITY_NAME, ADAPTER_MASKS_NAME, STRUCTURE_NAME, EXPERTS_NAME, ORDER_NAME)
 
 
 @dataclass

@@ -1,3 +1,3 @@
 """The stages of a recipe, one file a step of the chain."""
 
-from . import evaluate, prune, shrink, tune  # noqa: F401 - each registers its stages
+from . import evaluate, permute, prune, shrink, tune  # noqa: F401 - each registers its stages

@@ -1,0 +1,59 @@
+"""`channel_order.json`: in which order a checkpoint has the channels of the model that it was made of."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .names import ORDER_NAME
+from .record import read_versioned
+
+
+class OrderedChannels(BaseModel):
+    """Channels that changed places among each other."""
+
+    kind: str = Field(description="channels (of the FFN) or values")
+    order: list[int] = Field(min_length=1, description="which channel stands at each place, by its former position")
+    dropped_before: float = Field(
+        ge=0, le=1, description="share of the reader's squared scores that an N:M mask drops in the former order"
+    )
+    dropped_after: float = Field(ge=0, le=1, description="the same in the new order")
+
+    @field_validator("order")
+    @classmethod
+    def _is_order(cls, order: list[int]) -> list[int]:
+        if sorted(order) != list(range(len(order))):
+            raise ValueError(f"not an order of {len(order)} channels")
+        return order
+
+
+class ChannelOrder(BaseModel):
+    """`channel_order.json`: what was permuted, for which pattern, from what, with what."""
+
+    model_config = ConfigDict(extra="forbid", title="optimum_barber channel order")
+
+    format_version: Literal[1] = Field(1, description="version of this format")
+    pattern: str = Field(description="N:M that the order is made for")
+    sites: dict[str, OrderedChannels] = Field(
+        description="by the Linear that reads the channels; for values with the number of their group"
+    )
+    calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
+    base_model: dict[str, Any] = Field(description="name, model_type and dtype of the model that was permuted")
+    software: dict[str, str] = Field(description="versions")
+
+    def dropped(self) -> dict[str, tuple[float, float]]:
+        """Return the mean share that a mask drops before and after, by kind of channels."""
+        shares: dict[str, list[OrderedChannels]] = {}
+        for site in self.sites.values():
+            shares.setdefault(site.kind, []).append(site)
+        means = {}
+        for kind, sites in shares.items():
+            before = sum(site.dropped_before for site in sites) / len(sites)
+            means[kind] = before, sum(site.dropped_after for site in sites) / len(sites)
+        return means
+
+
+def read_order(directory: str | Path) -> ChannelOrder:
+    """Return the record of a permuted checkpoint; raises BarberError if it is missing, broken or newer."""
+    path = Path(directory) / ORDER_NAME
+    return read_versioned(path, ChannelOrder, "record of a channel order")

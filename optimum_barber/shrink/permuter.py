@@ -1,0 +1,186 @@
+"""The public verb of permutations: a causal LM whose channels change places, so that N:M masks drop less of it.
+
+The result computes the same function and is an ordinary checkpoint: it is the dense model of every run that follows.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..base.errors import BarberError, FailedCheckError
+from ..base.files import write_json
+from ..base.output import check_output, staged
+from ..checkpoints.carry import save_tokenizer
+from ..checkpoints.channel_order import ChannelOrder, OrderedChannels
+from ..checkpoints.names import ORDER_NAME
+from ..checkpoints.pruned import carry_structure
+from ..checkpoints.write import check_settings, save_model, software
+from ..models.device import summing_device
+from ..models.dtypes import cast_parameters
+from ..models.linears import check_weights, matrices_of_model
+from ..models.source import ModelSource
+from ..models.tool import PretrainedTool
+from ..models.wrappers import keep_modes
+from ..tensors.channel_order import channel_order, dropped_scores
+from ..tensors.patterns import SparsityPattern
+from ..text.sources import text_files
+from ..text.windows import Calibration, TokenWindows, windows_for
+from .permutation import Site, permute, sites_of
+from .permute_settings import PermuteConfig
+from .scan import dense_pass
+
+NORM = frozenset({"input_norm"})
+ROUNDING = 1e-4  # that outputs may differ by, relative to their norm: sums run in another order
+
+
+@dataclass
+class PermuteResult:
+    """The permuted model and its record, `channel_order.json`."""
+
+    model: Any
+    record: ChannelOrder
+
+
+class BarberPermuter(PretrainedTool):
+    """Reorders the FFN channels and the channels of attention's values of a causal LM for N:M masks.
+
+    Args:
+        model: a transformers causal LM, changed in place.
+        tokenizer: needed for calibration text, and saved with the model; None where tokens are given.
+        reference: where the model was loaded from, if it was.
+    """
+
+    @keep_modes
+    def permute(
+        self,
+        config: PermuteConfig,
+        calibration: Calibration = None,
+        save_dir: str | Path | None = None,
+        overwrite: bool = False,
+        quiet: bool = False,
+    ) -> PermuteResult:
+        """Permute the model and, with `save_dir`, write its checkpoint.
+
+        Args:
+            config: everything that decides the order.
+            calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
+            save_dir: where the checkpoint goes; written beside and renamed at the end.
+            overwrite: whether `save_dir` may hold something already; it stays until the end.
+            quiet: no progress bar.
+
+        Raises:
+            BarberError: bad input; nothing was written, and no weight has changed.
+            FailedCheckError: the permuted model computes something else.
+        """
+        output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
+        if getattr(self.model.config, "sparsity_config", None):
+            raise BarberError("model is pruned already: its masks would not follow; permute the dense model")
+        cast_parameters(self.model, config.dtype)
+        if output is not None:
+            check_settings(self.model)
+        source = ModelSource(self.model, summing_device(config.device))
+        sites = sites_of(source, config.kinds)
+        pattern = SparsityPattern.parse(config.pattern, None)
+        for site in sites:
+            pattern.check_width(site.name, site.size)
+        check_weights(source, ())
+        windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
+        with staged(output) if output is not None else nullcontext() as partial:
+            record = self._permuted(config, source, sites, pattern, windows, quiet)
+            if partial is not None:
+                save_model(partial, self.model, self.reference)
+                save_tokenizer(partial, self.tokenizer, self.reference)
+                write_json(partial / ORDER_NAME, record.model_dump())
+                if self.reference:
+                    carry_structure(self.reference.directory, partial, {"name": "permute"})
+        return PermuteResult(self.model, record)
+
+    def inputs(self, config: PermuteConfig) -> list[Path]:
+        """Files and directories that a run reads, and so must not write."""
+        paths = text_files(config.calibration.texts)
+        if self.reference:
+            paths.append(self.reference.path)
+        return paths
+
+    def _permuted(
+        self,
+        config: PermuteConfig,
+        source: ModelSource,
+        sites: Sequence[Site],
+        pattern: SparsityPattern,
+        windows: TokenWindows,
+        quiet: bool,
+    ) -> ChannelOrder:
+        """Change the order of all channels, and check that the model computes what it did."""
+        norms = input_norms(source, windows.tokens, config.batch_size)
+        weights = {name: linear.weight.detach() for name, linear in matrices_of_model(source).items()}
+        ordered: dict[str, OrderedChannels] = {}
+        for site in tqdm(sites, unit="site", desc="order of channels", disable=quiet or None):
+            ordered[site.name] = ordered_channels(site, weights[site.reader], norms[site.reader], pattern)
+        first = windows.tokens[:1]
+        before = last_output(source, first)
+        orders = {name: torch.tensor(channels.order) for name, channels in ordered.items()}
+        permute(dict(source.model.named_parameters()), sites, orders)
+        check_same(before, last_output(source, first))
+        name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return ChannelOrder(
+            pattern=str(pattern),
+            sites=ordered,
+            calibration={"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)},
+            base_model={"name": name, "model_type": source.model_type, "dtype": dtype},
+            software=software(),
+        )
+
+
+@torch.no_grad()
+def input_norms(source: ModelSource, windows: Tensor, batch_size: int | None = None) -> dict[str, Tensor]:
+    """Return ||X_j||_2 of every input channel of every Linear on the dense stream, (in,) float32 by Linear."""
+    norms = {}
+    for _, _, trial in dense_pass(source, windows, NORM, batch_size):
+        for name, statistics in trial.statistics.items():
+            assert statistics.input_norm is not None
+            norms[name] = statistics.input_norm
+    return norms
+
+
+@torch.no_grad()
+def ordered_channels(site: Site, weight: Tensor, norm: Tensor, pattern: SparsityPattern) -> OrderedChannels:
+    """Look for the order of a site's channels under which an N:M mask drops least of (|W_ij| ||X_j||)^2.
+
+    Args:
+        weight: of the Linear that reads them, (out, in).
+        norm: ||X_j||_2 of its inputs, (in,) float32.
+    """
+    scores = (weight.to(norm.device, norm.dtype).abs() * norm).square()
+    columns = site.columns(scores)
+    order = channel_order(columns, pattern.keep, pattern.group)
+    total = max(float(columns.sum(dtype=torch.float64)), torch.finfo(torch.float64).tiny)
+    dropped = []
+    for candidate in (torch.arange(site.size), order):
+        dropped.append(dropped_scores(columns, candidate, pattern.keep, pattern.group) / total)
+    return OrderedChannels(kind=site.kind, order=order.tolist(), dropped_before=dropped[0], dropped_after=dropped[1])
+
+
+@torch.no_grad()
+def last_output(source: ModelSource, window: Tensor) -> Tensor:
+    """Return the output of the last block for one window, (1, length, hidden) float32."""
+    *_, (_, _, trial) = dense_pass(source, window)
+    (output,) = trial.targets
+    return output
+
+
+def check_same(before: Tensor, after: Tensor) -> None:
+    """Refuse a permutation that changes what the model computes by more than rounding does."""
+    difference = float(torch.linalg.vector_norm((after - before).double()))
+    norm = float(torch.linalg.vector_norm(before.double()))
+    if not difference <= ROUNDING * norm:
+        raise FailedCheckError(
+            f"permuted model computes something else: the output of its last block differs by {difference / norm:.2g}"
+        )

@@ -1,0 +1,226 @@
+"""Permutations before N:M: the search against brute force, the permuted model's function, its files and their check."""
+
+import copy
+import json
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimum_barber import BarberConfig, BarberPermuter, BarberSparsifier, PermuteConfig
+from optimum_barber.base.errors import BarberError, FailedCheckError
+from optimum_barber.checkpoints.safetensors import SafetensorsWeights
+from optimum_barber.cli.main import main
+from optimum_barber.models.source import ModelSource
+from optimum_barber.runs.verify import verify_product
+from optimum_barber.shrink.permutation import sites_of
+from optimum_barber.shrink.permuter import check_same, input_norms
+from optimum_barber.tensors.channel_order import _exchanged, channel_order, dealt_order, dropped_scores
+
+from .conftest import FAMILIES, tiny_model, tiny_windows
+
+PATTERNS = [(2, 4), (1, 4), (3, 4), (1, 2), (4, 8)]
+QUICK = ["--calibration", "pydoc", "--samples", "4", "--sequence-length", "16"]
+
+
+def slowly_dropped(scores, order, keep, group):
+    """What N:M drops, by sorting every group of every row."""
+    total = 0.0
+    for row in scores.tolist():
+        for start in range(0, len(order), group):
+            total += sum(sorted(row[channel] for channel in order[start : start + group])[: group - keep])
+    return total
+
+
+@pytest.mark.parametrize(("keep", "group"), PATTERNS)
+def test_what_an_order_drops_is_what_a_loop_drops(keep, group):
+    scores = torch.rand(5, 16)
+    order = torch.randperm(16)
+    expected = slowly_dropped(scores, order.tolist(), keep, group)
+    assert dropped_scores(scores, order, keep, group) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("keep", "group"), PATTERNS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_exchange_is_the_best_of_all_ways_to_put_the_channels_back(keep, group, place):
+    scores, order = torch.rand(7, 4 * group), torch.randperm(4 * group)
+    grouped = order.view(4, group)
+    costs = []
+    for way in permutations(range(4)):
+        candidate = grouped.clone()
+        candidate[:, place] = grouped[list(way), place]
+        costs.append(slowly_dropped(scores, candidate.flatten().tolist(), keep, group))
+    result = _exchanged(scores, order, place, keep, group)
+    assert slowly_dropped(scores, result.tolist(), keep, group) == pytest.approx(min(costs), rel=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(PATTERNS), st.integers(1, 6), st.integers(1, 9))
+def test_an_order_has_every_channel_once_and_never_drops_more(seed, pattern, groups, rows):
+    keep, group = pattern
+    scores = torch.rand(rows, groups * group, generator=torch.Generator().manual_seed(seed)).square()
+    identity = torch.arange(groups * group)
+    for order in (channel_order(scores, keep, group), dealt_order(scores, group)):
+        assert torch.equal(order.sort().values, identity)
+    best = channel_order(scores, keep, group)
+    assert torch.equal(best, channel_order(scores, keep, group))
+    assert dropped_scores(scores, best, keep, group) <= dropped_scores(scores, identity, keep, group)
+
+
+def test_channels_that_matter_are_dealt_out_to_all_groups():
+    scores = torch.ones(3, 16)
+    scores[:, :8] = 10.0  # two groups of nothing but large ones, two of none: 2:4 drops four large ones
+    assert dropped_scores(scores, torch.arange(16), 2, 4) == 3 * (4 * 10 + 4 * 1)
+    assert dropped_scores(scores, channel_order(scores, 2, 4), 2, 4) == 3 * 8
+
+
+@torch.no_grad()
+def test_norms_are_those_of_the_inputs_of_the_dense_model():
+    model, windows = tiny_model(), tiny_windows()
+    norms = input_norms(ModelSource(model), windows)
+    down = model.model.layers[1].mlp.down_proj
+    inputs = []
+    with down.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
+        model(windows)
+    expected = torch.cat(inputs).double().square().sum((0, 1)).sqrt()
+    assert torch.allclose(norms["model.layers.1.mlp.down_proj"].double(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_permuted_model_computes_the_same_with_the_same_weights(family):
+    model, windows = tiny_model(family), tiny_windows()
+    before, dense = model(windows).logits, copy.deepcopy(model.state_dict())
+    record = BarberPermuter(model).permute(PermuteConfig(), windows, quiet=True).record
+    assert torch.allclose(model(windows).logits, before, atol=1e-5)
+    moved = 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.flatten().sort().values, dense[name].flatten().sort().values)
+        moved += not torch.equal(tensor, dense[name])
+    assert moved >= 3 * len(model.model.layers if hasattr(model.model, "layers") else model.model.decoder.layers)
+    for before_kind, after_kind in record.dropped().values():
+        assert after_kind < before_kind
+
+
+@torch.no_grad()
+def test_a_site_is_all_that_depends_on_its_channels():
+    model = tiny_model("llama")  # two query heads for each key-value head
+    sites = {site.name: site for site in sites_of(ModelSource(model))}
+    value = sites["model.layers.0.self_attn.o_proj.1"]
+    assert [span.start for span in value.read] == [2 * value.size, 3 * value.size]
+    assert [(span.tensor, span.start) for span in value.written] == [
+        ("model.layers.0.self_attn.v_proj.weight", value.size)
+    ]
+    down = sites["model.layers.0.mlp.down_proj"]
+    assert {span.tensor for span in down.written} == {
+        f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")
+    }
+    assert [site.kind for site in sites_of(ModelSource(model), ["channels"])] == ["channels"] * len(model.model.layers)
+
+
+def test_a_2_4_mask_of_the_permuted_model_has_the_smaller_error():
+    windows, errors = tiny_windows(), []
+    config = BarberConfig(pattern="2:4", rebuild={"method": "none"})
+    for permuted in (False, True):
+        model = tiny_model()
+        if permuted:
+            BarberPermuter(model).permute(PermuteConfig(), windows, quiet=True)
+        reports = BarberSparsifier(model).sparsify(config, windows, quiet=True).reports
+        errors.append(sum(report.error_after for report in reports if report.block.endswith("mlp")))
+    assert errors[1] < errors[0]
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory, model_dir):
+    output = tmp_path_factory.mktemp("permuted") / "out"
+    assert main(["permute", str(model_dir), *QUICK, "-o", str(output), "--quiet"]) == 0
+    return output
+
+
+def test_the_checkpoint_is_verified_tensor_by_tensor(permuted, model_dir, tmp_path, capsys):
+    assert main(["verify", str(permuted)]) == 0
+    out = capsys.readouterr().out
+    assert f"every weight is that of {model_dir}" in out
+    assert {path.name for path in permuted.iterdir()} >= {"channel_order.json", "config.json", "tokenizer.json"}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in permuted.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    record = json.loads((broken / "channel_order.json").read_text())
+    order = record["sites"]["model.layers.0.mlp.down_proj"]["order"]
+    order[0], order[1] = order[1], order[0]
+    (broken / "channel_order.json").write_text(json.dumps(record))
+    modules = [fault.partition(":")[0] for fault in verify_product(broken).faults]
+    assert modules == [f"model.layers.0.mlp.{name}_proj" for name in ("down", "gate", "up")]
+    order[0] = order[1]
+    (broken / "channel_order.json").write_text(json.dumps(record))
+    with pytest.raises(BarberError, match="not an order of"):
+        verify_product(broken)
+
+
+def test_the_permuted_checkpoint_is_the_dense_model_of_what_follows(permuted, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["prune", str(permuted), "--pattern", "2:4", *QUICK, "-o", str(out), "--quiet"]) == 0
+    assert main(["verify", str(out)]) == 0
+    assert json.loads((out / "sparsity_config.json").read_text())["base_model"]["name"] == str(permuted)
+    assert not (out / "channel_order.json").exists()
+    dense, pruned = SafetensorsWeights.open(permuted), SafetensorsWeights.open(out)
+    for name in dense.entries:
+        weight = pruned.tensor(name)
+        assert torch.equal(weight[weight != 0], dense.tensor(name)[weight != 0])
+
+
+def test_a_shrunk_model_stays_one_on_record(tmp_path, model_dir, capsys):
+    small, out = tmp_path / "small", tmp_path / "out"
+    cut = ["--scorer", "magnitude", "--remove-heads", "0", "--remove-channels", "0.5", "--no-latency", "--quiet"]
+    assert main(["shrink", str(model_dir), *cut, "-o", str(small)]) == 0
+    assert main(["permute", str(small), *QUICK, "-o", str(out), "--quiet"]) == 0
+    assert json.loads((out / "pruned_structure.json").read_text())["steps"] == [{"name": "permute"}]
+    assert main(["verify", str(out)]) == 0
+    assert f"every weight is that of {small}" in capsys.readouterr().out
+
+
+def test_a_recipe_permutes_before_it_prunes(tmp_path, model_dir, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {model_dir}\ncalibration: {{texts: [pydoc], samples: 4, sequence_length: 16}}\n"
+        f"output: {tmp_path / 'run'}\nstages:\n  - permute: {{pattern: '2:4'}}\n"
+        "  - prune: {producer: wanda, pattern: '2:4'}\n"
+    )
+    assert main(["run", str(recipe), "--quiet"]) == 0
+    stages = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert [name.partition("-")[2] for name in stages] == ["permute", "prune"]
+    record = json.loads((tmp_path / "run" / stages[1] / "model" / "sparsity_config.json").read_text())
+    assert record["base_model"]["name"].endswith(f"{stages[0]}/model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--pattern", "unstructured"], "pattern 'unstructured' has no groups: give N:M with 0 < N < M, such as 2:4"),
+        (["--pattern", "4:2"], "pattern '4:2' is not legal"),
+        (["--kinds", "heads"], "unknown kind 'heads': known are channels, values"),
+        (["--pattern", "2:5"], "pattern 2:5 does not fit model.layers.0.self_attn.o_proj.0"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(tmp_path, model_dir, capsys, arguments, line):
+    assert main(["permute", str(model_dir), *QUICK, *arguments, "-o", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert line in err and err.count("optimum-barber: ") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pruned_model_is_refused_since_its_masks_would_not_follow():
+    model = tiny_model()
+    model.config.sparsity_config = {"pattern": "2:4"}
+    with pytest.raises(BarberError, match="model is pruned already: its masks would not follow"):
+        BarberPermuter(model).permute(PermuteConfig(), tiny_windows(), quiet=True)
+
+
+def test_a_permutation_that_changes_the_function_is_told():
+    output = torch.randn(1, 4, 8)
+    check_same(output, output * (1 + 1e-6))
+    with pytest.raises(FailedCheckError, match="permuted model computes something else"):
+        check_same(output, output.flip(2))
