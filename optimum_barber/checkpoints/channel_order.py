@@ -15,7 +15,7 @@ class OrderedChannels(BaseModel):
     kind: str = Field(description="channels (of the FFN) or values")
     order: list[int] = Field(min_length=1, description="which channel stands at each place, by its former position")
     dropped_before: float = Field(
-        ge=0, le=1, description="share of the reader's squared scores that an N:M mask drops in the former order"
+        ge=0, le=1, description="share of the reader's scores that an N:M mask drops in the former order"
     )
     dropped_after: float = Field(ge=0, le=1, description="the same in the new order")
 

@@ -40,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         texts = {}
         for kind, (before, after) in record.dropped().items():
-            texts[f"{kind} dropped"] = f"{before:.4f} -> {after:.4f} of the squared scores, by a {record.pattern} mask"
+            texts[f"{kind} dropped"] = f"{before:.4f} -> {after:.4f} of the scores, by a {record.pattern} mask"
         write_summary({**texts, "written to": args.output}, width=20)
     return 0

@@ -9,7 +9,7 @@ from ..base.errors import BarberError
 from ..base.fields import DTYPES, one_of
 from ..tensors.patterns import SparsityPattern
 
-KINDS = ("channels", "values")
+KINDS = ("channels", "values", "stream")
 
 
 def _semi_structured(value: str) -> str:
@@ -27,7 +27,9 @@ class PermuteSettings(BaseModel):
         "2:4", description="N:M that the masks will have: the order decides which weights share a group of M"
     )
     kinds: list[Annotated[str, one_of("kind", KINDS)]] = Field(
-        list(KINDS), min_length=1, description="what changes places: channels (of the FFN), values (of attention)"
+        list(KINDS),
+        min_length=1,
+        description="what changes places: channels (of the FFN), values (of attention), stream (the residual stream)",
     )
 
 

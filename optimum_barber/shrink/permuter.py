@@ -3,7 +3,7 @@
 The result computes the same function and is an ordinary checkpoint: it is the dense model of every run that follows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from .permute_settings import PermuteConfig
 from .scan import dense_pass
 
 NORM = frozenset({"input_norm"})
+ROWS = 2**17  # of scores that are looked at in the search for one order
 ROUNDING = 1e-4  # that outputs may differ by, relative to their norm: sums run in another order
 
 
@@ -122,11 +123,13 @@ class BarberPermuter(PretrainedTool):
         weights = {name: linear.weight.detach() for name, linear in matrices_of_model(source).items()}
         ordered: dict[str, OrderedChannels] = {}
         for site in tqdm(sites, unit="site", desc="order of channels", disable=quiet or None):
-            ordered[site.name] = ordered_channels(site, weights[site.reader], norms[site.reader], pattern)
+            ordered[site.name] = ordered_channels(site, weights, norms, pattern)
         first = windows.tokens[:1]
         before = last_output(source, first)
         orders = {name: torch.tensor(channels.order) for name, channels in ordered.items()}
         permute(dict(source.model.named_parameters()), sites, orders)
+        if "stream" in orders:
+            before = before[..., orders["stream"].to(before.device)]
         check_same(before, last_output(source, first))
         name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
@@ -151,21 +154,38 @@ def input_norms(source: ModelSource, windows: Tensor, batch_size: int | None = N
 
 
 @torch.no_grad()
-def ordered_channels(site: Site, weight: Tensor, norm: Tensor, pattern: SparsityPattern) -> OrderedChannels:
-    """Look for the order of a site's channels under which an N:M mask drops least of (|W_ij| ||X_j||)^2.
+def ordered_channels(
+    site: Site, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor], pattern: SparsityPattern
+) -> OrderedChannels:
+    """Look for the order of a site's channels under which an N:M mask drops least of the scores of its readers.
 
     Args:
-        weight: of the Linear that reads them, (out, in).
-        norm: ||X_j||_2 of its inputs, (in,) float32.
+        weights: of the Linears, (out, in), by name.
+        norms: ||X_j||_2 of their inputs, (in,) float32, by name.
     """
-    scores = (weight.to(norm.device, norm.dtype).abs() * norm).square()
-    columns = site.columns(scores)
-    order = channel_order(columns, pattern.keep, pattern.group)
-    total = max(float(columns.sum(dtype=torch.float64)), torch.finfo(torch.float64).tiny)
+    scores = site_scores(site, weights, norms)
+    order = channel_order(scores, pattern.keep, pattern.group)
+    total = max(float(scores.sum(dtype=torch.float64)), torch.finfo(torch.float64).tiny)
     dropped = []
     for candidate in (torch.arange(site.size), order):
-        dropped.append(dropped_scores(columns, candidate, pattern.keep, pattern.group) / total)
+        dropped.append(dropped_scores(scores, candidate, pattern.keep, pattern.group) / total)
     return OrderedChannels(kind=site.kind, order=order.tolist(), dropped_before=dropped[0], dropped_after=dropped[1])
+
+
+def site_scores(site: Site, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> Tensor:
+    """Return |W_ij| ||X_j|| of all that reads a site's channels, one Linear below another, (rows, channels) float32.
+
+    Those of each Linear sum up to 1. Where there are more than `ROWS` rows, every so many of each Linear are taken.
+    """
+    rows = sum(len(weights[span.linear]) for span in site.read)
+    stride = -(-rows // ROWS)
+    parts = []
+    for span in site.read:
+        norm = norms[span.linear]
+        scores = weights[span.linear].to(norm.device, norm.dtype).abs() * norm
+        total = scores.sum(dtype=torch.float64).clamp(min=torch.finfo(torch.float32).tiny)
+        parts.append(span.part(scores, site.size)[::stride] / total.float())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
