@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 ROWS = 4096  # rows at a time whose distances are summed in float32
-STILL = 1e-4  # a sweep that gains a smaller share of what is dropped is the last one
+STILL = 1e-3  # a sweep that gains a smaller share of what is dropped is the last one
 
 
 def dropped_scores(scores: Tensor, order: Tensor, keep: int, group: int) -> float:
