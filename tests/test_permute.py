@@ -17,8 +17,8 @@ from optimum_barber.models.linears import matrices_of_model
 from optimum_barber.models.source import ModelSource
 from optimum_barber.runs.verify import verify_product
 from optimum_barber.shrink import permuter
-from optimum_barber.shrink.permutation import sites_of
-from optimum_barber.shrink.permuter import check_same, input_norms
+from optimum_barber.shrink.permutation import permute, sites_of
+from optimum_barber.shrink.permuter import input_norms
 from optimum_barber.tensors.channel_order import _exchanged, channel_order, dealt_order, dropped_scores
 
 from .conftest import FAMILIES, tiny_model, tiny_windows
@@ -90,10 +90,20 @@ def test_norms_are_those_of_the_inputs_of_the_dense_model():
     assert torch.allclose(norms["model.layers.1.mlp.down_proj"].double(), expected, rtol=1e-5)
 
 
+def uneven_model(family="llama", **changes):
+    """A tiny model whose norms and biases differ from channel to channel, as its weights do."""
+    model = tiny_model(family, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_permuted_model_computes_the_same_with_the_same_weights(family):
-    model, windows = tiny_model(family), tiny_windows()
+    model, windows = uneven_model(family), tiny_windows()
     before, dense = model(windows).logits, copy.deepcopy(model.state_dict())
     record = BarberPermuter(model).permute(PermuteConfig(), windows, quiet=True).record
     assert torch.allclose(model(windows).logits, before, atol=5e-5)
@@ -143,11 +153,14 @@ def test_scores_are_those_of_wanda_and_every_reader_counts_the_same(monkeypatch,
     assert (stride == 1) == (rows > 40)
 
 
-def test_a_stream_that_a_projection_makes_is_refused_by_name():
-    model = tiny_model("opt", word_embed_proj_dim=16)
+def test_a_stream_that_a_projection_makes_is_refused_by_name(tmp_path):
+    model = uneven_model("opt", word_embed_proj_dim=16)
+    model.save_pretrained(tmp_path / "dense")
     with pytest.raises(BarberError, match=r"kind 'stream' cannot be reordered in .*embed_tokens.weight: leave it out"):
         BarberPermuter(model).permute(PermuteConfig(), tiny_windows(), quiet=True)
-    BarberPermuter(model).permute(PermuteConfig(kinds=["channels", "values"]), tiny_windows(), quiet=True)
+    permuted = BarberPermuter(model)
+    permuted.permute(PermuteConfig(kinds=["channels", "values"]), tiny_windows(), tmp_path / "out", quiet=True)
+    assert verify_product(tmp_path / "out", str(tmp_path / "dense")).faults == []
 
 
 def test_a_2_4_mask_of_the_permuted_model_has_the_smaller_error():
@@ -249,8 +262,35 @@ def test_a_pruned_model_is_refused_since_its_masks_would_not_follow():
         BarberPermuter(model).permute(PermuteConfig(), tiny_windows(), quiet=True)
 
 
-def test_a_permutation_that_changes_the_function_is_told():
-    output = torch.randn(1, 4, 8)
-    check_same(output, output * (1 + 1e-6))
-    with pytest.raises(FailedCheckError, match="permuted model computes something else"):
-        check_same(output, output.flip(2))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("part", ["model.norm.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_a_permutation_that_leaves_a_part_out_is_told(monkeypatch, tmp_path, dtype, part):
+    def without_part(tensors, sites, orders):
+        permute({name: tensor.clone() if name == part else tensor for name, tensor in tensors.items()}, sites, orders)
+
+    windows, model = tiny_windows(), uneven_model("llama-bias-untied")
+    BarberPermuter(model).permute(PermuteConfig(dtype=dtype), windows, quiet=True)
+    monkeypatch.setattr(permuter, "permute", without_part)
+    with pytest.raises(FailedCheckError, match="permuted model computes something else: its logits differ by"):
+        BarberPermuter(model).permute(PermuteConfig(seed=1), windows.flip(1), tmp_path / "out", quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_leaves_the_model_in_memory_as_it_was():
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(BarberError, match="does not fit"):
+        BarberPermuter(model).permute(PermuteConfig(pattern="2:5", dtype="bfloat16"), tiny_windows(), quiet=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_later_stages_are_checked_before_the_model_is_permuted(tmp_path, model_dir, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {model_dir}\ncalibration: {{texts: [pydoc], samples: 4, sequence_length: 16}}\n"
+        f"output: {tmp_path / 'run'}\nstages:\n  - permute: {{pattern: '2:4'}}\n"
+        "  - prune: {producer: wanda, pattern: '2:4'}\n  - quantize: {group_size: 24}\n"
+    )
+    assert main(["run", str(recipe), "--quiet"]) == 2
+    assert "group" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("01-permute/model"))

@@ -215,15 +215,17 @@ def test_auto_is_float32_on_a_cpu_for_models_whose_experts_get_the_tokens(units)
 def test_a_cell_made_with_other_products_is_another_cell(model_dir, tmp_path, units):
     settings = CompareSettings(producers=["wanda"], rebuilds=["none"], sparsities=[0.5], evaluation="pydoc")
 
-    def of_cell():
-        base = BarberConfig(calibration=["pydoc"], device="cpu")
+    def of_cell(**chosen):
+        base = BarberConfig(calibration=["pydoc"], device="cpu", **chosen)
         return plan_of(str(model_dir), tmp_path / "out", settings, base).fingerprints["wanda_none_0.5"]
 
     digests = {}
     for precision in ("medium", "highest"):
         units(precision)
         digests[precision] = of_cell()
-    assert len({*digests.values()}) == 2
+        digests[f"asked for, on {precision}"] = of_cell(precision="medium")
+    assert len({*digests.values()}) == 3
+    assert digests["asked for, on medium"] == digests["asked for, on highest"]
 
 
 UNCAPPED = """

@@ -163,7 +163,7 @@ def test_other_families_are_refused_by_name():
     config = transformers.GPTNeoXConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=300
     )
-    with pytest.raises(BarberError, match="'gpt_neox' cannot be shrunk: known are gemma, gemma2, llama"):
+    with pytest.raises(BarberError, match="'gpt_neox' are not known: known are gemma, gemma2, llama"):
         shrink(transformers.GPTNeoXForCausalLM(config), remove=0.3)
 
 

@@ -11,7 +11,13 @@ from huggingface_hub.constants import HF_HOME
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.ranks import ALONE
-from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.names import (
+    ADAPTER_CONFIG_NAME,
+    EXPERTS_NAME,
+    ORDER_NAME,
+    SPARSITY_NAME,
+    STRUCTURE_NAME,
+)
 from optimum_barber.integrations.lm_eval.arguments import barber_config, shrink_config
 from optimum_barber.models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from optimum_barber.prune.effort import UNIFORM
@@ -24,7 +30,7 @@ from optimum_barber.shrink.shrinker import BarberShrinker, scoring_function
 
 CACHE_VARIABLE = "OPTIMUM_BARBER_CACHE"  # default: `optimum_barber` in the Hugging Face home
 CUTTING = set("scorer remove remove_heads remove_channels remove_experts structure".split())  # of a shrunk model
-RECORDS = (SPARSITY_NAME, STRUCTURE_NAME, EXPERTS_NAME)
+RECORDS = (SPARSITY_NAME, STRUCTURE_NAME, EXPERTS_NAME, ORDER_NAME)
 
 
 def checkpoint_for(pretrained: Any, settings: Mapping[str, Any], device: Any, evaluation: Collection[str]) -> Path:

@@ -9,13 +9,21 @@ from .names import ORDER_NAME
 from .record import read_versioned
 
 
+class BaseOfOrder(BaseModel):
+    """The model that was permuted."""
+
+    name: str | None = Field(description="hub id or directory; none for a model made in memory")
+    model_type: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
 class OrderedChannels(BaseModel):
     """Channels that changed places among each other."""
 
-    kind: str = Field(description="channels (of the FFN) or values")
+    kind: Literal["channels", "values", "stream"] = Field(description="of the FFN, of attention's values, residual")
     order: list[int] = Field(min_length=1, description="which channel stands at each place, by its former position")
     dropped_before: float = Field(
-        ge=0, le=1, description="share of the reader's scores that an N:M mask drops in the former order"
+        ge=0, le=1, description="share of the scores that were looked at that a mask drops in the former order"
     )
     dropped_after: float = Field(ge=0, le=1, description="the same in the new order")
 
@@ -35,10 +43,10 @@ class ChannelOrder(BaseModel):
     format_version: Literal[1] = Field(1, description="version of this format")
     pattern: str = Field(description="N:M that the order is made for")
     sites: dict[str, OrderedChannels] = Field(
-        description="by the Linear that reads the channels; for values with the number of their group"
+        description="by the Linear that reads the channels, for values with the number of their group; or stream"
     )
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
-    base_model: dict[str, Any] = Field(description="name, model_type and dtype of the model that was permuted")
+    base_model: BaseOfOrder = Field(description="the model that was permuted")
     software: dict[str, str] = Field(description="versions")
 
     def dropped(self) -> dict[str, tuple[float, float]]:

@@ -109,7 +109,8 @@ class BarberConfig(Calibrated, PruneSettings):
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
         "auto",
         description="precision of float32 matrix products, as in torch: highest (float32), high (TF32) or medium "
-        "(bfloat16); auto: high or medium where the device has units for them, else highest. Masks differ a little",
+        "(bfloat16); auto: high or medium where the device has units for them, else highest, as for experts on a CPU. "
+        "Masks differ a little",
     )
 
     @model_validator(mode="before")

@@ -50,13 +50,19 @@ def of_checkpoint(
         code.append(path_digest(str(module.__file__)))
     content = {
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size"}),
-        "device": [device.type, fast_precision(device)],
+        "device": device.type,
+        "precision": stated_precision(getattr(config, "precision", ""), device),
         "model": [reference.full_name, of_model(reference.name)],
         "files": files,
         "makers": code,
         "software": software(),
     }
     return digest(content)[:32]
+
+
+def stated_precision(precision: str, device: torch.device) -> list[str]:
+    """Return what decides the precision of products on a device: `auto` depends on what it has units for."""
+    return [precision, fast_precision(device)] if precision == "auto" else [precision]
 
 
 def of_pruned(reference: ModelReference, config: BarberConfig, device: torch.device) -> str:

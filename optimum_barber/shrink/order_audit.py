@@ -10,7 +10,7 @@ from ..checkpoints.safetensors import SafetensorsWeights
 from ..models.loading import ModelReference, load_model, local_model, resolve_model
 from ..models.source import ModelSource
 from .audit import differences
-from .permutation import Site, permute, sites_of
+from .permutation import permute, sites_of
 
 
 def audit_order(directory: str | Path, base: str | None = None, weights: bool = True) -> tuple[str, list[str]]:
@@ -31,7 +31,8 @@ def audit_order(directory: str | Path, base: str | None = None, weights: bool = 
     permuted = f"channels of {len(record.sites)} sites in another order"
     reference = _dense_model(record, base) if weights else None
     if reference is None:
-        return f"{permuted}: the dense model is not at hand, nothing was compared", []
+        reason = f"base model {record.base_model.name} is not at hand, --base names it" if weights else "as asked"
+        return f"{permuted}: nothing was compared, {reason}", []
     faults = _faults(record, stored, reference)
     return f"{permuted}: {'FAILED' if faults else f'every weight is that of {reference.name}'}", faults
 
@@ -39,28 +40,19 @@ def audit_order(directory: str | Path, base: str | None = None, weights: bool = 
 def _dense_model(record: ChannelOrder, base: str | None) -> ModelReference | None:
     if base is not None:
         return resolve_model(base)
-    name = record.base_model["name"]
+    name = record.base_model.name
     return local_model(name) if name is not None else None
 
 
 def _faults(record: ChannelOrder, stored: SafetensorsWeights, reference: ModelReference) -> list[str]:
-    source = ModelSource(load_model(reference, record.base_model["dtype"]))
-    sites = _recorded_sites(record, source)
-    if len(sites) < len(record.sites):
+    source = ModelSource(load_model(reference, record.base_model.dtype))
+    try:
+        sites = sites_of(source, {site.kind for site in record.sites.values()})
+    except BarberError as error:
+        return [f"{reference.name}: {error}"]
+    sizes = {site.name: site.size for site in sites}
+    if sizes != {name: len(site.order) for name, site in record.sites.items()}:
         return [f"{reference.name} has other channels than are recorded"]
-    orders = {site.name: torch.tensor(record.sites[site.name].order) for site in sites}
+    orders = {name: torch.tensor(site.order) for name, site in record.sites.items()}
     permute(dict(source.model.named_parameters()), sites, orders)
     return [f"{module}: {fault}" for module, fault in differences(source.model.state_dict(), stored, set()).items()]
-
-
-def _recorded_sites(record: ChannelOrder, source: ModelSource) -> list[Site]:
-    """Return the sites of a model that are recorded with as many channels as they have."""
-    try:
-        sites = sites_of(source)
-    except BarberError:
-        return []
-    recorded = []
-    for site in sites:
-        if site.name in record.sites and len(record.sites[site.name].order) == site.size:
-            recorded.append(site)
-    return recorded

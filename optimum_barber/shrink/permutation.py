@@ -6,7 +6,7 @@ query head of their group, columns of o; queries and keys keep their order, whic
 the residual stream are columns of all that reads it, rows of all that adds to it, and parts of embeddings and norms.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ class Site:
     moved: tuple[Span, ...]
 
 
-def sites_of(source: ModelSource, kinds: Sequence[str] = KINDS) -> list[Site]:
+def sites_of(source: ModelSource, kinds: Collection[str] = KINDS) -> list[Site]:
     """Return the sites of all decoder layers, layer after layer, and the one of the residual stream.
 
     Raises:
@@ -111,13 +111,18 @@ def _stream(source: ModelSource) -> Site:
             if module in (*structure.attention, *structure.makers):
                 if parameter.ndim == 2:
                     read.append(Span(tensor, 1))
-            elif module in (structure.output, structure.down) or parameter.shape == (size,):
+            elif module in (structure.output, structure.down) or _is_norm(module, parameter, size):
                 moved.append(Span(tensor, 0))
     for name, parameter in model.named_parameters():
         span = _outer_span(model, name, parameter, size) if name not in inside else None
         if span is not None:
             moved.append(span)
     return Site("stream", "stream", size, tuple(read), tuple(moved))
+
+
+def _is_norm(module: str, parameter: Tensor, size: int) -> bool:
+    """Return whether a parameter is a norm's of the stream; those inside attention are of queries and keys."""
+    return "." not in module and parameter.shape == (size,)
 
 
 def _outer_span(model: Any, name: str, parameter: Tensor, size: int) -> Span | None:

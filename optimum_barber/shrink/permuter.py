@@ -32,12 +32,12 @@ from ..tensors.patterns import SparsityPattern
 from ..text.sources import text_files
 from ..text.windows import Calibration, TokenWindows, windows_for
 from .permutation import Site, permute, sites_of
-from .permute_settings import PermuteConfig
+from .permute_settings import PermuteConfig, PermuteSettings
 from .scan import dense_pass
 
 NORM = frozenset({"input_norm"})
 ROWS = 2**17  # of scores that are looked at in the search for one order
-ROUNDING = 1e-4  # that outputs may differ by, relative to their norm: sums run in another order
+ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}  # of logits: sums run in another order
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PermuteResult:
 
 
 class BarberPermuter(PretrainedTool):
-    """Reorders the FFN channels and the channels of attention's values of a causal LM for N:M masks.
+    """Reorders the channels of a causal LM's FFN, of its attention's values and of its residual stream for N:M masks.
 
     Args:
         model: a transformers causal LM, changed in place.
@@ -77,23 +77,18 @@ class BarberPermuter(PretrainedTool):
 
         Raises:
             BarberError: bad input; nothing was written, and no weight has changed.
-            FailedCheckError: the permuted model computes something else.
+            FailedCheckError: the permuted model computes something else; nothing was written, but it is permuted.
         """
         output = check_output(save_dir, overwrite, self.inputs(config)) if save_dir is not None else None
-        if getattr(self.model.config, "sparsity_config", None):
-            raise BarberError("model is pruned already: its masks would not follow; permute the dense model")
-        cast_parameters(self.model, config.dtype)
         if output is not None:
             check_settings(self.model)
         source = ModelSource(self.model, summing_device(config.device))
-        sites = sites_of(source, config.kinds)
-        pattern = SparsityPattern.parse(config.pattern, None)
-        for site in sites:
-            pattern.check_width(site.name, site.size)
+        sites = checked_sites(source, config)
         check_weights(source, ())
         windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
+        cast_parameters(self.model, config.dtype)
         with staged(output) if output is not None else nullcontext() as partial:
-            record = self._permuted(config, source, sites, pattern, windows, quiet)
+            record = self._permuted(config, source, sites, windows, quiet)
             if partial is not None:
                 save_model(partial, self.model, self.reference)
                 save_tokenizer(partial, self.tokenizer, self.reference)
@@ -110,36 +105,42 @@ class BarberPermuter(PretrainedTool):
         return paths
 
     def _permuted(
-        self,
-        config: PermuteConfig,
-        source: ModelSource,
-        sites: Sequence[Site],
-        pattern: SparsityPattern,
-        windows: TokenWindows,
-        quiet: bool,
+        self, config: PermuteConfig, source: ModelSource, sites: Sequence[Site], windows: TokenWindows, quiet: bool
     ) -> ChannelOrder:
         """Change the order of all channels, and check that the model computes what it did."""
+        pattern = SparsityPattern.parse(config.pattern, None)
         norms = input_norms(source, windows.tokens, config.batch_size)
         weights = {name: linear.weight.detach() for name, linear in matrices_of_model(source).items()}
         ordered: dict[str, OrderedChannels] = {}
         for site in tqdm(sites, unit="site", desc="order of channels", disable=quiet or None):
             ordered[site.name] = ordered_channels(site, weights, norms, pattern)
-        first = windows.tokens[:1]
-        before = last_output(source, first)
+        before = logits_of(self.model, windows.tokens[:1])
         orders = {name: torch.tensor(channels.order) for name, channels in ordered.items()}
         permute(dict(source.model.named_parameters()), sites, orders)
-        if "stream" in orders:
-            before = before[..., orders["stream"].to(before.device)]
-        check_same(before, last_output(source, first))
+        dtype = next(self.model.parameters()).dtype
+        check_same(before, logits_of(self.model, windows.tokens[:1]), dtype)
         name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         return ChannelOrder(
             pattern=str(pattern),
             sites=ordered,
             calibration={"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)},
-            base_model={"name": name, "model_type": source.model_type, "dtype": dtype},
+            base_model={"name": name, "model_type": source.model_type, "dtype": str(dtype).removeprefix("torch.")},
             software=software(),
         )
+
+
+def checked_sites(source: ModelSource, config: PermuteSettings) -> list[Site]:
+    """Return what changes places in a model.
+
+    Raises:
+        BarberError: an unknown family, a pattern that does not fit, or masks.
+    """
+    if getattr(source.model.config, "sparsity_config", None):
+        raise BarberError("model is pruned already: its masks would not follow; permute the dense model")
+    sites, pattern = sites_of(source, config.kinds), SparsityPattern.parse(config.pattern, None)
+    for site in sites:
+        pattern.check_width(site.name, site.size)
+    return sites
 
 
 @torch.no_grad()
@@ -175,7 +176,7 @@ def ordered_channels(
 def site_scores(site: Site, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> Tensor:
     """Return |W_ij| ||X_j|| of all that reads a site's channels, one Linear below another, (rows, channels) float32.
 
-    Those of each Linear sum up to 1. Where there are more than `ROWS` rows, every so many of each Linear are taken.
+    The scores of each whole Linear sum up to 1. Where there are more than `ROWS` rows, every so many are taken.
     """
     rows = sum(len(weights[span.linear]) for span in site.read)
     stride = -(-rows // ROWS)
@@ -189,18 +190,15 @@ def site_scores(site: Site, weights: Mapping[str, Tensor], norms: Mapping[str, T
 
 
 @torch.no_grad()
-def last_output(source: ModelSource, window: Tensor) -> Tensor:
-    """Return the output of the last block for one window, (1, length, hidden) float32."""
-    *_, (_, _, trial) = dense_pass(source, window)
-    (output,) = trial.targets
-    return output
+def logits_of(model: Any, window: Tensor) -> Tensor:
+    """Return the logits of a model for one window, (1, length, vocabulary), in float32 on the CPU."""
+    logits = model(window.to(next(model.parameters()).device), use_cache=False).logits
+    return logits.float().cpu()
 
 
-def check_same(before: Tensor, after: Tensor) -> None:
-    """Refuse a permutation that changes what the model computes by more than rounding does."""
+def check_same(before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a permutation that changes logits by more than rounding in the model's dtype does."""
     difference = float(torch.linalg.vector_norm((after - before).double()))
     norm = float(torch.linalg.vector_norm(before.double()))
-    if not difference <= ROUNDING * norm:
-        raise FailedCheckError(
-            f"permuted model computes something else: the output of its last block differs by {difference / norm:.2g}"
-        )
+    if not difference <= ROUNDING[dtype] * norm:
+        raise FailedCheckError(f"permuted model computes something else: its logits differ by {difference / norm:.2g}")

@@ -125,7 +125,9 @@ def structure_of(source: ModelSource) -> Structure:
     structure = source.architecture.structure if source.model_type in ARCHITECTURES else None
     if structure is None:
         known = [name for name in ARCHITECTURES if ARCHITECTURES[name].structure is not None]
-        raise BarberError(f"model type {source.model_type!r} cannot be shrunk: known are {', '.join(known)}")
+        raise BarberError(
+            f"heads and channels of model type {source.model_type!r} are not known: known are {', '.join(known)}"
+        )
     return structure
 
 
@@ -145,7 +147,7 @@ def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
             first = shapes[0][name]
             if (rows, columns) != first:
                 raise BarberError(
-                    f"model is cut unevenly already: {source.path}.{index}.{name} is {rows}x{columns}, "
+                    f"layers differ, as after an uneven cut: {source.path}.{index}.{name} is {rows}x{columns}, "
                     f"that of layer 0 {first[0]}x{first[1]}; every layer must have the same width"
                 )
     heads = _heads(shapes[0], structure, source.model.config, head_unit)

@@ -22,9 +22,11 @@ def dropped_scores(scores: Tensor, order: Tensor, keep: int, group: int) -> floa
         keep: N, the scores kept of each group of every row.
         group: M, which divides the number of channels.
     """
-    grouped = scores[:, order].unflatten(1, (-1, group))
-    smallest = grouped.topk(group - keep, dim=2, largest=False).values
-    return float(smallest.sum(dtype=torch.float64))
+    total = 0.0
+    for rows in scores.split(ROWS):
+        grouped = rows[:, order].unflatten(1, (-1, group))
+        total += float(grouped.topk(group - keep, dim=2, largest=False).values.sum(dtype=torch.float64))
+    return total
 
 
 def dealt_order(scores: Tensor, group: int) -> Tensor:

@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ...base.devices import fast_precision
 from ...base.errors import FailedCheckError
 from ...base.files import digest, path_digest, write_json
 from ...base.output import output_lock, staged
@@ -19,7 +18,7 @@ from ...checkpoints.write import software
 from ...models.device import choose_device
 from ...models.loading import empty_model, load_config, resolve_model
 from ..cells import Teller, open_directory, tell_nobody
-from ..fingerprint import of_model
+from ..fingerprint import of_model, stated_precision
 from ..verify import verify_product
 from .document import find_recipe
 from .schema import Recipe
@@ -78,10 +77,10 @@ def steps_of(recipe: Recipe) -> list[Step]:
 
 
 def check_stages(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Check the stages that are to be done against the recipe's model, up to one that makes a smaller model of it."""
+    """Check the stages that are to be done against the recipe's model, up to one that gives it other shapes."""
     model = None
     for index, step in enumerate(steps):
-        if step.stage.gives == "dense":
+        if step.stage.reshapes:
             return
         if step.stage.needs_model and not step.done:
             if model is None:
@@ -92,7 +91,7 @@ def check_stages(recipe: Recipe, steps: Sequence[Step]) -> None:
 def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     """Digest all that decides the result of a stage, the content of the files and texts that it reads too."""
     shared = recipe.model_dump(include={"calibration", "device", "dtype"})
-    shared["precision"] = [recipe.precision, fast_precision(choose_device(recipe.device))]
+    shared["precision"] = stated_precision(recipe.precision, choose_device(recipe.device))
     files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
     return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
 

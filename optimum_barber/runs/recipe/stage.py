@@ -122,6 +122,7 @@ class Stage(BaseModel):
         gives: state of the model that it leaves; None where it makes no model.
         first: the setting under which a fault of several settings is reported.
         needs_model: whether `check_model` looks at the model.
+        reshapes: whether the model that it leaves has other shapes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,6 +132,7 @@ class Stage(BaseModel):
     gives: ClassVar[str | None] = None
     first: ClassVar[str] = ""
     needs_model: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
 
     def part(self, settings: type[Settings]) -> Settings:
         """Return those settings of the stage that are fields of `settings`."""

@@ -1,5 +1,6 @@
 """The stage `permute`: channels change places, so that the N:M masks of a later stage drop less."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ....shrink.permute_settings import PermuteConfig, PermuteSettings
@@ -8,16 +9,24 @@ from ..stage import SharedSettings, Stage, StageContext, stage
 
 @stage("permute")
 class PermuteStage(Stage, PermuteSettings):
-    """Reorder FFN channels and channels of values; what follows works on the permuted model."""
+    """Reorder channels of the FFN, of values and of the residual stream; what follows works on the result."""
 
     follows = ("dense",)
     gives = "dense"
     first = "pattern"
+    needs_model = True
 
     def config(self, shared: SharedSettings) -> PermuteConfig:
         """Return the run's settings."""
         settings = self.model_dump(include=set(PermuteSettings.model_fields))
         return PermuteConfig(**shared.run_settings(), dtype=shared.dtype, **settings)
+
+    def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
+        """Refuse a model whose channels are not known, or do not fit the pattern."""
+        from ....models.source import ModelSource
+        from ....shrink.permuter import checked_sites
+
+        checked_sites(ModelSource(model), self)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Permute the model that the stages before left."""

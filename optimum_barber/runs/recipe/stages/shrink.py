@@ -16,6 +16,7 @@ class ShrinkStage(Stage, ShrinkSettings):
     follows = ("dense",)
     gives = "dense"
     first = "scorer"
+    reshapes = True
 
     latency: bool = Field(True, description="measure prefill and decode before and after")
 
