@@ -147,7 +147,7 @@ def units_of(source: ModelSource, head_unit: str = "group") -> LayerUnits:
             first = shapes[0][name]
             if (rows, columns) != first:
                 raise BarberError(
-                    f"layers differ, as after an uneven cut: {source.path}.{index}.{name} is {rows}x{columns}, "
+                    f"model is cut unevenly already: {source.path}.{index}.{name} is {rows}x{columns}, "
                     f"that of layer 0 {first[0]}x{first[1]}; every layer must have the same width"
                 )
     heads = _heads(shapes[0], structure, source.model.config, head_unit)
