@@ -225,18 +225,36 @@ def test_a_shrunk_model_stays_one_on_record(tmp_path, model_dir, capsys):
     assert f"every weight is that of {small}" in capsys.readouterr().out
 
 
-def test_a_recipe_permutes_before_it_prunes(tmp_path, model_dir, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"model: {model_dir}\ncalibration: {{texts: [pydoc], samples: 4, sequence_length: 16}}\n"
-        f"output: {tmp_path / 'run'}\nstages:\n  - permute: {{pattern: '2:4'}}\n"
-        "  - prune: {producer: wanda, pattern: '2:4'}\n"
-    )
-    assert main(["run", str(recipe), "--quiet"]) == 0
+@pytest.fixture
+def recipe(tmp_path, model_dir):
+    """Writes a recipe that permutes and prunes, and goes on as it is told."""
+
+    def write(*stages):
+        path = tmp_path / "recipe.yaml"
+        lines = [
+            f"model: {model_dir}", "calibration: {texts: [pydoc], samples: 4, sequence_length: 16}",
+            f"output: {tmp_path / 'run'}", "stages:",
+        ]  # fmt: skip
+        for stage in ("permute: {pattern: '2:4'}", "prune: {producer: wanda, pattern: '2:4'}", *stages):
+            lines.append(f"  - {stage}")
+        path.write_text("\n".join(lines))
+        return str(path)
+
+    return write
+
+
+def test_a_recipe_permutes_before_it_prunes(tmp_path, recipe):
+    assert main(["run", recipe(), "--quiet"]) == 0
     stages = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert [name.partition("-")[2] for name in stages] == ["permute", "prune"]
-    record = json.loads((tmp_path / "run" / stages[1] / "model" / "sparsity_config.json").read_text())
-    assert record["base_model"]["name"].endswith(f"{stages[0]}/model")
+    assert stages == ["01-permute", "02-prune"]
+    record = json.loads((tmp_path / "run" / "02-prune" / "model" / "sparsity_config.json").read_text())
+    assert record["base_model"]["name"].endswith("01-permute/model")
+
+
+def test_later_stages_are_checked_before_the_model_is_permuted(tmp_path, recipe, capsys):
+    assert main(["run", recipe("quantize: {group_size: 24}"), "--quiet"]) == 2
+    assert "group" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("01-permute/model"))
 
 
 @pytest.mark.parametrize(
@@ -282,15 +300,3 @@ def test_bad_input_leaves_the_model_in_memory_as_it_was():
     with pytest.raises(BarberError, match="does not fit"):
         BarberPermuter(model).permute(PermuteConfig(pattern="2:5", dtype="bfloat16"), tiny_windows(), quiet=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_later_stages_are_checked_before_the_model_is_permuted(tmp_path, model_dir, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"model: {model_dir}\ncalibration: {{texts: [pydoc], samples: 4, sequence_length: 16}}\n"
-        f"output: {tmp_path / 'run'}\nstages:\n  - permute: {{pattern: '2:4'}}\n"
-        "  - prune: {producer: wanda, pattern: '2:4'}\n  - quantize: {group_size: 24}\n"
-    )
-    assert main(["run", str(recipe), "--quiet"]) == 2
-    assert "group" in capsys.readouterr().err
-    assert not list((tmp_path / "run").glob("01-permute/model"))

@@ -80,13 +80,18 @@ def _base_of(record: PrunedStructure, base: str | None) -> tuple[ModelReference 
         if base is not None:
             raise BarberError(f"base {base!r} cannot be compared with this checkpoint: {changed}")
         return None, changed
-    if base is not None:
-        return resolve_model(base), ""
     name = record.base_model["name"]
-    reference = local_model(name) if name is not None else None
+    reference = dense_model(name, base)
     if reference is None:
         return None, f"base model {name or 'without a name'} is not at hand; --base names it"
     return reference, ""
+
+
+def dense_model(name: str | None, base: str | None) -> ModelReference | None:
+    """Return the dense model `base`; if None that of the recorded name, where it is on this machine."""
+    if base is not None:
+        return resolve_model(base)
+    return local_model(name) if name is not None else None
 
 
 def _count_faults(record: PrunedStructure, small: ModelSource, units: LayerUnits) -> Iterable[str]:

@@ -7,9 +7,9 @@ import torch
 from ..base.errors import BarberError
 from ..checkpoints.channel_order import ChannelOrder, read_order
 from ..checkpoints.safetensors import SafetensorsWeights
-from ..models.loading import ModelReference, load_model, local_model, resolve_model
+from ..models.loading import ModelReference, load_model
 from ..models.source import ModelSource
-from .audit import differences
+from .audit import dense_model, differences
 from .permutation import permute, sites_of
 
 
@@ -29,19 +29,12 @@ def audit_order(directory: str | Path, base: str | None = None, weights: bool = 
     """
     record, stored = read_order(directory), SafetensorsWeights.open(directory)
     permuted = f"channels of {len(record.sites)} sites in another order"
-    reference = _dense_model(record, base) if weights else None
+    reference = dense_model(record.base_model.name, base) if weights else None
     if reference is None:
         reason = f"base model {record.base_model.name} is not at hand, --base names it" if weights else "as asked"
         return f"{permuted}: nothing was compared, {reason}", []
     faults = _faults(record, stored, reference)
     return f"{permuted}: {'FAILED' if faults else f'every weight is that of {reference.name}'}", faults
-
-
-def _dense_model(record: ChannelOrder, base: str | None) -> ModelReference | None:
-    if base is not None:
-        return resolve_model(base)
-    name = record.base_model.name
-    return local_model(name) if name is not None else None
 
 
 def _faults(record: ChannelOrder, stored: SafetensorsWeights, reference: ModelReference) -> list[str]:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..base.calibration import Calibrated, CalibrationConfig, at_least
 from ..base.errors import BarberError
-from ..base.fields import DTYPES, one_of
+from ..base.fields import one_of
 from ..tensors.patterns import SparsityPattern
+from .settings import WholeModelRun
 
 KINDS = ("channels", "values", "stream")
 
@@ -33,19 +33,5 @@ class PermuteSettings(BaseModel):
     )
 
 
-class PermuteConfig(Calibrated, PermuteSettings):
+class PermuteConfig(WholeModelRun, PermuteSettings):
     """Everything that decides the order of channels, but the model itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    calibration: Annotated[CalibrationConfig, at_least("sequence_length", 2)] = Field(
-        CalibrationConfig(), description="the calibration windows"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
-    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
-    dtype: Annotated[str, one_of("dtype", DTYPES)] = Field(
-        "auto", description="dtype of the result: float32, float16, bfloat16, or auto (the model's own; GGUF: float16)"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="number of windows on the device at once (default: all); never changes the result"
-    )

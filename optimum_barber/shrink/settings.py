@@ -93,8 +93,8 @@ class ShrinkSettings(BaseModel):
         return self
 
 
-class ShrinkConfig(Calibrated, ShrinkSettings):
-    """Everything that decides which heads and channels stay, but the model itself."""
+class WholeModelRun(Calibrated):
+    """The settings of every run on a whole model in memory that looks at calibration windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -110,3 +110,7 @@ class ShrinkConfig(Calibrated, ShrinkSettings):
     batch_size: int | None = Field(
         None, ge=1, description="number of windows on the device at once (default: all); never changes the result"
     )
+
+
+class ShrinkConfig(WholeModelRun, ShrinkSettings):
+    """Everything that decides which heads and channels stay, but the model itself."""

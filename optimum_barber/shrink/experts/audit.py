@@ -11,9 +11,9 @@ from ...checkpoints.experts import PrunedExperts, read_experts
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.write import software
 from ...models.file_names import FileNames
-from ...models.loading import ModelReference, empty_model, load_model, local_model, resolve_model
+from ...models.loading import ModelReference, empty_model, load_model
 from ...text.windows import TokenWindows
-from ..audit import differences
+from ..audit import dense_model, differences
 from ..settings import ShrinkConfig
 from .remove import ExpertRemoval, plan_removal
 from .scores import cut_experts
@@ -55,18 +55,11 @@ def audit_experts(directory: str | Path, base: str | None = None, weights: bool 
     record, stored = read_experts(directory), SafetensorsWeights.open(directory)
     counts = record.counts
     kept = f"{len(record.layers)} sparse MLPs cut to {counts['after']} of {counts['before']} experts"
-    reference = _dense_model(record, base) if weights else None
+    reference = dense_model(record.base_model["name"], base) if weights else None
     if reference is None:
         return f"{kept}: the dense model is not at hand, nothing was compared", []
     faults = _faults(record, stored, reference)
     return f"{kept}: every kept weight is that of {reference.name}" if not faults else f"{kept}: FAILED", faults
-
-
-def _dense_model(record: PrunedExperts, base: str | None) -> ModelReference | None:
-    if base is not None:
-        return resolve_model(base)
-    name = record.base_model["name"]
-    return local_model(name) if name is not None else None
 
 
 def _faults(record: PrunedExperts, stored: SafetensorsWeights, reference: ModelReference) -> list[str]:
