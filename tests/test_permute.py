@@ -215,6 +215,28 @@ def test_the_permuted_checkpoint_is_the_dense_model_of_what_follows(permuted, tm
         assert torch.equal(weight[weight != 0], dense.tensor(name)[weight != 0])
 
 
+def test_masks_and_cuts_of_the_model_do_not_fit_the_permuted_one(permuted, model_dir, tmp_path, capsys, caplog):
+    masks = tmp_path / "masks" / "sparsity_masks.safetensors"
+    prune = ["--pattern", "2:4", *QUICK, "--quiet"]
+    replay = ["--producer", "masks", "--producer-arg", f"masks={masks}"]
+    assert main(["prune", str(model_dir), *prune, "--rebuild", "none", "-o", str(masks.parent)]) == 0
+    assert main(["prune", str(permuted), *QUICK, *replay, "-o", str(tmp_path / "out")]) == 2
+    line = f"is made for {model_dir}, whose channels stand in another order than those of {permuted}"
+    assert line in capsys.readouterr().err
+    assert main(["prune", str(model_dir), *QUICK, *replay, "--quiet", "-o", str(tmp_path / "again")]) == 0
+    own = tmp_path / "own"
+    assert main(["prune", str(permuted), *prune, "--rebuild", "none", "-o", str(own)]) == 0
+    replay[-1] = f"masks={own / 'sparsity_masks.safetensors'}"
+    assert main(["prune", str(permuted), *QUICK, *replay, "--quiet", "-o", str(tmp_path / "same")]) == 0
+    assert main(["prune", str(model_dir), *QUICK, *replay, "-o", str(tmp_path / "warned")]) == 0
+    assert f"is made for {permuted}, whose channels stand in another order" in caplog.text
+    cut = ["--remove-heads", "0", "--remove-channels", "0.5", "--scorer", "magnitude", "--no-latency", "--quiet"]
+    assert main(["shrink", str(model_dir), *cut, "-o", str(tmp_path / "small")]) == 0
+    structure = ["--structure", str(tmp_path / "small"), "--no-latency", "-o", str(tmp_path / "cut")]
+    assert main(["shrink", str(permuted), *structure]) == 2
+    assert line in capsys.readouterr().err
+
+
 def test_a_shrunk_model_stays_one_on_record(tmp_path, model_dir, capsys):
     small, out = tmp_path / "small", tmp_path / "out"
     cut = ["--scorer", "magnitude", "--remove-heads", "0", "--remove-channels", "0.5", "--no-latency", "--quiet"]

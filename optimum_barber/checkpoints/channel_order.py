@@ -1,12 +1,17 @@
 """`channel_order.json`: in which order a checkpoint has the channels of the model that it was made of."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..base.errors import BarberError
+from ..models.loading import ModelReference
 from .names import ORDER_NAME
 from .record import read_versioned
+
+logger = logging.getLogger(__name__)
 
 
 class BaseOfOrder(BaseModel):
@@ -49,6 +54,11 @@ class ChannelOrder(BaseModel):
     base_model: BaseOfOrder = Field(description="the model that was permuted")
     software: dict[str, str] = Field(description="versions")
 
+    @property
+    def orders(self) -> dict[str, list[int]]:
+        """Which channel stands at each place, by site."""
+        return {name: site.order for name, site in self.sites.items()}
+
     def dropped(self) -> dict[str, tuple[float, float]]:
         """Return the mean share that a mask drops before and after, by kind of channels."""
         shares: dict[str, list[OrderedChannels]] = {}
@@ -65,3 +75,39 @@ def read_order(directory: str | Path) -> ChannelOrder:
     """Return the record of a permuted checkpoint; raises BarberError if it is missing, broken or newer."""
     path = Path(directory) / ORDER_NAME
     return read_versioned(path, ChannelOrder, "record of a channel order")
+
+
+def check_order(model: ModelReference | None, base: str | None, what: str) -> None:
+    """Refuse masks, or a cut, that were made for channels in another order than a permuted model has them.
+
+    A model without a record may have been made of a permuted one: then a warning says so.
+
+    Args:
+        model: the one that they are to be used on; None for one made in memory.
+        base: the recorded name of the one that they were made for.
+        what: names them in the message.
+
+    Raises:
+        BarberError: both models are at hand and differ, or `base` is what `model` was permuted from.
+    """
+    if model is None or base is None:
+        return
+    own, other = _order_in(model.directory), _order_in(Path(base))
+    if own is not None and own.base_model.name == base:
+        other = None  # though it may not be at hand
+    elif not Path(base).is_dir():
+        return
+    if _orders_of(own) == _orders_of(other):
+        return
+    message = f"{what} is made for {base}, whose channels stand in another order than those of {model.full_name}"
+    if own is not None:
+        raise BarberError(message)
+    logger.warning("%s, unless that was made of it", message)
+
+
+def _order_in(directory: Path) -> ChannelOrder | None:
+    return read_order(directory) if (directory / ORDER_NAME).is_file() else None
+
+
+def _orders_of(record: ChannelOrder | None) -> dict[str, list[int]]:
+    return {} if record is None else record.orders

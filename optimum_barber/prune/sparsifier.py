@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from ..base.errors import BarberError
-from ..base.files import is_there
 from ..base.output import check_output, staged, wait_for
 from ..base.ranks import Ranks, all_ranks
 from ..checkpoints.pruned import carry_structure
@@ -29,6 +28,7 @@ from ..text.sources import text_files
 from ..text.windows import Calibration, windows_for
 from .allocations import Budget, share_out
 from .describe import SparsifyResult, check_error, describe
+from .mask_sources import check_mask_orders, mask_paths
 from .pipeline import BlockReport, prune
 from .plan import Run, make_plan, precision_for
 from .settings import BarberConfig
@@ -177,10 +177,7 @@ class BarberSparsifier:
 
     def inputs(self, config: BarberConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""
-        arguments = config.producer_args
-        names = [str(arguments[key]) for key in ("sparse_model", "masks") if arguments.get(key) is not None]
-        paths = [Path(name) for name in names if is_there(name)]
-        paths += text_files(config.calibration.texts)
+        paths = mask_paths(config) + text_files(config.calibration.texts)
         if self.reference:
             paths.append(self.reference.path)
         return paths
@@ -208,6 +205,7 @@ class BarberSparsifier:
         config = config.model_copy(update={"precision": precision_for(config, source)})
         cast_parameters(source.model, config.dtype)
         plan = make_plan(config, source, ranks)
+        check_mask_orders(config, self.reference)
         windows = windows_for(source.model, self.tokenizer, config.calibration, config.seed, calibration)
         ranks.share(len(windows.tokens))
         if ranks.count > 1:

@@ -15,6 +15,7 @@ from ..base.fields import parse_arguments
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
 from ..checkpoints.carry import save_tokenizer
+from ..checkpoints.channel_order import check_order
 from ..checkpoints.experts import PrunedExperts
 from ..checkpoints.names import EXPERTS_NAME, REPORT_NAME, STRUCTURE_NAME
 from ..checkpoints.structure import PrunedStructure
@@ -100,6 +101,8 @@ class BarberShrinker(PretrainedTool):
         if config.remove_experts is not None:
             return self._without_experts(config, config.remove_experts, calibration, output, quiet)
         cut = plan_cut(self.model, config)
+        if cut.replayed is not None:
+            check_order(self.reference, cut.replayed.base_model["name"], f"structure {config.structure}")
         windows = None
         if reads_text(config):
             windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
