@@ -9,7 +9,8 @@ from .terminal import write_summary
 
 HELP = "Reorder channels so that N:M masks drop less; writes an ordinary checkpoint that computes the same."
 EPILOG = """\
-Channels of the FFN, of attention's values and of the residual stream change places; no weight changes its value.
+Channels of the FFN and of attention's values change places, with --kinds those of the residual stream too; no weight
+changes its value.
 DIR is the dense model of all that follows: prune it, and compare pruned models with it. Masks for MODEL do not fit it.
 DIR also holds channel_order.json, by which `optimum-barber verify DIR` compares every weight with MODEL's.
 

@@ -27,7 +27,7 @@ class PermuteSettings(BaseModel):
         "2:4", description="N:M that the masks will have: the order decides which weights share a group of M"
     )
     kinds: list[Annotated[str, one_of("kind", KINDS)]] = Field(
-        list(KINDS),
+        ["channels", "values"],
         min_length=1,
         description="what changes places: channels (of the FFN), values (of attention), stream (the residual stream)",
     )

@@ -9,7 +9,7 @@ from ..stage import SharedSettings, Stage, StageContext, stage
 
 @stage("permute")
 class PermuteStage(Stage, PermuteSettings):
-    """Reorder channels of the FFN, of values and of the residual stream; what follows works on the result."""
+    """Reorder channels of the FFN, of attention's values or of the stream; what follows works on the result."""
 
     follows = ("dense",)
     gives = "dense"
