@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import TypedDict
 
 from ..base.errors import BarberError
 from ..models.loading import ModelReference
@@ -14,10 +15,10 @@ from .record import read_versioned
 logger = logging.getLogger(__name__)
 
 
-class BaseOfOrder(BaseModel):
-    """The model that was permuted."""
+class PermutedModel(TypedDict):
+    """The model that was permuted; without a name where it was made in memory."""
 
-    name: str | None = Field(description="hub id or directory; none for a model made in memory")
+    name: str | None
     model_type: str
     dtype: Literal["float32", "float16", "bfloat16"]
 
@@ -51,7 +52,7 @@ class ChannelOrder(BaseModel):
         description="by the Linear that reads the channels, for values with the number of their group; or stream"
     )
     calibration: dict[str, Any] = Field(description="source, samples, sequence_length, seed, fingerprint")
-    base_model: BaseOfOrder = Field(description="the model that was permuted")
+    base_model: PermutedModel = Field(description="name, model_type and dtype of the model that was permuted")
     software: dict[str, str] = Field(description="versions")
 
     @property
@@ -93,7 +94,7 @@ def check_order(model: ModelReference | None, base: str | None, what: str) -> No
     if model is None or base is None:
         return
     own, other = _order_in(model.directory), _order_in(Path(base))
-    if own is not None and own.base_model.name == base:
+    if own is not None and own.base_model["name"] == base:
         other = None  # though it may not be at hand
     elif not Path(base).is_dir():
         return

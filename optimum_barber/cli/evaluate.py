@@ -113,8 +113,7 @@ def _base_name(directory: Path) -> str | None:
     }  # fmt: skip
     for file, read in readers.items():
         if (directory / file).is_file():
-            base = read(directory).base_model
-            name: str | None = base.name if file == ORDER_NAME else base["name"]
+            name: str | None = read(directory).base_model["name"]
             return name
     return None
 

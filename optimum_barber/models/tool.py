@@ -25,3 +25,10 @@ class PretrainedTool:
         """Load a hub id, a directory, a GGUF file or `installed:PACKAGE`."""
         reference = resolve_model(str(model))
         return cls(load_model(reference, dtype), load_tokenizer(reference), reference)
+
+    @property
+    def name(self) -> str | None:
+        """The name of the model; None for one made in memory."""
+        if self.reference:
+            return self.reference.full_name
+        return getattr(self.model.config, "name_or_path", "") or None

@@ -65,7 +65,7 @@ def describe(run: Run, masks: Mapping[str, PackedMask], shares: Shares) -> Spars
     modules = {name: module_sparsity(mask, is_transposed(linears[name])) for name, mask in masks.items()}
     pruned = sum(module.pruned for module in modules.values())
     dtype = str(next(run.source.model.parameters()).dtype).removeprefix("torch.")
-    calibration = {"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)}
+    calibration = windows.as_record(config.seed)
     rebuild = config.rebuild.model_dump() if config.rebuild.chain else None
     reconstruct = config.reconstruct.model_dump() if config.reconstruct.chain else None
     ignored = [name for name in linears if name not in masks]

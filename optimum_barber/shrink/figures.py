@@ -43,7 +43,7 @@ def describe_cut(
         settings |= {"skip_layers": 0, **{name: getattr(config, name) for name in last}}
         calibration = None
         if windows is not None:
-            calibration = {"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)}
+            calibration = windows.as_record(config.seed)
     return PrunedStructure(
         head_unit=cut.units[HEADS].name,  # type: ignore[arg-type]
         removed=cut.budget.share,

@@ -29,16 +29,16 @@ def audit_order(directory: str | Path, base: str | None = None, weights: bool = 
     """
     record, stored = read_order(directory), SafetensorsWeights.open(directory)
     permuted = f"channels of {len(record.sites)} sites in another order"
-    reference = dense_model(record.base_model.name, base) if weights else None
+    reference = dense_model(record.base_model["name"], base) if weights else None
     if reference is None:
-        reason = f"base model {record.base_model.name} is not at hand, --base names it" if weights else "as asked"
+        reason = f"base model {record.base_model['name']} is not at hand, --base names it" if weights else "as asked"
         return f"{permuted}: nothing was compared, {reason}", []
     faults = _faults(record, stored, reference)
     return f"{permuted}: {'FAILED' if faults else f'every weight is that of {reference.name}'}", faults
 
 
 def _faults(record: ChannelOrder, stored: SafetensorsWeights, reference: ModelReference) -> list[str]:
-    source = ModelSource(load_model(reference, record.base_model.dtype))
+    source = ModelSource(load_model(reference, record.base_model["dtype"]))
     try:
         sites = sites_of(source, {site.kind for site in record.sites.values()})
     except BarberError as error:

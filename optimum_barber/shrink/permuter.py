@@ -119,12 +119,11 @@ class BarberPermuter(PretrainedTool):
         permute(dict(source.model.named_parameters()), sites, orders)
         dtype = next(self.model.parameters()).dtype
         check_same(before, logits_of(self.model, windows.tokens[:1]), dtype)
-        name = self.reference.full_name if self.reference else getattr(self.model.config, "name_or_path", "") or None
         return ChannelOrder(
             pattern=str(pattern),
             sites=ordered,
-            calibration={"source": windows.source, "split": windows.split, **windows.as_dict(config.seed)},
-            base_model={"name": name, "model_type": source.model_type, "dtype": str(dtype).removeprefix("torch.")},
+            calibration=windows.as_record(config.seed),
+            base_model={"name": self.name, "model_type": source.model_type, "dtype": str(dtype).removeprefix("torch.")},
             software=software(),
         )
 

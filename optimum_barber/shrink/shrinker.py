@@ -173,10 +173,3 @@ class BarberShrinker(PretrainedTool):
         tokens = windows.tokens if windows is not None else torch.zeros((1, 1), dtype=torch.long)
         with tqdm(total=len(cut.source), unit="layer", desc=config.scorer, disable=quiet or None) as bar:
             return choose_units(cut.source, tokens, [cut], lambda _: bar.update())[0]
-
-    @property
-    def name(self) -> str | None:
-        """The name of the model; None for one made in memory."""
-        if self.reference:
-            return self.reference.full_name
-        return getattr(self.model.config, "name_or_path", "") or None

@@ -52,6 +52,10 @@ class TokenWindows:
             record["bos"] = True
         return record
 
+    def as_record(self, seed: int) -> dict[str, Any]:
+        """Return what the record of a checkpoint says of them: `as_dict`, and the part of the text."""
+        return {"source": self.source, "split": self.split, **self.as_dict(seed)}
+
     def under(self, encoder: Encoder) -> "TokenWindows":
         """Return the windows with the BOS token in front, where the encoder wants it there."""
         return replace(self, tokens=encoder.begun(self.tokens), bos=encoder.first is not None)
