@@ -8,6 +8,11 @@ from .base.moved import MovedModules
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from optimum_barber.integrations.training.masks import KeepMasks as KeepMasks
+    from optimum_barber.integrations.training.recover import BarberRecoverer as BarberRecoverer
+    from optimum_barber.integrations.training.recover import RecoverResult as RecoverResult
+    from optimum_barber.integrations.training.settings import RecoverConfig as RecoverConfig
+
     from .base.calibration import CalibrationConfig as CalibrationConfig
     from .base.errors import BarberError as BarberError
     from .checkpoints.record import MaskFile as MaskFile
@@ -46,11 +51,13 @@ _HOME = {
     "BarberConfig": "prune.settings",
     "BarberError": "base.errors",
     "BarberPermuter": "shrink.permuter",
+    "BarberRecoverer": "integrations.training.recover",
     "BarberRefiner": "prune.refine.refiner",
     "BarberShrinker": "shrink.shrinker",
     "BarberSparsifier": "prune.sparsifier",
     "BlockReport": "prune.pipeline",
     "CalibrationConfig": "base.calibration",
+    "KeepMasks": "integrations.training.masks",
     "LinearInput": "prune.producers",
     "MaskFile": "checkpoints.record",
     "OwnTextConfig": "text.own_text.settings",
@@ -59,6 +66,8 @@ _HOME = {
     "Produced": "prune.producers",
     "PrunedStructure": "checkpoints.structure",
     "RebuildConfig": "prune.rebuild_settings",
+    "RecoverConfig": "integrations.training.settings",
+    "RecoverResult": "integrations.training.recover",
     "RefineConfig": "prune.refine.settings",
     "RefineResult": "prune.refine.refiner",
     "ShrinkConfig": "shrink.settings",

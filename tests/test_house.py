@@ -14,6 +14,7 @@ ROOMS = [
     f"{PACKAGE}.runs",
     f"{PACKAGE}.integrations.quantization",
     f"{PACKAGE}.integrations.lora",
+    f"{PACKAGE}.integrations.training",
     f"{PACKAGE}.shrink",
     f"{PACKAGE}.prune",
     f"{PACKAGE}.text",

@@ -143,5 +143,5 @@ def test_the_schema_refuses_what_the_models_refuse():
     for bad in ({"stages": [{"prune": {"sparsty": 0.5}}]}, {"stages": ["mrege"]}, {"outptu": "x"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**good, **bad}, schema)
-    made = {"shrink", "permute", "prune", "rebuild", "refine", "lora", "merge", "quantize"}
+    made = {"shrink", "permute", "prune", "rebuild", "refine", "recover", "lora", "merge", "quantize"}
     assert set(STAGES) == {*made, "evaluate", "compare", "report"}

@@ -24,6 +24,7 @@ from . import (
     permute,
     plugins,
     prune,
+    recover,
     refine,
     report,
     shrink,
@@ -38,6 +39,7 @@ from .terminal import hush_transformers
 COMMANDS = {
     "prune": prune,
     "refine": refine,
+    "recover": recover,
     "own-text": own_text,
     "shrink": shrink,
     "permute": permute,

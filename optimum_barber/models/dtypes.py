@@ -1,5 +1,7 @@
 """Weights in another dtype: cast, after a check that it can hold them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +42,20 @@ def cast_parameters(model: nn.Module, dtype: str) -> None:
     check_dtype(model, dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+    """Return the dtype of every parameter, which a model may keep of several."""
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def restore_dtypes(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Cast every parameter to the dtype that `dtypes` names.
+
+    Raises:
+        BarberError: a value is beyond the dtype; nothing was cast.
+    """
+    for name, parameter in model.named_parameters():
+        check_range(name, extremes(parameter), dtypes[name])
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])

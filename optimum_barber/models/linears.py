@@ -53,6 +53,15 @@ def matrices_of_model(source: ModelSource) -> dict[str, nn.Linear]:
     return linears
 
 
+def parameters_of_matrices(source: ModelSource) -> dict[str, nn.Parameter]:
+    """Return the parameter that holds each prunable matrix, alone or with others, by name in the files."""
+    parameters: dict[str, nn.Parameter] = {}
+    for index in range(len(source)):
+        for matrices in source.structure(index).matrices.values():
+            parameters |= matrices.sources
+    return parameters
+
+
 def module_names(source: ModelSource) -> dict[str, str]:
     """Return the name in memory of the module that has each prunable matrix as its weight, by name in the files.
 
@@ -144,11 +153,11 @@ def matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def check_globs(argument: str, globs: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a glob that matches none of `names`."""
+def check_globs(argument: str, globs: Sequence[str], names: Sequence[str], kind: str = "Linear") -> None:
+    """Refuse a glob that matches none of `names`, which are those of things of a `kind`."""
     for glob in globs:
         if not any(matches(name, [glob]) for name in names):
-            raise BarberError(f"{argument} {glob!r} matches no Linear, such as {names[0]}")
+            raise BarberError(f"{argument} {glob!r} matches no {kind}, such as {names[0]}")
 
 
 def target_names(names: Iterable[str], ignore: Sequence[str]) -> list[str]:

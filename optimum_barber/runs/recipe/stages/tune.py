@@ -1,4 +1,4 @@
-"""Stages that change kept weights: `lora` under the masks, `merge` and `quantize`."""
+"""Stages that change kept weights: `recover`, `lora` under the masks, `merge` and `quantize`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ from pydantic import Field
 
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
+from optimum_barber.integrations.training.settings import RecoverConfig, RecoverSettings, TrainingSettings
 
-from ..stage import Stage, StageContext, stage
+from ....base.errors import BarberError
+from ..stage import SharedSettings, Stage, StageContext, stage
 from .prune import PruneStage
 
 
-@stage("lora")
-class LoraStage(Stage, LoraSettings):
-    """Train a LoRA whose delta the masks hold, on text; the end of the text is held out."""
+class TrainingStage(Stage, TrainingSettings):
+    """The text of the stages that train."""
 
     follows = ("dense", "pruned", "tuned")
-    gives = "adapter"
     needs_model = True
 
     train_texts: list[str] = Field(default_factory=list, description="texts to train on; default: the calibration's")
@@ -28,6 +28,76 @@ class LoraStage(Stage, LoraSettings):
     def texts(self) -> list[str]:
         """Return texts to train on."""
         return self.train_texts
+
+    def windows(self, context: StageContext) -> tuple[Any, Any]:
+        """Return the windows to train on, as many as steps and batches take, and those of the text's end."""
+        from ....models.loading import load_config, load_tokenizer, resolve_model
+        from ....text.tokens import Encoder
+        from ....text.training import training_windows
+        from ....text.windows import sequence_length
+
+        calibration, reference = context.shared.calibration, resolve_model(context.input_model)
+        config = load_config(reference)
+        return training_windows(
+            self.train_texts or calibration.texts, Encoder.of(config, load_tokenizer(reference), calibration),
+            samples=self.steps * self.batch_size * self.gradient_accumulation,
+            length=sequence_length(config, self.sequence_length or calibration.sequence_length),
+            seed=calibration.seed, held_out=self.held_out,
+        )  # fmt: skip
+
+
+@stage("recover")
+class RecoverStage(TrainingStage, RecoverSettings):
+    """Train the kept weights, the masks held, to do what the recipe's model does; the end of the text is held out."""
+
+    gives = "tuned"
+
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse a recipe in which nothing was lost before."""
+        if not any(before.reshapes or isinstance(before, PruneStage) for before in earlier):
+            raise BarberError("recover has nothing to recover: no stage before it prunes or shrinks")
+
+    def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
+        """Refuse parameters that the model has not."""
+        from ....models.linears import check_globs
+
+        check_globs("parameters", self.parameters, [name for name, _ in model.named_parameters()], "parameter")
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Train; goes on from its last checkpoint after a kill."""
+        from optimum_barber.integrations.training.recover import BarberRecoverer
+
+        shared = context.shared
+        config = RecoverConfig(
+            **self.part(RecoverSettings).model_dump(), calibration=shared.run_settings()["calibration"]
+        )
+        windows, held_out = self.windows(context)
+        recoverer = BarberRecoverer(context.input_model, base=shared.model)
+        report = recoverer.recover(
+            config, context.output_model, windows, held_out, quiet=context.quiet, scratch=context.scratch,
+            callbacks=[_loss_to(context)],
+        ).report  # fmt: skip
+        return {**_figures(report), "held_out_loss": _by_step(report["held_out_loss"])}
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what a training's report says in figures."""
+    before, after = report["perplexity_before"], report["perplexity_after"]
+    return {
+        "steps": report["steps"], "loss": _by_step(report["loss"]), "held_out_perplexity_before": before["perplexity"],
+        "held_out_perplexity_after": after["perplexity"],
+    }  # fmt: skip
+
+
+def _by_step(curve: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {str(point["step"]): point["loss"] for point in curve}
+
+
+@stage("lora")
+class LoraStage(TrainingStage, LoraSettings):
+    """Train a LoRA whose delta the masks hold, on text; the end of the text is held out."""
+
+    gives = "adapter"
 
     def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
         """Refuse targets that the model has not, and pruned experts as targets."""
@@ -46,28 +116,12 @@ class LoraStage(Stage, LoraSettings):
         """Train; goes on from its last checkpoint after a kill."""
         from optimum_barber.integrations.lora.training import train_lora
 
-        from ....models.loading import load_config, load_tokenizer, resolve_model
-        from ....text.tokens import Encoder
-        from ....text.training import training_windows
-        from ....text.windows import sequence_length
-
-        calibration, reference = context.shared.calibration, resolve_model(context.input_model)
-        config = load_config(reference)
-        length = sequence_length(config, self.sequence_length or calibration.sequence_length)
-        windows, held_out = training_windows(
-            self.train_texts or calibration.texts, Encoder.of(config, load_tokenizer(reference), calibration),
-            samples=self.steps * self.batch_size * self.gradient_accumulation, length=length, seed=calibration.seed,
-            held_out=self.held_out,
-        )  # fmt: skip
+        windows, held_out = self.windows(context)
         report = train_lora(
             context.input_model, context.output_model, self.part(LoraSettings), windows, held_out,
-            quiet=context.quiet, scratch=context.scratch, callbacks=[_loss_to(context)],
+            quiet=context.quiet, scratch=context.scratch, callbacks=[_loss_to(context)], dense=context.shared.model,
         )  # fmt: skip
-        before, after = report["perplexity_before"], report["perplexity_after"]
-        return {
-            "steps": report["steps"], "loss": {str(point["step"]): point["loss"] for point in report["loss"]},
-            "held_out_perplexity_before": before["perplexity"], "held_out_perplexity_after": after["perplexity"],
-        }  # fmt: skip
+        return _figures(report)
 
 
 def _loss_to(context: StageContext) -> Any:

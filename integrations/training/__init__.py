@@ -1,0 +1,1 @@
+"""Training of a pruned or shrunk model: what LoRA and recovery share, and recovery itself."""
