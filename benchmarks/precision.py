@@ -8,15 +8,18 @@ Prunes by each producer and pattern with products in float32 and in the other pr
 is on the device. Prints a Markdown row for each: the share of mask bits that agree, the least of the seeds, and for
 each text the mean perplexity over the seeds, with the standard deviation among them, at both precisions, and how much
 the means differ. A seed chooses the calibration windows.
+
+A row `nudged` says how much of that is chance: it compares float32 with float32 on weights that differ by 1e-6 of each.
 """
 
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.fields import PRECISIONS
@@ -30,6 +33,8 @@ from .one_pass import arguments, first_layers
 from .table import emit, evaluation_windows
 
 EXACT = "highest"
+NUDGED = "nudged"  # float32 products of other weights
+NUDGE = 1e-6  # of each weight, times a normal deviate
 Measured = tuple[dict[str, Tensor], list[float]]  # keep masks by Linear; perplexity by text
 
 
@@ -47,29 +52,29 @@ def main() -> int:
     rounded = product_precision(args.precision, choose_device(args.device))
     tokenizer = load_tokenizer(resolve_model(args.model))
     texts = [evaluation_windows(name, args, tokenizer) for name in args.evaluation]
-    columns = ["producer", "pattern", "masks agree"]
-    columns += [f"{name.rpartition('/')[2]}: {EXACT} | {rounded} | change" for name in args.evaluation]
-    emit(f"| {' | '.join(columns)} |\n" + "| --- " * (3 + 3 * len(texts)) + "|")
+    columns = ["producer", "pattern", "against", "masks agree"]
+    columns += [f"{name.rpartition('/')[2]}: {EXACT} | against | change" for name in args.evaluation]
+    emit(f"| {' | '.join(columns)} |\n" + "| --- " * (4 + 3 * len(texts)) + "|")
     for producer in args.producers:
         for pattern in args.patterns:
-            emit(row_of(producer, pattern, rounded, texts, args))
+            for row in rows_of(producer, pattern, [rounded, NUDGED], texts, args):
+                emit(row)
     return 0
 
 
-def row_of(producer: str, pattern: str, rounded: str, texts: list[TokenWindows], args: Namespace) -> str:
-    """Both precisions under every seed."""
+def rows_of(
+    producer: str, pattern: str, others: Sequence[str], texts: list[TokenWindows], args: Namespace
+) -> Iterator[str]:
+    """Float32 beside each of the others, under every seed."""
     config = config_of(producer, pattern, args)
-    agreements, exact, other = list[float](), list[list[float]](), list[list[float]]()
-    for seed in range(args.seeds):
-        masks, perplexities = measure(config, EXACT, seed, texts, args)
-        other_masks, other_perplexities = measure(config, rounded, seed, texts, args)
-        agreements.append(agreement(masks, other_masks))
-        exact.append(perplexities)
-        other.append(other_perplexities)
-    cells = [producer, pattern, f"{100 * min(agreements):.2f} %"]
-    for index in range(len(texts)):
-        cells.append(told([values[index] for values in exact], [values[index] for values in other]))
-    return f"| {' | '.join(cells)} |"
+    exact = [measure(config, EXACT, seed, texts, args) for seed in range(args.seeds)]
+    for name in others:
+        other = [measure(config, name, seed, texts, args) for seed in range(args.seeds)]
+        agreements = [agreement(one[0], two[0]) for one, two in zip(exact, other, strict=True)]
+        cells = [producer, pattern, name, f"{100 * min(agreements):.2f} %"]
+        for index in range(len(texts)):
+            cells.append(told([run[1][index] for run in exact], [run[1][index] for run in other]))
+        yield f"| {' | '.join(cells)} |"
 
 
 def config_of(producer: str, pattern: str, args: Namespace) -> BarberConfig:
@@ -84,10 +89,21 @@ def measure(config: BarberConfig, precision: str, seed: int, texts: list[TokenWi
     model: Any = first_layers(load_model(reference, "float32"), args.layers)
     shape = {"samples": args.samples, "length": args.sequence_length}
     windows = calibration_windows([args.calibration], Encoder(load_tokenizer(reference)), seed=seed, **shape)
+    if precision == NUDGED:
+        nudge(model)
+        precision = EXACT
     config = config.model_copy(update={"precision": precision})
     result = BarberSparsifier(model).sparsify(config, windows.tokens, quiet=True)
     masks = {name: mask.unpack() for name, mask in result.masks.items()}
     return masks, [perplexity(model, text, quiet=True).perplexity for text in texts]
+
+
+@torch.no_grad()
+def nudge(model: nn.Module) -> None:
+    """Change every weight by about `NUDGE` of it, the same way each time."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.mul_(1 + NUDGE * torch.randn(parameter.shape, generator=generator))
 
 
 def agreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -50,8 +50,8 @@ class RecoverSettings(TrainingSettings):
     )
     steps: int = Field(200, ge=1, description="largest number of optimizer steps")
     learning_rate: float = Field(1e-4, gt=0, description="the highest, after the warmup")
-    batch_size: int = Field(1, ge=1, description="windows on the device at once")
-    gradient_accumulation: int = Field(8, ge=1, description="batches an optimizer step")
+    batch_size: int = Field(4, ge=1, description="windows on the device at once")
+    gradient_accumulation: int = Field(2, ge=1, description="batches an optimizer step")
     parameters: list[str] = Field(
         [], description="parameters to train, by glob of their full name in memory; default: all of the model"
     )
