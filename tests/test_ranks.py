@@ -193,13 +193,14 @@ def test_from_disk_to_disk_as_in_memory(tmp_path, model):
     assert ranks.notes(tmp_path) == streamed
 
 
-def test_what_several_ranks_cannot_do():
+@pytest.mark.parametrize(("setting", "chain"), [("reconstruct", "least-squares+gradient"), ("rebuild", "swaps+besa")])
+def test_what_several_ranks_cannot_do(setting, chain):
     class Two(Ranks):
         count = 2
 
     source = ModelSource(tiny_model(num_hidden_layers=1))
-    config = BarberConfig(sparsity=0.5, reconstruct="least-squares+gradient")
-    with pytest.raises(BarberError, match="reconstruct 'gradient' steps from sample to sample"):
+    config = BarberConfig(sparsity=0.5, **{setting: chain})
+    with pytest.raises(BarberError, match=f"{setting} '{chain.rpartition('+')[2]}' steps from sample to sample"):
         make_plan(config, source, Two())
     assert make_plan(config, source).ranks is ALONE
 

@@ -28,6 +28,8 @@ from .rebuilders import chain_of
 from .reconstructions import reconstructions_of
 from .settings import BarberConfig
 
+SEQUENTIAL = {"rebuild": {"besa"}, "reconstruct": {"gradient"}}  # methods that take one sample after the other
+
 
 @dataclass
 class Run:
@@ -45,13 +47,22 @@ def precision_for(config: BarberConfig, source: ModelSource) -> str:
     return product_precision(config.precision, source.device, has_routed_experts(source))
 
 
+def check_shareable(config: BarberConfig, ranks: Ranks) -> None:
+    """Refuse methods whose work several ranks cannot share."""
+    if ranks.count == 1:
+        return
+    chains = {"rebuild": config.rebuild.chain, "reconstruct": config.reconstruct.chain}
+    for setting, sequential in SEQUENTIAL.items():
+        for method in sequential.intersection(chains[setting]):
+            raise BarberError(
+                f"{setting} {method!r} steps from sample to sample, which {ranks.count} ranks cannot share: "
+                "take another, or one process"
+            )
+
+
 def make_plan(config: BarberConfig, source: ModelSource, ranks: Ranks = ALONE) -> Plan:
     """Producer, rebuilders and pattern of a configuration; raises BarberError for all that does not fit the model."""
-    if ranks.count > 1 and "gradient" in config.reconstruct.chain:
-        raise BarberError(
-            f"reconstruct 'gradient' steps from sample to sample, which {ranks.count} ranks cannot share: "
-            "take least-squares, or one process"
-        )
+    check_shareable(config, ranks)
     producer = as_producer(config.producer)
     arguments = parse_arguments(producer.function, config.producer_name, config.producer_args)
     check_allocation(config, producer)

@@ -156,6 +156,8 @@ class BarberConfig(Calibrated, PruneSettings):
             raise BarberError(
                 f"allocation {self.allocation!r} makes no sense with pattern {pattern}: it fixes every group"
             )
+        if pattern.semi_structured and "besa" in self.rebuild.chain:
+            raise BarberError(f"rebuild 'besa' makes no sense with pattern {pattern}: it learns how much a row prunes")
         if pattern.semi_structured and self.rebuild.chain and self.rebuild.granularity == "input":
             raise BarberError(f"granularity 'input' makes no sense with pattern {pattern}: use output, layer or block")
         return pattern

@@ -50,6 +50,7 @@ COSTS = {
     "barber": Cost(0, 0, "rounds", 2.9, 130, window_sweeps=2.4),
     "swaps": Cost(3.0, 60, "swaps", round_sweeps=3),
     "gauss-newton": Cost(0.8, 80, "newton_rounds", 4.2, 230, window_sweeps=2.4),
+    "besa": Cost(4.7, 60, window_sweeps=8),
     "dsnot": Cost(1.2, 20),
     "least-squares": Cost(5.0, 20, "iterations", round_sweeps=25),
     "gradient": Cost(2.0, 20, "passes", 2.3, window_sweeps=15),
