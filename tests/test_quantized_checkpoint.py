@@ -38,6 +38,11 @@ CASES = {
     "opt-8": ("opt", torch.bfloat16, None, {"bits": 8, "group_size": 4}),
     "phi3-4": ("phi3", torch.bfloat16, None, {"bits": 4, "group_size": 16}),
     "phi3-8": ("phi3", torch.float32, "2:4", {"bits": 8, "group_size": 2, "method": "round-to-nearest"}),
+    "llama-2": ("llama", torch.bfloat16, None, {"bits": 2, "group_size": 8}),
+    "llama-mixed": ("llama", torch.bfloat16, "2:4", {"group_size": 16, "bits_of": {"*.down_proj": 8, "*.k_proj": 2}}),
+    "llama-aptq": ("llama", torch.float32, "2:4", {"group_size": 16, "method": "aptq", "average_bits": 3}),
+    "phi3-aptq": ("phi3", torch.bfloat16, None, {"group_size": 16, "method": "aptq", "average_bits": 5}),
+    "opt-aptq": ("opt", torch.float32, None, {"group_size": 16, "method": "aptq"}),
     "dense": ("llama", torch.bfloat16, "dense", {"bits": 4, "group_size": 16}),
 }
 RELOAD = """
@@ -76,10 +81,10 @@ def written(tmp_path_factory, tokenizer):
     for name, (family, dtype, pattern, given) in CASES.items():
         source, output = prune(root / f"{name}-source", tokenizer, family, dtype, pattern), root / name
         opened, settings = PrunedModel.load(source), QuantizeSettings(**given)
-        scales, _ = quantize_blocks(opened, settings, WINDOWS, quiet=True)
+        quantizer, _ = quantize_blocks(opened, settings, WINDOWS, quiet=True)
         with torch.no_grad():
             memory = {"logits": opened.model(WINDOWS.tokens).logits}
-        memory |= {f"{n}.weight": opened.model.get_parameter(f"{n}.weight").detach().clone() for n in scales}
+        memory |= {f"{n}.weight": opened.model.get_parameter(f"{n}.weight").detach().clone() for n in quantizer.scales}
         cases[name] = (source, output, quantize_model(source, output, settings, WINDOWS, quiet=True), memory)
         torch.save(WINDOWS.tokens, output / "windows.pt")
     outputs = [str(output) for _, output, *_ in cases.values()]
@@ -190,7 +195,7 @@ def test_inputs_that_were_never_seen_leave_rounding(pruned):
     name, opened = "model.layers.0.mlp.up_proj", PrunedModel.load(pruned)
     weight = opened.model.get_parameter(f"{name}.weight").detach()
     linear = LinearInput(name, weight, ANY_PATTERN, InputStatistics(gram=torch.zeros(32, 32)))
-    made = MaskedQuantizer(opened, QuantizeSettings(group_size=16))(linear)
+    made = MaskedQuantizer(opened, QuantizeSettings(group_size=16), {linear.name: 4})(linear)
     form = IntegerFormat(4, 16, torch.float32)
     assert torch.equal(made.keep, opened.keep(name))
     assert torch.equal(made.weight, round_to_nearest(weight, made.keep, form).dequantize())

@@ -43,14 +43,15 @@ def check_readable(source: ModelSource, shapes: Mapping[str, tuple[int, int]], s
     Args:
         source: the model before it is quantized.
         shapes: (out, in) of the matrices to quantize.
-        settings: bits, and a group size that divides every width.
+        settings: a group size that divides every width, and the most bits of each matrix.
     """
     size = settings.group_size or 1  # without values the library takes the width from the scales, so not a whole row
     trial = settings.model_copy(update={"group_size": size})
     tensors = tensors_of_files(source.model, values=False)
     scales = {name: torch.empty(rows, width // size, device="meta") for name, (rows, width) in shapes.items()}
-    pack(tensors, scales, trial)
-    reason = _load(source.model, tensors, quantization_config(source, shapes, trial))
+    bits = trial.bits_by_name(shapes)
+    pack(tensors, scales, trial, bits)
+    reason = _load(source.model, tensors, quantization_config(source, trial, bits))
     if reason:
         raise BarberError(f"quantization is not supported for {source.model_type}: {_cause(source, shapes) or reason}")
 
@@ -105,32 +106,36 @@ def _hushed() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def pack(tensors: dict[str, Tensor], scales: Mapping[str, Tensor], settings: QuantizeSettings) -> None:
+def pack(
+    tensors: dict[str, Tensor], scales: Mapping[str, Tensor], settings: QuantizeSettings, bits: Mapping[str, int]
+) -> None:
     """Pack the matrices named in `scales`, which hold dequantized weights.
 
     Args:
         tensors: all tensors of the files by name; packed ones take the place of weights.
         scales: (out, groups) by matrix, in the weights' dtype.
-        settings: bits and group size.
+        settings: group size.
+        bits: by matrix.
     """
     from compressed_tensors.compressors import BaseCompressor
 
-    compressor, scheme = BaseCompressor.get_value_from_registry(FORMAT), _scheme(settings)
+    compressor = BaseCompressor.get_value_from_registry(FORMAT)
     for name, scale in scales.items():
+        scheme = _scheme(settings, bits[name], ["Linear"])
         weight = tensors.pop(f"{name}.weight").float()  # in bfloat16 weight / scale can round to a code's neighbour
         for part, tensor in compressor.compress({"weight": weight, "weight_scale": scale}, scheme).items():
             tensors[f"{name}.{part}"] = tensor
 
 
-def quantization_config(source: ModelSource, names: Collection[str], settings: QuantizeSettings) -> Any:
-    """Return the library's configuration: weights only, symmetric, one scheme for the matrices `names`.
+def quantization_config(source: ModelSource, settings: QuantizeSettings, bits: Mapping[str, int]) -> Any:
+    """Return the library's configuration: weights only, symmetric, one scheme for all matrices of as many bits.
 
     All other Linears, and routers, which vLLM has as Linears, are ignored by their names in the files and in memory.
     """
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
     modules = module_names(source)
-    packed = {modules[name] for name in names if name in modules}
+    packed = {modules[name] for name in bits if name in modules}
     ignored: dict[str, None] = {}
     for name, module in source.model.named_modules():
         router = name.rpartition(".")[2] in ROUTERS and "weight" in module._parameters
@@ -138,18 +143,33 @@ def quantization_config(source: ModelSource, names: Collection[str], settings: Q
             pieces = source.names.of_parameter(f"{name}.weight", module.get_parameter("weight"))
             ignored |= dict.fromkeys([pieces[0].matrix, name])
     return QuantizationConfig(
-        config_groups={"group_0": _scheme(settings)}, ignore=list(ignored), format=FORMAT,
+        config_groups=_groups(settings, bits, modules), ignore=list(ignored), format=FORMAT,
         quantization_status=QuantizationStatus.COMPRESSED,
     )  # fmt: skip
 
 
-def _scheme(settings: QuantizeSettings) -> Any:
+def _groups(settings: QuantizeSettings, bits: Mapping[str, int], modules: Mapping[str, str]) -> dict[str, Any]:
+    """Return a scheme for each number of bits; where there are several, with its matrices by name."""
+    widths = sorted(set(bits.values()))
+    if len(widths) == 1:
+        return {"group_0": _scheme(settings, widths[0], ["Linear"])}
+    groups = {}
+    for index, width in enumerate(widths):
+        targets: dict[str, None] = {}
+        for name in bits:
+            if bits[name] == width:
+                targets |= dict.fromkeys([modules.get(name, name), name])
+        groups[f"group_{index}"] = _scheme(settings, width, list(targets))
+    return groups
+
+
+def _scheme(settings: QuantizeSettings, bits: int, targets: list[str]) -> Any:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     size = settings.group_size
     strategy = "channel" if size is None else "group"
-    weights = QuantizationArgs(num_bits=settings.bits, type="int", symmetric=True, strategy=strategy, group_size=size)
-    return QuantizationScheme(targets=["Linear"], weights=weights, format=FORMAT)
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy=strategy, group_size=size)
+    return QuantizationScheme(targets=targets, weights=weights, format=FORMAT)
 
 
 def save_packed(output: Path, opened: PrunedModel, tensors: dict[str, Tensor], config: Any) -> None:

@@ -1,8 +1,11 @@
 """Quantize a model block by block under its masks, into a checkpoint of compressed-tensors."""
 
 import importlib.util
+import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,13 @@ from tqdm.auto import tqdm
 
 from optimum_barber.base.errors import MissingExtraError
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
+from optimum_barber.integrations.quantization.attention import (
+    attention_statistics,
+    mean_bits,
+    mixed_bits,
+    sensitivities,
+    structure_of,
+)
 from optimum_barber.integrations.quantization.pack import (
     check_packable,
     check_readable,
@@ -22,7 +32,7 @@ from optimum_barber.integrations.quantization.pack import (
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.device import summing_device
 from optimum_barber.models.file_names import tensors_of_files
-from optimum_barber.models.linears import check_weights, linear_shapes, target_names
+from optimum_barber.models.linears import check_globs, check_weights, linear_shapes, target_names
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import BlockReport, Plan, prune
 from optimum_barber.prune.producers import LinearInput, Produced, Producer
@@ -40,11 +50,13 @@ class MaskedQuantizer:
     """A producer for `prune`: returns the checkpoint's keep masks and dequantized weights, and records the scales.
 
     Attributes:
+        bits: by Linear.
         scales: (out, groups) by Linear, on the CPU, in the model's dtype.
     """
 
     opened: PrunedModel
     settings: QuantizeSettings
+    bits: dict[str, int]
     scales: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, linear: LinearInput) -> Produced:
@@ -59,7 +71,7 @@ class MaskedQuantizer:
 
     def _quantize(self, linear: LinearInput, keep: Tensor) -> Quantized:
         settings = self.settings
-        form = IntegerFormat(settings.bits, settings.group_size, self.opened.model.dtype)
+        form = IntegerFormat(self.bits[linear.name], settings.group_size, self.opened.model.dtype)
         if linear.statistics.gram is None:
             return round_to_nearest(linear.weight, keep, form)
         gram = linear.statistics.gram.clone()
@@ -90,42 +102,45 @@ def quantize_model(
 
     Returns:
         `error`, the sum of the blocks' output errors E; `seconds`; `bytes_before` and `bytes_after` of all weights;
-        `modules`, how many were quantized; `blocks`, name, error and seconds of each.
+        `modules`, how many were quantized; `bits`, of a weight in the mean; `blocks`, name, error and seconds of each.
 
     Raises:
         BarberError: no compressed-tensors, a group size that does not divide a width, an unknown glob, sick weights.
     """
     started = time.perf_counter()
     opened = PrunedModel.load(model)
-    scales, reports = quantize_blocks(opened, settings, windows, quiet, device)
-    tensors = tensors_of_files(opened.model)
+    quantizer, reports = quantize_blocks(opened, settings, windows, quiet, device)
+    source, tensors = ModelSource(opened.model), tensors_of_files(opened.model)
     before = sum(tensor.nbytes for tensor in tensors.values())
-    pack(tensors, scales, settings)
+    pack(tensors, quantizer.scales, settings, quantizer.bits)
     after = sum(tensor.nbytes for tensor in tensors.values())
-    save_packed(output, opened, tensors, quantization_config(ModelSource(opened.model), scales, settings))
+    save_packed(output, opened, tensors, quantization_config(source, settings, quantizer.bits))
     step = {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
     carry_masks(opened.reference.directory, output, step)
     return {
         "error": sum(report.error_after for report in reports), "seconds": time.perf_counter() - started,
-        "bytes_before": before, "bytes_after": after, "modules": len(scales),
+        "bytes_before": before, "bytes_after": after, "modules": len(quantizer.scales),
+        "bits": mean_bits(quantizer.bits, sizes_of(source, quantizer.bits)),
         "blocks": [{"block": r.block, "error": r.error_after, "seconds": r.seconds} for r in reports],
     }  # fmt: skip
 
 
 def quantize_blocks(
     opened: PrunedModel, settings: QuantizeSettings, windows: TokenWindows, quiet: bool = False, device: str = "auto"
-) -> tuple[dict[str, Tensor], list[BlockReport]]:
+) -> tuple[MaskedQuantizer, list[BlockReport]]:
     """Quantize the model in memory: its Linears take their dequantized values, in the model's dtype.
 
     Returns:
-        The scales by Linear, and a report a block; its errors are against the block before quantization.
+        The scales and bits by Linear, and a report a block; its errors are against the block before quantization.
     """
     source = ModelSource(opened.model, summing_device(device))
     check_quantizable(source, settings)
     check_weights(source, [])
-    quantizer, reports = MaskedQuantizer(opened, settings), list[BlockReport]()
-    producer = Producer(quantizer, frozenset(["gram"] if settings.method == "gptq" else []))
-    plan = Plan(producer, ANY_PATTERN, ignore=settings.ignore, exact=False)
+    bits = bits_of(source, settings, windows, quiet)
+    quantizer, reports = MaskedQuantizer(opened, settings, bits), list[BlockReport]()
+    producer = Producer(quantizer, frozenset([] if settings.method == "round-to-nearest" else ["gram"]))
+    own = partial(attention_statistics, structure_of(source)) if settings.method == "aptq" else None
+    plan = Plan(producer, ANY_PATTERN, ignore=settings.ignore, exact=False, own_statistics=own)
     with tqdm(total=2 * len(source), unit="block", desc=settings.method, disable=quiet or None) as bar:
 
         def finished(report: BlockReport) -> None:
@@ -134,7 +149,22 @@ def quantize_blocks(
             bar.update()
 
         prune(source, windows.tokens, plan, finished)
-    return quantizer.scales, reports
+    return quantizer, reports
+
+
+def bits_of(source: ModelSource, settings: QuantizeSettings, windows: TokenWindows, quiet: bool) -> dict[str, int]:
+    """Return the bits of every Linear that is quantized; under `average_bits` by a pass over the windows."""
+    names = target_names(linear_shapes(source), settings.ignore)
+    if settings.average_bits is None:
+        return settings.bits_by_name(names)
+    sensitivity = sensitivities(source, windows.tokens, quiet)
+    return mixed_bits(sensitivity, sizes_of(source, names), settings.average_bits)
+
+
+def sizes_of(source: ModelSource, names: Iterable[str]) -> dict[str, int]:
+    """Return the number of weights of each Linear."""
+    shapes = linear_shapes(source)
+    return {name: math.prod(shapes[name]) for name in names}
 
 
 def check_quantizable(source: ModelSource, settings: QuantizeSettings) -> None:
@@ -148,6 +178,9 @@ def check_quantizable(source: ModelSource, settings: QuantizeSettings) -> None:
         raise MissingExtraError("quantization", "quantize")
     shapes = linear_shapes(source)
     targets = target_names(shapes, settings.ignore)
+    check_globs("bits_of", list(settings.bits_of), targets)
+    if settings.method == "aptq":
+        structure_of(source)
     check_packable(source, targets)
     settings.check_widths({name: shapes[name][1] for name in targets})
     check_readable(source, {name: shapes[name] for name in targets}, settings)

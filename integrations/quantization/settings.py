@@ -1,15 +1,17 @@
 """The settings of a quantization. Imports neither torch nor transformers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.fields import one_of
 
-METHODS = ("gptq", "round-to-nearest")
+METHODS = ("gptq", "round-to-nearest", "aptq")
+WIDTHS = (2, 4, 8)
 
 
 class QuantizeSettings(BaseModel):
@@ -18,9 +20,21 @@ class QuantizeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Annotated[str, one_of("method", METHODS)] = Field(
-        "gptq", description="gptq makes up for each column's error in the columns behind; or round-to-nearest"
+        "gptq",
+        description="gptq makes up for each column's error in the columns behind; aptq does so by attention's output "
+        "where that follows, and can mix bits; or round-to-nearest",
     )
-    bits: Literal[4, 8] = Field(4, description="of a weight, symmetric around zero: 4 or 8")
+    bits: Literal[2, 4, 8] = Field(4, description="of a weight, symmetric around zero: 2, 4 or 8")
+    bits_of: dict[str, Literal[2, 4, 8]] = Field(
+        default_factory=dict, description="other bits, by glob of a Linear's full name; the first that matches counts"
+    )
+    average_bits: float | None = Field(
+        None,
+        ge=2,
+        le=8,
+        description="aptq, instead of bits: largest mean over all weights; below 4 Linears get 2 or 4 bits, else 4 or "
+        "8, the most sensitive ones the more",
+    )
     group_size: int | None = Field(
         128, description="consecutive inputs that share a scale, a divisor of every width; -1 or null: a whole row"
     )
@@ -39,6 +53,25 @@ class QuantizeSettings(BaseModel):
         if size is not None and size < 1 and size != -1:
             raise BarberError(f"group size {size} is not legal: from 1, or -1 for a whole row")
         return None if size == -1 else size
+
+    @model_validator(mode="after")
+    def _check_bits(self) -> "QuantizeSettings":
+        if self.average_bits is None:
+            return self
+        if self.method != "aptq":
+            raise BarberError(f"average_bits {self.average_bits:g} goes with method aptq, not with {self.method}")
+        if self.bits_of or "bits" in self.model_fields_set:
+            raise BarberError("average_bits excludes bits and bits_of: it chooses them")
+        return self
+
+    def bits_by_name(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the bits of every Linear by `bits` and `bits_of`."""
+        chosen: dict[str, int] = {}
+        for name in names:
+            globs = (glob for glob in self.bits_of if fnmatchcase(name, glob))
+            glob = next(globs, None)
+            chosen[name] = self.bits if glob is None else self.bits_of[glob]
+        return chosen
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse a group size that does not divide the input width of every Linear.

@@ -15,7 +15,7 @@ from ..base.fields import one_line
 from ..base.files import read_json_object
 from ..models.file_names import FileNames
 from ..models.loading import ModelReference, resolve_model
-from ..tensors.quantize import Quantized, unpack_codes
+from ..models.packed import PARTS, dequantized
 from .names import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from .shards import Entry, Header, Layout, read_ahead, read_header
 
@@ -114,13 +114,11 @@ class SafetensorsWeights:
             weight = self._expert(module) if key not in self.entries else None
             weight = self.tensor(key) if weight is None else weight
             return weight.t() if transposed else weight
-        packed, scale = self.tensor(f"{key}_packed"), self.tensor(f"{key}_scale")
-        shape = self.tensor(f"{key}_shape").tolist()
-        width = shape[-1]
-        fitting = [bits for bits in (4, 8) if packed.shape == (shape[0], -(-width * bits // 32))]
-        if len(fitting) != 1 or width % scale.shape[-1] or f"{key}_zero_point" in self.entries:
-            raise BarberError(f"model {self.name!r}: {module} is not packed as symmetric groups of 4 or 8 bits")
-        return Quantized(unpack_codes(packed, fitting[0], width), scale).dequantize()
+        parts = {part: self.tensor(f"{key}_{part}") for part in PARTS if f"{key}_{part}" in self.entries}
+        try:
+            return dequantized(module, parts)
+        except BarberError as error:
+            raise BarberError(f"model {self.name!r}: {error}") from None
 
     def has_expert(self, module: str) -> bool:
         """True if the name is that of one expert in a tensor of all."""

@@ -14,6 +14,7 @@ from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
 from .bounds import check_experts, check_gguf, check_numbers
 from .dtypes import check_dtype, extremes
+from .packed import dequantized_tensors
 
 SMALL_FILES = (  # that go with a model, by pattern
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
@@ -201,10 +202,7 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     """
     config = load_config(reference, quantized)
     options: dict[str, Any] = {} if reference.gguf_file else {"use_safetensors": True}
-    settings = getattr(config, "quantization_config", None) or {}
-    if settings.get("quant_method") == "compressed-tensors":
-        config.quantization_config = {**settings, "dequantize": True}  # done by transformers while it loads
-        options["config"] = config
+    options |= _dequantizing(reference, config)
     if dtype != "auto":
         options["dtype"] = getattr(torch, dtype)
     else:
@@ -215,12 +213,31 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     return _plain_model(model) if reference.gguf_file else model
 
 
+def _dequantizing(reference: ModelReference, config: Any) -> dict[str, Any]:
+    """The options under which a compressed-tensors checkpoint becomes a plain model; none for others.
+
+    transformers dequantizes while it loads, but all Linears by the bits of one group: several are dequantized here.
+    """
+    settings = getattr(config, "quantization_config", None) or {}
+    if settings.get("quant_method") != "compressed-tensors":
+        return {}
+    if len(settings.get("config_groups", {})) == 1:
+        config.quantization_config = {**settings, "dequantize": True}
+        return {"config": config}
+    del config.quantization_config
+    tensors = dequantized_tensors(reference.directory)
+    return {"config": config, "state_dict": tensors, "generation_config": load_generation_config(reference)}
+
+
 def _loaded(reference: ModelReference, kind: Any, options: Mapping[str, Any]) -> Any:
-    """The model as the Auto class `kind` loads it, with all of its weights from the files."""
+    """The model as the Auto class `kind` loads it, with all of its weights from the files, or from `state_dict`."""
     options = {**_options(reference), **options}
+    place: Path | None = reference.directory
+    if "state_dict" in options:
+        kind, place = kind._model_mapping[type(options["config"])], None
     try:
         loaded: Any = kind.from_pretrained(
-            reference.directory,
+            place,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,

@@ -81,6 +81,7 @@ class Plan:
         exact: whether the producer must meet the pattern's sparsity.
         all_experts: whether the producer's statistics are of all tokens for every expert, routed to it or not.
         relative_error: whether the error of a token counts relative to the size of its residual stream.
+        own_statistics: of the inputs of some Linears, in place of those that are summed; by layer and trial.
         ranks: that share the samples; all of them prune the same layers.
         patterns: of blocks and Linears by name, where they have a share of the budget of their own.
     """
@@ -97,6 +98,7 @@ class Plan:
     exact: bool = True
     all_experts: bool = False
     relative_error: bool = False
+    own_statistics: Callable[[DecoderLayer, Trial], dict[str, InputStatistics]] | None = None
     ranks: Ranks = ALONE
     patterns: Mapping[str, SparsityPattern] = field(default_factory=dict)
 
@@ -214,6 +216,8 @@ def observe(layer: DecoderLayer, block: Block, hidden: Activations, outputs: lis
     trial = watch(layer, block, hidden, outputs, linears, needs, plan.pattern_of(block.name), plan.ranks)
     if plan.all_experts and needs:
         trial.statistics |= statistics_of_experts(layer, trial, needs)
+    if plan.own_statistics is not None:
+        trial.statistics |= plan.own_statistics(layer, trial)
     if plan.relative_error:
         trial.token_weights = stream_weights(layer, hidden, [*outputs, trial.targets])
     return trial

@@ -13,7 +13,7 @@ class IntegerFormat:
     """How quantized weights are stored.
 
     Attributes:
-        bits: of a code, 4 or 8; codes lie in [-2^(bits-1), 2^(bits-1) - 1].
+        bits: of a code, 2, 4 or 8; codes lie in [-2^(bits-1), 2^(bits-1) - 1].
         group_size: consecutive weights along the input dimension that share a scale; None for a whole output row.
         dtype: of scales and dequantized weights.
     """
