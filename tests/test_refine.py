@@ -321,3 +321,18 @@ def test_recipes_that_change_weights_before_refining_are_refused(given, model_di
     )
     with pytest.raises(RecipeError, match="prune changes weights"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_the_record_states_the_precision_under_which_masks_were_refined(precision, tmp_path, model_dir):
+    config = BarberConfig(producer="magnitude", sparsity=0.5, rebuild="none")
+    sparsifier = BarberSparsifier.from_pretrained(model_dir, stream="never")
+    sparsifier.sparsify(config, tiny_windows(8), tmp_path / "sparse", quiet=True)
+    before = torch.get_float32_matmul_precision()
+    refiner = BarberRefiner.for_checkpoint(tmp_path / "sparse")
+    result = refiner.refine(
+        tmp_path / "sparse", RefineConfig(precision=precision), tiny_windows(8), tmp_path / "out", quiet=True
+    )
+    assert result.sparsity_config.steps[-1]["precision"] == precision
+    assert torch.get_float32_matmul_precision() == before
+    assert verify_checkpoint(tmp_path / "out").faults == []

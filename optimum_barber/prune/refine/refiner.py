@@ -22,8 +22,9 @@ from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_pruned, save_record
-from ...models.device import summing_device
+from ...models.device import matrix_products, product_precision, summing_device
 from ...models.dtypes import cast_parameters
+from ...models.linears import has_routed_experts
 from ...models.loading import load_model, load_tokenizer, resolve_model
 from ...models.source import ModelSource
 from ...models.tool import PretrainedTool
@@ -118,7 +119,11 @@ class BarberRefiner(PretrainedTool):
         record = read_record(sparse)
         model = self.model.requires_grad_(False).to(summing_device(config.device), torch.float32)
         with ExitStack() as stack:
-            linears = stack.enter_context(ModelSource(model.eval()).computing_by_linears())
+            source = ModelSource(model.eval())
+            products = product_precision(config.precision, source.device, has_routed_experts(source))
+            config = config.model_copy(update={"precision": products})
+            stack.enter_context(matrix_products(products))
+            linears = stack.enter_context(source.computing_by_linears())
             trial, windows = self._open(sparse, record, linears, config, calibration)
             partial = stack.enter_context(staged(output)) if output is not None else None
             before = trial.masks
@@ -185,7 +190,8 @@ class BarberRefiner(PretrainedTool):
 def _refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
     return {
         "name": "refine", "rounds": config.rounds, "rounds_made": rounds_made, "exchanges": config.exchanges,
-        "shrinkage": config.shrinkage, "swaps": swaps, "calibration": windows.as_dict(config.seed),
+        "shrinkage": config.shrinkage, "precision": config.precision, "swaps": swaps,
+        "calibration": windows.as_dict(config.seed),
     }  # fmt: skip
 
 

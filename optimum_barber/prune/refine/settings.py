@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...base.calibration import Calibrated, CalibrationConfig, at_least
+from ...base.fields import PRECISIONS, one_of
 
 
 class RefineSettings(BaseModel):
@@ -36,3 +37,8 @@ class RefineConfig(Calibrated, RefineSettings):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
     device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
+        "auto",
+        description="precision of float32 matrix products: highest (float32), high (TF32), medium (bfloat16), or auto: "
+        "what the device has units for",
+    )

@@ -117,7 +117,9 @@ class RefineStage(Stage, RefineSettings):
         """Refine the checkpoint that the stages before left."""
         from ....prune.refine.refiner import BarberRefiner
 
-        config = RefineConfig(**context.shared.run_settings(), **self.part(RefineSettings).model_dump())
+        shared = context.shared
+        settings = {**shared.run_settings(), "precision": shared.precision, **self.part(RefineSettings).model_dump()}
+        config = RefineConfig(**settings)
         refiner = BarberRefiner.for_checkpoint(context.input_model, context.dense_model)
         result = refiner.refine(context.input_model, config, save_dir=context.output_model, quiet=context.quiet)
         report = result.as_report()
