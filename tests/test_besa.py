@@ -147,6 +147,16 @@ def test_the_error_falls_and_the_same_run_gives_the_same_masks():
         assert mask.sha256 == runs[1].masks[name].sha256
 
 
+def test_masks_that_raise_the_error_are_left_unless_asked_for():
+    trial = toy(samples=2)
+    trial.masks = {"linear": trial.weight("linear").abs() >= trial.weight("linear").abs().flatten().kthvalue(41).values}
+    best = trial.masks
+    assert besa(trial, RebuildConfig(method="besa")).masks is best
+    always = besa(trial, RebuildConfig(method="besa", accept="always"))
+    assert always.masks is not best and always.rounds[0]["accepted"]
+    assert trial.error(always.masks) > trial.error(best)
+
+
 def test_patterns_that_fix_counts_are_refused():
     with pytest.raises(ValueError, match="rebuild 'besa' makes no sense with pattern 2:4"):
         BarberConfig(pattern="2:4", rebuild="besa+swaps").sparsity_pattern()

@@ -2,11 +2,12 @@
 
 import json
 import math
+import shutil
 from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from optimum_barber import (
@@ -20,13 +21,15 @@ from optimum_barber import (
     verify_checkpoint,
 )
 from optimum_barber.base.errors import BarberError, FailedCheckError
+from optimum_barber.checkpoints.experts import read_experts
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import main
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.lora.training import train_lora
 from optimum_barber.integrations.training.masks import keep_of_parameters
-from optimum_barber.integrations.training.trainer import examples
+from optimum_barber.integrations.training.settings import RecoverSettings
+from optimum_barber.integrations.training.trainer import Learner, examples
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
 from optimum_barber.runs.verify import verify_product
@@ -71,9 +74,9 @@ def recovered(sparse, tmp_path_factory):
     return output, recover(sparse, output).report
 
 
-def recover(sparse, output, base=None, callbacks=(), **changes):
+def recover(sparse, output, base=None, callbacks=(), held_out=HELD_OUT, **changes):
     config = RecoverConfig(**{**SETTINGS, **changes})
-    return BarberRecoverer(sparse, base).recover(config, output, WINDOWS, HELD_OUT, quiet=True, callbacks=callbacks)
+    return BarberRecoverer(sparse, base).recover(config, output, WINDOWS, held_out, quiet=True, callbacks=callbacks)
 
 
 def slow_divergence(sparse, dense, temperature):
@@ -134,6 +137,51 @@ def zeros_lost(model, masks):
     for parameter, keep in keep_of_parameters(model, masks):
         lost += int(parameter.detach()[~keep].count_nonzero())
     return lost
+
+
+def test_tokens_that_neither_model_gives_do_not_count():
+    sparse, dense = torch.randn(3, 7), torch.randn(3, 7)
+    padded = [torch.cat([logits, torch.full((3, 2), -torch.inf)], 1) for logits in (sparse, dense)]
+    leaf = padded[0].requires_grad_()
+    loss = divergence(leaf, padded[1])
+    loss.backward()
+    assert loss.item() == pytest.approx(slow_divergence(sparse, dense, 1.0), rel=1e-5)
+    assert leaf.grad.isfinite().all() and not leaf.grad[:, 7:].any()
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_the_loss_of_text_is_the_mean_negative_log_likelihood(family, model_dir):
+    model = mixtral(output_router_logits=True) if family == "mixtral" else tiny_model()
+    tokens = HELD_OUT.tokens[:2]
+    with torch.no_grad():
+        chances = model(tokens).logits.log_softmax(-1)
+        expected = 0.0
+        for window, rows in zip(tokens, chances, strict=True):
+            expected -= sum(float(rows[place - 1, window[place]]) for place in range(1, len(window)))
+        expected /= tokens[:, 1:].numel()
+        dense = tiny_model(seed=1, vocab_size=300)
+        both = RecoverSettings(lm_weight=0.5, temperature=2.0)
+        losses = {
+            "lm": Learner(model, RecoverSettings(loss="lm"))(tokens, tokens)["loss"].item(),
+            "both": Learner(model, both, dense)(tokens, tokens)["loss"].item(),
+            "distill": Learner(model, RecoverSettings(temperature=2.0), dense)(tokens, tokens)["loss"].item(),
+        }
+    assert losses["lm"] == pytest.approx(expected, rel=1e-4)
+    assert losses["both"] - losses["distill"] == pytest.approx(expected / 2, rel=1e-4)
+
+
+def test_gradients_of_pruned_weights_are_zero_before_the_optimizer_sees_them(sparse):
+    opened = PrunedModel.load(sparse)
+    callback = KeepMasks(opened.model, opened.masks)
+    callback.on_train_begin()
+    opened.model(WINDOWS.tokens, labels=WINDOWS.tokens).loss.backward()
+    keeps = keep_of_parameters(opened.model, opened.masks)
+    assert all(parameter.grad[keep].any() for parameter, keep in keeps)
+    assert not any(parameter.grad[~keep].any() for parameter, keep in keeps)
+    callback.on_train_end()
+    opened.model.zero_grad()
+    opened.model(WINDOWS.tokens, labels=WINDOWS.tokens).loss.backward()
+    assert any(parameter.grad[~keep].any() for parameter, keep in keeps)
 
 
 @pytest.mark.filterwarnings("ignore:.*warmup.*")
@@ -236,6 +284,108 @@ def test_an_interrupted_recovery_goes_on_to_the_same_bits(family, step, tmp_path
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_resumed_recovery_has_as_much_patience_and_finds_its_best_weights(step, sparse, tmp_path):
+    settings = {
+        "steps": 40,
+        "learning_rate": 0.05,
+        "saving_steps": 1,
+        "scheduler": "constant",
+        "patience": 2,
+        "warmup": 0,
+    }
+    whole = recover(sparse, tmp_path / "whole", **settings).report
+    scratch = {name: tmp_path / name / "scratch" for name in ("before", "after")}
+    with pytest.raises(KeyboardInterrupt):
+        config = RecoverConfig(**{**SETTINGS, **settings})
+        BarberRecoverer(sparse).recover(
+            config,
+            tmp_path / "out",
+            WINDOWS,
+            HELD_OUT,
+            quiet=True,
+            callbacks=[Interrupt(step)],
+            scratch=scratch["before"],
+        )
+    scratch["before"].parent.rename(scratch["after"].parent)  # the Trainer keeps absolute paths
+    report = (
+        BarberRecoverer(sparse)
+        .recover(config, tmp_path / "out", WINDOWS, HELD_OUT, quiet=True, scratch=scratch["after"])
+        .report
+    )
+    for figures in (report, whole):
+        del figures["seconds"], figures["loss"]  # a mean over the steps of one call
+    assert report == whole
+    first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "out")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_interrupt_leaves_checkpoints_where_the_folder_of_the_output_is_new(sparse, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        recover(sparse, tmp_path / "new" / "folder" / "out", callbacks=[Interrupt(3)])
+    assert (tmp_path / "new" / "folder" / "out.training" / "checkpoint-2").is_dir()
+
+
+def test_other_weights_under_the_same_names_are_another_run(sparse, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(sparse, copy)
+    with pytest.raises(KeyboardInterrupt):
+        recover(copy, tmp_path / "out", callbacks=[Interrupt(3)])
+    shutil.copytree(sparse, tmp_path / "other")
+    save_file(weights_of(copy), copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BarberError, match="a run with other base_files: remove it to start anew"):
+        recover(copy, tmp_path / "out")
+    config = RecoverConfig(**SETTINGS)
+    again = BarberRecoverer(copy).recover(config, tmp_path / "out", WINDOWS, HELD_OUT, overwrite=True, quiet=True)
+    assert again.report["steps"] == 6 and not (tmp_path / "out.training").exists()
+
+
+def test_folders_of_others_stay(sparse, tmp_path):
+    folder = tmp_path / "out.training"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BarberError, match="is not empty, and holds no training of ours: move it"):
+        recover(sparse, tmp_path / "out")
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "file.training").write_text("mine")
+    with pytest.raises(BarberError, match="is a file, where checkpoints of the training go"):
+        recover(sparse, tmp_path / "file")
+
+
+def test_a_second_run_on_the_same_checkpoints_is_refused(sparse, tmp_path):
+    class Second(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with pytest.raises(BarberError, match="is being written by another run"):
+                recover(sparse, tmp_path / "out")
+
+    recover(sparse, tmp_path / "out", steps=1, callbacks=[Second()])
+
+
+def test_the_dense_model_is_no_place_to_write(model_dir, tmp_path):
+    dense = tmp_path / "dense"
+    shutil.copytree(model_dir, dense)
+    config = RecoverConfig(**SETTINGS)
+    sparse = pruned(tmp_path / "sparse", dense)
+    with pytest.raises(BarberError, match="is the input"):
+        BarberRecoverer(sparse).recover(config, dense, WINDOWS, HELD_OUT, overwrite=True, quiet=True)
+
+
+def test_arguments_that_would_be_ignored_are_refused(sparse, model_dir, tmp_path):
+    config = RecoverConfig(**SETTINGS)
+    with pytest.raises(BarberError, match="windows and held_out go together"):
+        BarberRecoverer(sparse).recover(config, tmp_path / "out", WINDOWS, quiet=True)
+    with pytest.raises(BarberError, match="base .* goes with loss distill"):
+        recover(sparse, tmp_path / "out", base=model_dir, loss="lm")
+    with pytest.raises(BarberError, match="is no pruned or shrunk checkpoint"):
+        recover(model_dir, tmp_path / "out", loss="lm")
+    with pytest.raises(ValueError, match="temperature 3 goes with loss distill, not with lm"):
+        RecoverConfig(loss="lm", temperature=3)
+    with pytest.raises(ValueError, match="finite number"):
+        RecoverConfig(temperature=math.inf)
+    tokens = BarberRecoverer(sparse).recover(config, tmp_path / "out", WINDOWS.tokens, HELD_OUT.tokens, quiet=True)
+    assert tokens.report["windows"]["fingerprint"] == WINDOWS.fingerprint
+
+
 def test_a_recovery_killed_behind_its_last_step_does_not_train_again(sparse, recovered, tmp_path, monkeypatch):
     def kill(*arguments):
         raise KeyboardInterrupt
@@ -274,6 +424,7 @@ def test_a_training_without_gain_writes_nothing(sparse, tmp_path):
     with pytest.raises(BarberError, match="training diverged: learning rate 1e\\+30 is too high"):
         recover(sparse, tmp_path / "other", learning_rate=1e30)
     assert not (tmp_path / "out").exists() and not (tmp_path / "other").exists()
+    assert recover(sparse, tmp_path / "out").report["steps"] == 6  # as advised
 
 
 def test_a_shrunk_model_learns_from_the_one_before_the_cut(model_dir, tmp_path):
@@ -283,8 +434,26 @@ def test_a_shrunk_model_learns_from_the_one_before_the_cut(model_dir, tmp_path):
     assert report["dense_model"] == str(model_dir) and report["mask_fingerprint"] is None
     assert [step["name"] for step in read_structure(tmp_path / "out").steps] == ["recover"]
     assert verify_product(tmp_path / "out").faults == []
+    shrinker = BarberShrinker.from_pretrained(tmp_path / "small")
+    shrinker.shrink(ShrinkConfig(remove=0.2), tiny_windows(), save_dir=tmp_path / "smaller", quiet=True)
+    assert recover(tmp_path / "smaller", tmp_path / "twice").report["dense_model"] == str(model_dir)
     masked = pruned(tmp_path / "masked", tmp_path / "small")
     assert recover(masked, tmp_path / "both").report["dense_model"] == str(model_dir)
+
+
+def test_the_record_of_lost_experts_goes_on(tmp_path, tokenizer):
+    model = mixtral()
+    for parameter in model.parameters():
+        parameter.data.mul_(5 if parameter.ndim > 1 else 1)  # so that experts matter
+    dense = saved(tmp_path / "dense", model, tokenizer)
+    shrinker = BarberShrinker.from_pretrained(dense)
+    shrinker.shrink(ShrinkConfig(scorer="magnitude", remove_experts=0.25), save_dir=tmp_path / "small", quiet=True)
+    recover(tmp_path / "small", tmp_path / "once", learning_rate=1e-3, held_out=WINDOWS)
+    report = recover(tmp_path / "once", tmp_path / "twice", learning_rate=1e-4, held_out=WINDOWS).report
+    assert report["dense_model"] == str(dense)
+    assert [step["name"] for step in read_experts(tmp_path / "twice").steps] == ["recover", "recover"]
+    checked = verify_product(tmp_path / "twice")
+    assert checked.faults == [] and "weights have changed since, by recover" in str(checked)
 
 
 def test_a_dense_model_and_another_vocabulary_are_refused(sparse, model_dir, tmp_path, tokenizer):
@@ -334,7 +503,8 @@ def recipe(tmp_path, model, text, *stages):
 
 @pytest.mark.usefixtures("no_charts")
 def test_a_recipe_prunes_recovers_and_quantizes(model_dir, text_file, tmp_path):
-    stages = ["prune: {pattern: 2:4}", "recover: {steps: 4, learning_rate: 0.01, saving_steps: 2}", "report"]
+    recovery = "recover: {steps: 4, learning_rate: 0.01, saving_steps: 2}"
+    stages = ["prune: {pattern: 2:4}", recovery, "quantize: {group_size: 16}", "report"]
     result = run_recipe(recipe(tmp_path, model_dir, text_file, *stages), quiet=True)
     figures = result.stages["02-recover"]
     assert figures["zeros"] == figures["pruned"] > 0 and figures["held_out_loss"].keys() == {"0", "2", "4"}
@@ -342,5 +512,19 @@ def test_a_recipe_prunes_recovers_and_quantizes(model_dir, text_file, tmp_path):
 
 
 def test_recipes_with_nothing_to_recover_are_refused(model_dir, text_file, tmp_path):
-    with pytest.raises(RecipeError, match="recover has nothing to recover: no stage before it prunes or shrinks"):
-        read_recipe(recipe(tmp_path, model_dir, text_file, "recover"))
+    for stage in ("recover", "recover: {loss: lm}", "lora: {loss: distill}"):
+        with pytest.raises(RecipeError, match="has nothing to recover: no stage before it prunes or shrinks"):
+            read_recipe(recipe(tmp_path, model_dir, text_file, stage))
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_recipe_killed_while_it_recovers_goes_on_to_the_same_bits(model_dir, text_file, tmp_path, monkeypatch):
+    stages = ["prune: {pattern: 2:4}", "recover: {steps: 4, learning_rate: 0.01, saving_steps: 1}"]
+    path = recipe(tmp_path, model_dir, text_file, *stages)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("optimum_barber.runs.recipe.stages.tune._loss_to", lambda context: Interrupt(2))
+        run_recipe(path, quiet=True)
+    resumed = run_recipe(path, quiet=True)
+    whole = run_recipe(path, [f"output={tmp_path / 'whole'}"], quiet=True)
+    first, second = (weights_of(result.output / "02-recover" / "model") for result in (whole, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)

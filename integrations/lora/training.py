@@ -10,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import write_json
+from optimum_barber.checkpoints.carry import files_digest
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.checkpoint import save_adapter
 from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora, pruned_modules
@@ -18,9 +19,8 @@ from optimum_barber.integrations.training.dense import DenseModel
 from optimum_barber.integrations.training.trainer import (
     Learner,
     Training,
-    begin_training,
-    finish_training,
     stated_products,
+    training_folder,
 )
 from optimum_barber.models.architectures import architecture_of, decoder_stack
 from optimum_barber.models.device import choose_device, working_dtype
@@ -70,7 +70,9 @@ def train_lora(
     run = {  # what decides the adapter
         "settings": settings.model_dump(),
         "base_model": opened.reference.full_name,
+        "base_files": files_digest(opened.reference),
         "dense_model": teacher.name if teacher else None,
+        "dense_files": files_digest(teacher.reference) if teacher else None,
         "device": str(device),
         "dtype": str(opened.model.dtype).removeprefix("torch."),
         "precision": products,
@@ -78,23 +80,22 @@ def train_lora(
         "windows": windows.as_dict(),
     }
     folder = scratch or output.with_name(output.name + ".training")
-    begin_training(folder, run)
-    before = after = None
-    if held_out:
-        before = perplexity(opened.model, held_out, quiet).as_dict()
-    adapter = _new_adapter(opened, settings, targets)
-    learner = Learner(adapter, settings, teacher.load(opened.model) if teacher else None)
-    training = Training(learner, settings, folder, windows.tokens, products, callbacks=callbacks, quiet=quiet)
-    history = training.train()
-    if held_out:
-        after = perplexity(adapter, held_out, quiet).as_dict()
-    report = {
-        **run, "seconds": history["seconds"], "steps": history["steps"], "perplexity_before": before,
-        "perplexity_after": after, "loss": history["loss"],
-    }  # fmt: skip
-    save_adapter(adapter, output, opened.reference.full_name)
-    write_json(output / REPORT_NAME, report)
-    finish_training(folder)
+    with training_folder(folder, run):
+        before = after = None
+        if held_out:
+            before = perplexity(opened.model, held_out, quiet).as_dict()
+        adapter = _new_adapter(opened, settings, targets)
+        learner = Learner(adapter, settings, teacher.load(opened.model) if teacher else None)
+        training = Training(learner, settings, folder, windows.tokens, products, callbacks=callbacks, quiet=quiet)
+        history = training.train()
+        if held_out:
+            after = perplexity(adapter, held_out, quiet).as_dict()
+        report = {
+            **run, "seconds": history["seconds"], "steps": history["steps"], "perplexity_before": before,
+            "perplexity_after": after, "loss": history["loss"],
+        }  # fmt: skip
+        save_adapter(adapter, output, opened.reference.full_name)
+        write_json(output / REPORT_NAME, report)
     return report
 
 

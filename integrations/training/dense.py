@@ -6,11 +6,12 @@ from typing import Any
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.experts import read_experts
-from optimum_barber.checkpoints.names import EXPERTS_NAME, STRUCTURE_NAME
+from optimum_barber.checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel
+from optimum_barber.checkpoints.record import read_record
 from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.models.limits import vocabulary
-from optimum_barber.models.loading import ModelReference, load_config, load_model, resolve_model
+from optimum_barber.models.loading import ModelReference, load_config, load_model, local_model, resolve_model
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DenseModel:
         Raises:
             BarberError: there is no such record, or the model has another vocabulary.
         """
-        name = str(base) if base is not None else recorded_name(opened)
+        name = str(base) if base is not None else recorded_name(opened.reference.directory)
         if name is None:
             raise BarberError(
                 f"{opened.reference.full_name} does not say which dense model it was made from: give it as base"
@@ -49,14 +50,32 @@ class DenseModel:
         return model.to(student.device).requires_grad_(False).eval()
 
 
-def recorded_name(opened: PrunedModel) -> str | None:
-    """Return the name of the dense model in the records of a checkpoint, None where they name none."""
-    directory = opened.reference.directory
+def recorded_name(directory: Path) -> str | None:
+    """Return the dense model that the records of a checkpoint name, None where they name none.
+
+    A record may name a checkpoint that was cut itself: its own record is followed, where it is on this machine.
+    """
+    seen: set[Path] = set()
+    name = _named_by(directory)
+    while name is not None:
+        reference = local_model(name)
+        if reference is None or reference.directory in seen:
+            break
+        seen.add(reference.directory)
+        earlier = _named_by(reference.directory)
+        if earlier is None:
+            break
+        name = earlier
+    return name
+
+
+def _named_by(directory: Path) -> str | None:
+    """Return the model that the records in a directory name: that of a cut before that of masks."""
     name: str | None = None
     if (directory / STRUCTURE_NAME).is_file():
         name = read_structure(directory).base_model["name"]
     elif (directory / EXPERTS_NAME).is_file():
         name = read_experts(directory).base_model["name"]
-    elif opened.record is not None:
-        name = opened.record.base_model["name"]
+    elif (directory / SPARSITY_NAME).is_file():
+        name = read_record(directory).base_model["name"]
     return name

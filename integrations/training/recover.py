@@ -10,21 +10,20 @@ from transformers import TrainerCallback
 from optimum_barber.base.errors import BarberError, FailedCheckError
 from optimum_barber.base.files import read_json, write_json
 from optimum_barber.base.output import check_output, staged
-from optimum_barber.checkpoints.carry import save_tokenizer
+from optimum_barber.checkpoints.carry import files_digest, save_tokenizer
 from optimum_barber.checkpoints.names import REPORT_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
 from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.checkpoints.write import check_settings, save_model
-from optimum_barber.integrations.training.dense import DenseModel
+from optimum_barber.integrations.training.dense import DenseModel, recorded_name
 from optimum_barber.integrations.training.masks import KeepMasks
 from optimum_barber.integrations.training.settings import RecoverConfig, RecoverSettings
 from optimum_barber.integrations.training.trainer import (
     Learner,
     Training,
-    begin_training,
-    finish_training,
     stated_products,
+    training_folder,
 )
 from optimum_barber.models.device import choose_device
 from optimum_barber.models.dtypes import cast_parameters, parameter_dtypes, restore_dtypes
@@ -33,7 +32,7 @@ from optimum_barber.text.perplexity import perplexity
 from optimum_barber.text.sources import text_files
 from optimum_barber.text.tokens import Encoder
 from optimum_barber.text.training import training_windows
-from optimum_barber.text.windows import TokenWindows, sequence_length
+from optimum_barber.text.windows import Calibration, TokenWindows, sequence_length, windows_for
 
 STEP = "recover"
 
@@ -62,8 +61,8 @@ class BarberRecoverer:
         self,
         config: RecoverConfig,
         save_dir: str | Path,
-        windows: TokenWindows | None = None,
-        held_out: TokenWindows | None = None,
+        windows: Calibration = None,
+        held_out: Calibration = None,
         overwrite: bool = False,
         quiet: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -76,8 +75,9 @@ class BarberRecoverer:
         Args:
             config: everything that decides the training.
             save_dir: where the checkpoint goes; written beside and renamed at the end.
-            windows: token windows to train on, and `held_out` to measure by; None for those of `config.calibration`.
-            overwrite: whether `save_dir` may hold something already; it stays until the end.
+            windows: texts or token windows to train on, and `held_out` to measure by; None for `config.calibration`.
+            overwrite: whether `save_dir` may hold something already, which stays until the end, and whether the
+                checkpoints of another run are discarded.
             quiet: no progress bar.
             callbacks: of the Trainer.
             scratch: folder of the checkpoints, which outlives a kill; None for `SAVE_DIR.training`.
@@ -86,50 +86,61 @@ class BarberRecoverer:
             BarberError: bad input; nothing was written.
             FailedCheckError: the training did not lower the held-out loss; nothing was written.
         """
-        output = check_output(save_dir, overwrite, [self.sparse, *text_files(config.calibration.texts)])
+        dense = None
         opened = PrunedModel.load(self.sparse)
+        if config.loss == "distill":
+            dense = DenseModel.of(opened, self.base)
+        else:
+            self._check_without_dense(opened)
+        inputs = [self.sparse, *text_files(config.calibration.texts)]
+        if dense is not None:
+            inputs.append(dense.reference.path)
+        output = check_output(save_dir, overwrite, inputs)
         check_settings(opened.model)
-        dtypes = parameter_dtypes(opened.model)
-        cast_parameters(opened.model, "float32")
-        dense = DenseModel.of(opened, self.base) if config.loss == "distill" else None
         choose_parameters(opened.model, config.parameters)
-        if windows is None or held_out is None:
-            windows, held_out = windows_of(opened, config)
+        windows, held_out = self._windows(opened, config, windows, held_out)
         folder = scratch or output.with_name(output.name + ".training")
-        with staged(output) as partial:
-            report = self._trained(opened, dense, config, windows, held_out, folder, quiet, callbacks)
-            restore_dtypes(opened.model, dtypes)
-            report["perplexity_after"] = perplexity(opened.model, held_out, quiet).as_dict()
-            self._save(partial, opened, report)
-        finish_training(folder)
-        return RecoverResult(opened.model, report)
-
-    def _trained(
-        self,
-        opened: PrunedModel,
-        dense: DenseModel | None,
-        config: RecoverConfig,
-        windows: TokenWindows,
-        held_out: TokenWindows,
-        folder: Path,
-        quiet: bool,
-        callbacks: Sequence[TrainerCallback],
-    ) -> dict[str, Any]:
-        """Train the model in memory and return the report."""
-        settings = RecoverSettings(**{name: getattr(config, name) for name in RecoverSettings.model_fields})
         opened.model.to(choose_device(config.device))
+        settings = RecoverSettings(**{name: getattr(config, name) for name in RecoverSettings.model_fields})
         products = stated_products(opened.model, settings)
         run = run_record(opened, dense, settings, products, windows, held_out)
-        begin_training(folder, run)
-        before = perplexity(opened.model, held_out, quiet).as_dict()
-        learner = Learner(opened.model, settings, dense.load(opened.model) if dense else None)
-        training = Training(
-            learner, settings, folder, windows.tokens, products, held_out.tokens, settings.patience,
-            [KeepMasks(opened.model, opened.masks), *callbacks], quiet,
-        )  # fmt: skip
-        history = training.train()
-        check_gain(history["held_out_loss"])
-        return {**run, **history, "perplexity_before": before}
+        with training_folder(folder, run, overwrite):
+            before = perplexity(opened.model, held_out, quiet).as_dict()
+            dtypes = parameter_dtypes(opened.model)
+            cast_parameters(opened.model, "float32")
+            learner = Learner(opened.model, settings, dense.load(opened.model) if dense else None)
+            training = Training(
+                learner, settings, folder, windows.tokens, products, held_out.tokens, settings.patience,
+                [KeepMasks(opened.model, opened.masks), *callbacks], quiet,
+            )  # fmt: skip
+            history = training.train()
+            check_gain(history["held_out_loss"])
+            restore_dtypes(opened.model, dtypes)
+            after = perplexity(opened.model, held_out, quiet).as_dict()
+            report = {**run, **history, "perplexity_before": before, "perplexity_after": after}
+            with staged(output) as partial:
+                self._save(partial, opened, report)
+        return RecoverResult(opened.model, report)
+
+    def _check_without_dense(self, opened: PrunedModel) -> None:
+        """Refuse, for a loss that needs no dense model, one that is given, and a checkpoint that is dense itself."""
+        if self.base is not None:
+            raise BarberError(f"base {str(self.base)!r} goes with loss distill: loss lm learns from text alone")
+        if recorded_name(opened.reference.directory) is None and opened.record is None:
+            raise BarberError(f"{self.sparse} is no pruned or shrunk checkpoint: it has no record of either")
+
+    def _windows(
+        self, opened: PrunedModel, config: RecoverConfig, windows: Calibration, held_out: Calibration
+    ) -> tuple[TokenWindows, TokenWindows]:
+        """Return the windows to train on and to measure by, those that are given or those of the text."""
+        if (windows is None) != (held_out is None):
+            raise BarberError("windows and held_out go together: give both, or neither")
+        if windows is None:
+            return windows_of(opened, config)
+        wanted = []
+        for one in (windows, held_out):
+            wanted.append(windows_for(opened.model, opened.tokenizer, config.calibration, config.seed, one))
+        return wanted[0], wanted[1]
 
     def _save(self, directory: Path, opened: PrunedModel, report: dict[str, Any]) -> None:
         save_model(directory, opened.model, opened.reference)
@@ -183,11 +194,13 @@ def run_record(
     return {
         "settings": settings.model_dump(),
         "base_model": opened.reference.full_name,
+        "base_files": files_digest(opened.reference),
         "dense_model": dense.name if dense else None,
+        "dense_files": files_digest(dense.reference) if dense else None,
         "device": str(opened.model.device),
         "precision": products,
         "mask_fingerprint": fingerprint_of(masks) if masks else None,
-        "windows": windows.as_dict(settings.seed),
+        "windows": windows.as_dict(),
         "held_out": held_out.as_dict(),
     }
 

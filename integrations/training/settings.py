@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optimum_barber.base.calibration import Calibrated, CalibrationConfig, at_least
+from optimum_barber.base.errors import BarberError
 from optimum_barber.base.fields import PRECISIONS, one_of
 
 LOSSES = ("lm", "distill")
@@ -20,8 +21,10 @@ class TrainingSettings(BaseModel):
         description="lm (cross-entropy of the text's next token) or distill (divergence from the dense model's next "
         "token)",
     )
-    temperature: float = Field(1.0, gt=0, description="of both distributions under loss distill")
-    lm_weight: float = Field(0.0, ge=0, description="weight of the loss lm that is added to loss distill")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of both distributions under loss distill")
+    lm_weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of the loss lm that is added to loss distill"
+    )
     steps: int = Field(200, ge=1, description="optimizer steps")
     learning_rate: float = Field(2e-4, gt=0, description="the highest, after the warmup")
     batch_size: int = Field(8, ge=1, description="windows on the device at once")
@@ -30,7 +33,7 @@ class TrainingSettings(BaseModel):
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="of the learning rate")
     weight_decay: float = Field(0.0, ge=0, description="of the trained weights")
     seed: int = Field(0, ge=0, lt=2**32, description="decides all that is random: order of windows, dropout, starts")
-    device: Literal["auto", "cpu", "cuda", "xpu"] = Field("auto", description="auto is a GPU where there is one")
+    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
         "auto",
         description="of float32 matrix products: highest (float32), high (TF32), medium (bfloat16), or auto: what the "
@@ -39,6 +42,14 @@ class TrainingSettings(BaseModel):
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
     logging_steps: int = Field(10, ge=1, description="steps between two points of the loss curve")
     saving_steps: int = Field(100, ge=1, description="steps between two checkpoints to resume from")
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "TrainingSettings":
+        of_distillation = {"temperature": self.temperature != 1, "lm_weight": self.lm_weight != 0}
+        for name, is_set in of_distillation.items():
+            if is_set and self.loss != "distill":
+                raise BarberError(f"{name} {getattr(self, name):g} goes with loss distill, not with {self.loss}")
+        return self
 
 
 class RecoverSettings(TrainingSettings):

@@ -3,8 +3,8 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from optimum_barber.base.errors import BarberError
+from optimum_barber.base.errors import BarberError, UnfinishedError
 from optimum_barber.base.files import read_json, read_json_object, write_json
+from optimum_barber.base.output import output_lock
 from optimum_barber.integrations.training.settings import TrainingSettings
 from optimum_barber.models.device import matrix_products, product_precision
 from optimum_barber.models.linears import has_routed_experts
@@ -50,15 +51,14 @@ class Learner(nn.Module):
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of a batch of windows, (windows, length) int64."""
         (dense,) = self._dense
-        if dense is None:
-            return {"loss": self.model(input_ids=input_ids, labels=labels, use_cache=False).loss}
         logits = self.model(input_ids=input_ids, use_cache=False).logits
+        if dense is None:
+            return {"loss": cross_entropy(logits, labels)}
         with torch.no_grad():
             dense_logits = dense(input_ids=input_ids, use_cache=False).logits
         loss = divergence(logits, dense_logits, self.settings.temperature)
         if self.settings.lm_weight:
-            likely = logits[:, :-1].flatten(0, 1).float()
-            loss = loss + self.settings.lm_weight * functional.cross_entropy(likely, labels[:, 1:].flatten())
+            loss = loss + self.settings.lm_weight * cross_entropy(logits, labels)
         return {"loss": loss}
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -80,28 +80,59 @@ class Learner(nn.Module):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
-def begin_training(folder: Path, run: Mapping[str, Any]) -> None:
-    """Write what the checkpoints in a folder belong to.
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of every token but the first of its window, in nats.
+
+    Args:
+        logits: (windows, length, vocabulary).
+        labels: (windows, length) int64.
+    """
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+
+@contextmanager
+def training_folder(folder: Path, run: Mapping[str, Any], overwrite: bool = False) -> Iterator[None]:
+    """Inside, the folder holds the checkpoints of one run and no other works there; on success it is removed.
+
+    An interrupted run leaves it, a failed check or bad input does not.
+
+    Args:
+        folder: of checkpoints; a run that finds its own goes on with them.
+        run: what decides the training.
+        overwrite: whether checkpoints of another run are discarded.
 
     Raises:
-        BarberError: there are some of another run.
+        BarberError: the folder is something else, in use, or holds checkpoints of another run.
     """
-    path = folder / RUN_NAME
-    begun = last_checkpoint(folder) or (folder / TRAINED_NAME).is_file()
-    if begun and path.is_file():
-        earlier = read_json_object(path)
-        other = [key for key in run if earlier.get(key) != run[key]]
-        if other:
-            raise BarberError(
-                f"{folder} holds checkpoints of a run with other {', '.join(other)}: remove it to start anew"
-            )
+    if folder.exists() and not folder.is_dir():
+        raise BarberError(f"{folder} is a file, where checkpoints of the training go: move it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RUN_NAME).is_file():
+        raise BarberError(f"{folder} is not empty, and holds no training of ours: move it")
     folder.mkdir(parents=True, exist_ok=True)
+    with output_lock(folder):
+        _settle(folder, run, overwrite)
+        try:
+            yield
+        except UnfinishedError:
+            raise
+        except BarberError:  # the same run would fail again
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def _settle(folder: Path, run: Mapping[str, Any], overwrite: bool) -> None:
+    """Write what the checkpoints in a folder belong to; refuse or discard those of another run."""
+    path = folder / RUN_NAME
+    earlier = read_json_object(path) if path.is_file() else dict(run)
+    other = [key for key in run if earlier.get(key) != run[key]]
+    if other and not overwrite:
+        raise BarberError(f"{folder} holds checkpoints of a run with other {', '.join(other)}: remove it to start anew")
+    if other:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        (folder / TRAINED_NAME).unlink(missing_ok=True)
     write_json(path, dict(run))
-
-
-def finish_training(folder: Path) -> None:
-    """Remove the checkpoints of a training whose result is written."""
-    shutil.rmtree(folder)
 
 
 @dataclass
@@ -111,7 +142,7 @@ class Training:
     Attributes:
         learner: model and loss, on the device.
         settings: everything that decides the training but model and text.
-        folder: of checkpoints, see `begin_training`.
+        folder: of checkpoints, see `training_folder`.
         tokens: windows to train on, (windows, length) int64.
         products: precision of float32 matrix products, see `stated_products`.
         held_out: windows by which the best weights are chosen; None takes the last.
@@ -151,21 +182,26 @@ class Training:
         return {"seconds": time.perf_counter() - started, **history}
 
     def _run_trainer(self) -> dict[str, Any]:
-        trainer = self._trainer()
+        last = last_checkpoint(self.folder)
+        if last is not None:
+            _move_best(last)
+        trainer = self._trainer(anew=last is None)
         with matrix_products(self.products):
-            trainer.train(resume_from_checkpoint=last_checkpoint(self.folder))
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         for parameter in self.learner.trainable().values():
             if not parameter.isfinite().all():
                 rate = self.settings.learning_rate
                 raise BarberError(f"training diverged: learning rate {rate:g} is too high for this model")
         history = trainer.state.log_history
+        if self.held_out is not None and trainer.state.best_model_checkpoint is None:
+            raise BarberError(f"{self.folder} has lost the best checkpoint of the training: remove it to start anew")
         return {
             "steps": trainer.state.global_step,
             "loss": curve_of(history, "loss"),
             "held_out_loss": curve_of(history, "eval_loss"),
         }
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, anew: bool) -> Trainer:
         """Build a Trainer that reports to nobody and keeps its best and its last checkpoint in the folder."""
         settings = self.settings
         on_device = next(self.learner.parameters()).device.type != "cpu"
@@ -178,7 +214,7 @@ class Training:
             logging_steps=settings.logging_steps, logging_nan_inf_filter=False, save_steps=settings.saving_steps,
             save_total_limit=1, report_to="none", disable_tqdm=self.quiet or not sys.stderr.isatty(),
             use_cpu=not on_device, dataloader_pin_memory=on_device, label_names=["labels"], seed=settings.seed,
-            **self._looking(),
+            **self._looking(anew),
         )  # fmt: skip
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several would mean DataParallel
         if settings.gradient_checkpointing:
@@ -193,12 +229,12 @@ class Training:
             trainer.add_callback(callback)
         return trainer
 
-    def _looking(self) -> dict[str, Any]:
-        """Return the arguments by which the Trainer looks at the held-out windows."""
+    def _looking(self, anew: bool) -> dict[str, Any]:
+        """Return the arguments by which the Trainer looks at the held-out windows, before the first step too."""
         if self.held_out is None:
             return {}
         return {
-            "eval_strategy": "steps", "eval_steps": self.settings.saving_steps, "eval_on_start": True,
+            "eval_strategy": "steps", "eval_steps": self.settings.saving_steps, "eval_on_start": anew,
             "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False,
             "restore_callback_states_from_checkpoint": True,
         }  # fmt: skip
@@ -221,7 +257,7 @@ def stated_products(model: Any, settings: TrainingSettings) -> str:
     return product_precision(settings.precision, device, has_routed_experts(ModelSource(model)))
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of the most steps, None where there is none.
 
     The Trainer writes its state last, so a checkpoint that a kill left half-written has none.
@@ -230,8 +266,16 @@ def last_checkpoint(folder: Path) -> str | None:
     for path in folder.glob("checkpoint-*"):
         with suppress(BarberError):
             read_json(path / STATE_NAME)
-            complete[int(path.name.rpartition("-")[2])] = str(path)
+            complete[int(path.name.rpartition("-")[2])] = path
     return complete[max(complete)] if complete else None
+
+
+def _move_best(checkpoint: Path) -> None:
+    """Name the best checkpoint by where it lies now: the Trainer keeps an absolute path."""
+    state = read_json(checkpoint / STATE_NAME)
+    if state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = str(checkpoint.with_name(Path(state["best_model_checkpoint"]).name))
+        write_json(checkpoint / STATE_NAME, state)
 
 
 def curve_of(history: Sequence[Mapping[str, float]], name: str) -> list[dict[str, float]]:

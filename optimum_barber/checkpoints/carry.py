@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError
-from ..base.files import leads_out, read_json_object, write_json
+from ..base.files import digest, leads_out, read_json_object, write_json
 from ..models.loading import SMALL_FILES, ModelReference, load_config, load_tokenizer
 from . import names
 
@@ -32,6 +32,19 @@ def source_of(reference: ModelReference | None) -> ModelReference | None:
     """The reference, if it is a directory with a configuration that can be taken over; else None."""
     there = reference and not reference.gguf_file and (reference.directory / MODEL_CONFIG_NAME).is_file()
     return reference if there else None
+
+
+def files_digest(reference: ModelReference) -> str:
+    """Digest names, sizes and times of a model's files; reading 100 GB would take minutes."""
+    files = [reference.path]
+    if not reference.gguf_file:
+        files = sorted(reference.directory.iterdir())
+    stats = []
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            stats.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return digest(stats)
 
 
 def carry_files(source: Path, target: Path) -> None:

@@ -28,6 +28,9 @@ class PrunedExperts(BaseModel):
     calibration: dict[str, Any] | None = Field(description="source, samples, sequence_length, seed, fingerprint")
     base_model: dict[str, Any] = Field(description="name, model_type and dtype of the model that was cut")
     software: dict[str, str] = Field(description="versions")
+    steps: list[dict[str, Any]] = Field(
+        default_factory=list, description="what changed the weights after the cut, in order: name and settings"
+    )
 
     @property
     def counts(self) -> dict[str, int]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..base.files import write_json
 from ..models.loading import ModelReference, load_model, load_tokenizer, resolve_model
-from .names import SPARSITY_NAME, STRUCTURE_NAME
+from .experts import read_experts
+from .names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from .record import MaskFile, SparsityConfig, read_record
 from .structure import read_structure
 
@@ -50,11 +51,15 @@ def open_masks(directory: str | Path) -> tuple[SparsityConfig | None, MaskFile |
 
 
 def carry_structure(source: Path, target: Path, step: Mapping[str, Any]) -> None:
-    """Give `target` the record of the heads and channels that were cut before, with one more step in it."""
+    """Give `target` the record of the heads, channels and experts that were cut before, with one more step in it."""
     if (source / STRUCTURE_NAME).is_file():
         structure = read_structure(source)
         structure.steps.append(dict(step))
         write_json(target / STRUCTURE_NAME, structure.model_dump())
+    if (source / EXPERTS_NAME).is_file():
+        experts = read_experts(source)
+        experts.steps.append(dict(step))
+        write_json(target / EXPERTS_NAME, experts.model_dump())
 
 
 def carry_masks(source: Path, target: Path, step: Mapping[str, Any]) -> None:

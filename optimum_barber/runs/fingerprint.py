@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ..base.devices import fast_precision
 from ..base.files import digest, path_digest
+from ..checkpoints.carry import files_digest
 from ..checkpoints.write import software
 from ..models.loading import ModelReference, resolve_model
 from ..prune.allocations import ALLOCATIONS
@@ -23,17 +24,8 @@ from ..prune.sparsifier import BarberSparsifier
 
 
 def of_model(name: str) -> str:
-    """Digest names, sizes and times of a model's files; reading 100 GB would take minutes."""
-    reference = resolve_model(name)
-    files = [reference.path]
-    if not reference.gguf_file:
-        files = sorted(reference.directory.iterdir())
-    stats = []
-    for file in files:
-        if file.is_file():
-            stat = file.stat()
-            stats.append((file.name, stat.st_size, stat.st_mtime_ns))
-    return digest(stats)
+    """Digest names, sizes and times of a model's files."""
+    return files_digest(resolve_model(name))
 
 
 def of_checkpoint(

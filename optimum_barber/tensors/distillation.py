@@ -20,7 +20,8 @@ class _Divergence(torch.autograd.Function):
             log_q = (sparse_piece.float() / temperature).log_softmax(-1)
             log_p = (dense_piece.float() / temperature).log_softmax(-1)
             p = log_p.exp()
-            total += (p * (log_p - log_q)).sum().cpu()
+            distance = (log_p - log_q).masked_fill_(p == 0, 0)  # of tokens that neither model can give: both are -inf
+            total += (p * distance).sum().cpu()
             gradient_piece.copy_(log_q.exp_().sub_(p))
         tokens = max(len(sparse), 1)
         ctx.save_for_backward(gradient)

@@ -55,6 +55,8 @@ def audit_experts(directory: str | Path, base: str | None = None, weights: bool 
     record, stored = read_experts(directory), SafetensorsWeights.open(directory)
     counts = record.counts
     kept = f"{len(record.layers)} sparse MLPs cut to {counts['after']} of {counts['before']} experts"
+    if record.steps:
+        return f"{kept}: weights have changed since, by {record.steps[-1]['name']}; nothing was compared", []
     reference = dense_model(record.base_model["name"], base) if weights else None
     if reference is None:
         return f"{kept}: the dense model is not at hand, nothing was compared", []

@@ -19,6 +19,7 @@ class TrainingStage(Stage, TrainingSettings):
     """The text of the stages that train."""
 
     follows = ("dense", "pruned", "tuned")
+    first = "loss"
     needs_model = True
 
     train_texts: list[str] = Field(default_factory=list, description="texts to train on; default: the calibration's")
@@ -28,6 +29,15 @@ class TrainingStage(Stage, TrainingSettings):
     def texts(self) -> list[str]:
         """Return texts to train on."""
         return self.train_texts
+
+    def device_of(self, shared: SharedSettings) -> str:
+        """Return the stage's own device, or the recipe's."""
+        return shared.device if self.device == "auto" else self.device
+
+    def check_recoverable(self, earlier: Sequence[Stage]) -> None:
+        """Refuse to learn from the dense model where the model is that itself."""
+        if not any(before.reshapes or isinstance(before, PruneStage) for before in earlier):
+            raise BarberError(f"{self.kind} has nothing to recover: no stage before it prunes or shrinks")
 
     def windows(self, context: StageContext) -> tuple[Any, Any]:
         """Return the windows to train on, as many as steps and batches take, and those of the text's end."""
@@ -54,8 +64,7 @@ class RecoverStage(TrainingStage, RecoverSettings):
 
     def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
         """Refuse a recipe in which nothing was lost before."""
-        if not any(before.reshapes or isinstance(before, PruneStage) for before in earlier):
-            raise BarberError("recover has nothing to recover: no stage before it prunes or shrinks")
+        self.check_recoverable(earlier)
 
     def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
         """Refuse parameters that the model has not."""
@@ -68,11 +77,10 @@ class RecoverStage(TrainingStage, RecoverSettings):
         from optimum_barber.integrations.training.recover import BarberRecoverer
 
         shared = context.shared
-        config = RecoverConfig(
-            **self.part(RecoverSettings).model_dump(), calibration=shared.run_settings()["calibration"]
-        )
+        settings = {**self.part(RecoverSettings).model_dump(), "device": self.device_of(shared)}
+        config = RecoverConfig(**settings, calibration=shared.run_settings()["calibration"])
         windows, held_out = self.windows(context)
-        recoverer = BarberRecoverer(context.input_model, base=shared.model)
+        recoverer = BarberRecoverer(context.input_model, base=shared.model if self.loss == "distill" else None)
         report = recoverer.recover(
             config, context.output_model, windows, held_out, quiet=context.quiet, scratch=context.scratch,
             callbacks=[_loss_to(context)],
@@ -99,6 +107,11 @@ class LoraStage(TrainingStage, LoraSettings):
 
     gives = "adapter"
 
+    def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
+        """Refuse to learn from the dense model where nothing was lost before."""
+        if self.loss == "distill":
+            self.check_recoverable(earlier)
+
     def check_model(self, model: Any, earlier: Sequence[Stage]) -> None:
         """Refuse targets that the model has not, and pruned experts as targets."""
         from optimum_barber.integrations.lora.training import target_linears
@@ -117,8 +130,9 @@ class LoraStage(TrainingStage, LoraSettings):
         from optimum_barber.integrations.lora.training import train_lora
 
         windows, held_out = self.windows(context)
+        settings = LoraSettings(**{**self.part(LoraSettings).model_dump(), "device": self.device_of(context.shared)})
         report = train_lora(
-            context.input_model, context.output_model, self.part(LoraSettings), windows, held_out,
+            context.input_model, context.output_model, settings, windows, held_out,
             quiet=context.quiet, scratch=context.scratch, callbacks=[_loss_to(context)], dense=context.shared.model,
         )  # fmt: skip
         return _figures(report)
