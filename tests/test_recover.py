@@ -254,6 +254,18 @@ def test_the_dtype_of_each_parameter_and_shards_stay(tmp_path, tokenizer):
     assert verify_checkpoint(tmp_path / "out").faults == []
 
 
+def test_a_checkpoint_in_half_precision_is_trained_against_float32_logits(tmp_path, tokenizer):
+    dense = saved(tmp_path / "dense", tiny_model().bfloat16(), tokenizer)
+    sparse = pruned(tmp_path / "sparse", dense)
+    report = recover(sparse, tmp_path / "out", precision="highest").report
+    logits = []
+    for directory in (sparse, dense):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        logits.append(model(HELD_OUT.tokens).logits.detach().flatten(0, 1))
+    assert report["held_out_loss"][0]["loss"] == pytest.approx(slow_divergence(*logits, 1.0), rel=1e-4)
+    assert report["perplexity_before"]["dtype"] == report["perplexity_after"]["dtype"] == "bfloat16"
+
+
 class Interrupt(TrainerCallback):
     def __init__(self, step):
         self.step = step

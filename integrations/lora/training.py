@@ -85,7 +85,7 @@ def train_lora(
         if held_out:
             before = perplexity(opened.model, held_out, quiet).as_dict()
         adapter = _new_adapter(opened, settings, targets)
-        learner = Learner(adapter, settings, teacher.load(opened.model) if teacher else None)
+        learner = Learner(adapter, settings, teacher.load(run["dtype"], device) if teacher else None)
         training = Training(learner, settings, folder, windows.tokens, products, callbacks=callbacks, quiet=quiet)
         history = training.train()
         if held_out:

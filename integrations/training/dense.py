@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.experts import read_experts
 from optimum_barber.checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
@@ -43,11 +45,10 @@ class DenseModel:
         """Its full name."""
         return self.reference.full_name
 
-    def load(self, student: Any) -> Any:
-        """Load it, frozen, in the dtype and on the device of the model that learns from it."""
-        dtype = str(student.dtype).removeprefix("torch.")
+    def load(self, dtype: str, device: torch.device) -> Any:
+        """Load it, frozen."""
         model: Any = load_model(self.reference, dtype)
-        return model.to(student.device).requires_grad_(False).eval()
+        return model.to(device).requires_grad_(False).eval()
 
 
 def recorded_name(directory: Path) -> str | None:

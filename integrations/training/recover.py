@@ -86,41 +86,41 @@ class BarberRecoverer:
             BarberError: bad input; nothing was written.
             FailedCheckError: the training did not lower the held-out loss; nothing was written.
         """
-        dense = None
-        opened = PrunedModel.load(self.sparse)
-        if config.loss == "distill":
-            dense = DenseModel.of(opened, self.base)
-        else:
-            self._check_without_dense(opened)
+        opened, dense = self._open(config)
         inputs = [self.sparse, *text_files(config.calibration.texts)]
         if dense is not None:
             inputs.append(dense.reference.path)
         output = check_output(save_dir, overwrite, inputs)
-        check_settings(opened.model)
-        choose_parameters(opened.model, config.parameters)
         windows, held_out = self._windows(opened, config, windows, held_out)
         folder = scratch or output.with_name(output.name + ".training")
-        opened.model.to(choose_device(config.device))
         settings = RecoverSettings(**{name: getattr(config, name) for name in RecoverSettings.model_fields})
-        products = stated_products(opened.model, settings)
-        run = run_record(opened, dense, settings, products, windows, held_out)
+        run = run_record(opened, dense, settings, windows, held_out)
         with training_folder(folder, run, overwrite):
             before = perplexity(opened.model, held_out, quiet).as_dict()
-            dtypes = parameter_dtypes(opened.model)
-            cast_parameters(opened.model, "float32")
-            learner = Learner(opened.model, settings, dense.load(opened.model) if dense else None)
+            learner = Learner(opened.model, settings, dense.load("float32", opened.model.device) if dense else None)
             training = Training(
-                learner, settings, folder, windows.tokens, products, held_out.tokens, settings.patience,
+                learner, settings, folder, windows.tokens, run["precision"], held_out.tokens, settings.patience,
                 [KeepMasks(opened.model, opened.masks), *callbacks], quiet,
             )  # fmt: skip
-            history = training.train()
-            check_gain(history["held_out_loss"])
-            restore_dtypes(opened.model, dtypes)
+            history = trained_in_float32(opened.model, training)
             after = perplexity(opened.model, held_out, quiet).as_dict()
             report = {**run, **history, "perplexity_before": before, "perplexity_after": after}
             with staged(output) as partial:
                 self._save(partial, opened, report)
         return RecoverResult(opened.model, report)
+
+    def _open(self, config: RecoverConfig) -> tuple[PrunedModel, DenseModel | None]:
+        """Load the checkpoint onto the device, and find the dense model if the loss needs one."""
+        opened = PrunedModel.load(self.sparse)
+        dense = None
+        if config.loss == "distill":
+            dense = DenseModel.of(opened, self.base)
+        else:
+            self._check_without_dense(opened)
+        check_settings(opened.model)
+        choose_parameters(opened.model, config.parameters)
+        opened.model.to(choose_device(config.device))
+        return opened, dense
 
     def _check_without_dense(self, opened: PrunedModel) -> None:
         """Refuse, for a loss that needs no dense model, one that is given, and a checkpoint that is dense itself."""
@@ -156,6 +156,16 @@ class BarberRecoverer:
                 raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
 
+def trained_in_float32(model: Any, training: Training) -> dict[str, Any]:
+    """Train a model's parameters in float32, whatever their dtypes, and return the history."""
+    dtypes = parameter_dtypes(model)
+    cast_parameters(model, "float32")
+    history = training.train()
+    check_gain(history["held_out_loss"])
+    restore_dtypes(model, dtypes)
+    return history
+
+
 def choose_parameters(model: Any, globs: Sequence[str]) -> None:
     """Make the parameters that any glob matches trainable, all without globs, and no other.
 
@@ -185,7 +195,6 @@ def run_record(
     opened: PrunedModel,
     dense: DenseModel | None,
     settings: RecoverSettings,
-    products: str,
     windows: TokenWindows,
     held_out: TokenWindows,
 ) -> dict[str, Any]:
@@ -198,7 +207,7 @@ def run_record(
         "dense_model": dense.name if dense else None,
         "dense_files": files_digest(dense.reference) if dense else None,
         "device": str(opened.model.device),
-        "precision": products,
+        "precision": stated_products(opened.model, settings),
         "mask_fingerprint": fingerprint_of(masks) if masks else None,
         "windows": windows.as_dict(),
         "held_out": held_out.as_dict(),
