@@ -39,6 +39,7 @@ from optimum_barber.tensors.distillation import TOKENS, divergence
 from .conftest import tiny_model, tiny_windows
 from .test_experts import mixtral
 from .test_experts_downstream import gpt2
+from .test_lora_training import Interrupt
 
 WINDOWS = TokenWindows(tiny_windows(8), "tokens", "calibration", 8)
 OTHERS = {
@@ -264,15 +265,6 @@ def test_a_checkpoint_in_half_precision_is_trained_against_float32_logits(tmp_pa
         logits.append(model(HELD_OUT.tokens).logits.detach().flatten(0, 1))
     assert report["held_out_loss"][0]["loss"] == pytest.approx(slow_divergence(*logits, 1.0), rel=1e-4)
     assert report["perplexity_before"]["dtype"] == report["perplexity_after"]["dtype"] == "bfloat16"
-
-
-class Interrupt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def weights_of(directory):

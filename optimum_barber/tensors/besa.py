@@ -9,6 +9,8 @@ the buckets. The row keeps the weights with P_k < alpha.
 import torch
 from torch import Tensor
 
+from .masks import rank_in_group
+
 
 def bucket_of(scores: Tensor, buckets: int) -> Tensor:
     """Return the bucket of every weight, (out, in) int64: 0 holds the row's lowest scores; ties go by index.
@@ -17,14 +19,7 @@ def bucket_of(scores: Tensor, buckets: int) -> Tensor:
         scores: (out, in).
         buckets: D, at most `in` of which hold a weight.
     """
-    return ranks_in_row(scores) * buckets // scores.shape[1]
-
-
-def ranks_in_row(scores: Tensor) -> Tensor:
-    """Return the place of every score in its row, ascending, (out, in) int64 in [0, in)."""
-    order = scores.argsort(dim=1, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    return rank_in_group(scores) * buckets // scores.shape[1]
 
 
 def starting_logits(rate: float, rows: int, buckets: int) -> Tensor:

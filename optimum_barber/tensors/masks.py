@@ -69,7 +69,7 @@ def keep_highest(scores: Tensor, pattern: SparsityPattern, scope: str = "row") -
 
 
 def rank_in_group(scores: Tensor) -> Tensor:
-    """Stable ascending rank of each score among the few of its row: (groups, M) int64 in [0, M)."""
+    """Stable ascending rank of each score within its row, such as an M-group: (rows, M) int64 in [0, M)."""
     order = scores.argsort(dim=1, stable=True)
     ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, ranks)

@@ -12,12 +12,12 @@ from ...tensors.besa import (
     candidate_rates,
     exact_counts,
     keep_of_buckets,
-    ranks_in_row,
     row_rates,
     softmax_gradient,
     starting_logits,
 )
 from ...tensors.input_statistics import InputRecorder
+from ...tensors.masks import rank_in_group
 from ..block_cache import Masks
 from ..contract import kept_weights
 from ..rebuild_settings import RebuildConfig
@@ -115,5 +115,5 @@ def _exact_masks(rates: dict[str, Rates], pruned: int) -> Masks:
     counts = exact_counts(due, torch.cat(widths), pruned)
     masks: Masks = {}
     for (name, learned), count in zip(rates.items(), counts.split([len(width) for width in widths]), strict=True):
-        masks[name] = ranks_in_row(learned.scores) >= count[:, None].to(learned.scores.device)
+        masks[name] = rank_in_group(learned.scores) >= count[:, None].to(learned.scores.device)
     return masks
