@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import read_json_object, write_json
 from optimum_barber.checkpoints.names import ADAPTER_MASKS_NAME
-from optimum_barber.checkpoints.record import fingerprint_of
+from optimum_barber.checkpoints.record import mask_fingerprint
 from optimum_barber.checkpoints.write import software
 from optimum_barber.integrations.lora.layer import MaskedLinear
 from optimum_barber.models.linears import matrices_of_model, module_names
@@ -31,11 +31,6 @@ FREE = frozenset(
     "layers_pattern rank_pattern alpha_pattern init_lora_weights task_type inference_mode base_model_name_or_path "
     "revision peft_type peft_version auto_mapping runtime_config".split()
 )
-
-
-def mask_fingerprint(masks: Mapping[str, PackedMask]) -> str:
-    """Return what `SparsityConfig.fingerprint` is, from the masks themselves."""
-    return fingerprint_of({name: mask.sha256 for name, mask in masks.items()})
 
 
 class AdapterBinding(BaseModel):

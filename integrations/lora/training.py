@@ -10,18 +10,12 @@ from transformers import TrainerCallback, set_seed
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import write_json
-from optimum_barber.checkpoints.carry import files_digest
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.checkpoint import save_adapter
-from optimum_barber.integrations.lora.masked_lora import mask_fingerprint, masked_lora, pruned_modules
+from optimum_barber.integrations.lora.masked_lora import masked_lora, pruned_modules
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.training.dense import DenseModel
-from optimum_barber.integrations.training.trainer import (
-    Learner,
-    Training,
-    stated_products,
-    training_folder,
-)
+from optimum_barber.integrations.training.trainer import Learner, Training, run_record, training_folder
 from optimum_barber.models.architectures import architecture_of, decoder_stack
 from optimum_barber.models.device import choose_device, working_dtype
 from optimum_barber.models.linears import check_globs, matches
@@ -66,26 +60,16 @@ def train_lora(
     teacher = DenseModel.of(opened, dense) if settings.loss == "distill" else None
     targets = target_linears(opened.model, opened.masks, settings.targets)
     opened.model.to(device)
-    products = stated_products(opened.model, settings)
-    run = {  # what decides the adapter
-        "settings": settings.model_dump(),
-        "base_model": opened.reference.full_name,
-        "base_files": files_digest(opened.reference),
-        "dense_model": teacher.name if teacher else None,
-        "dense_files": files_digest(teacher.reference) if teacher else None,
-        "device": str(device),
-        "dtype": str(opened.model.dtype).removeprefix("torch."),
-        "precision": products,
-        "mask_fingerprint": mask_fingerprint(opened.masks) if opened.masks else None,
-        "windows": windows.as_dict(),
-    }
+    dtype = str(opened.model.dtype).removeprefix("torch.")
+    run = {**run_record(opened, teacher, settings, windows), "dtype": dtype}
     folder = scratch or output.with_name(output.name + ".training")
     with training_folder(folder, run):
         before = after = None
         if held_out:
             before = perplexity(opened.model, held_out, quiet).as_dict()
         adapter = _new_adapter(opened, settings, targets)
-        learner = Learner(adapter, settings, teacher.load(run["dtype"], device) if teacher else None)
+        learner = Learner(adapter, settings, teacher.load(dtype, device) if teacher else None)
+        products = run["precision"]
         training = Training(learner, settings, folder, windows.tokens, products, callbacks=callbacks, quiet=quiet)
         history = training.train()
         if held_out:

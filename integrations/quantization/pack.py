@@ -43,7 +43,7 @@ def check_readable(source: ModelSource, shapes: Mapping[str, tuple[int, int]], s
     Args:
         source: the model before it is quantized.
         shapes: (out, in) of the matrices to quantize.
-        settings: a group size that divides every width, and the most bits of each matrix.
+        settings: bits, and a group size that divides every width.
     """
     size = settings.group_size or 1  # without values the library takes the width from the scales, so not a whole row
     trial = settings.model_copy(update={"group_size": size})

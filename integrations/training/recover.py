@@ -10,19 +10,18 @@ from transformers import TrainerCallback
 from optimum_barber.base.errors import BarberError, FailedCheckError
 from optimum_barber.base.files import read_json, write_json
 from optimum_barber.base.output import check_output, staged
-from optimum_barber.checkpoints.carry import files_digest, save_tokenizer
+from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import REPORT_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
-from optimum_barber.checkpoints.record import fingerprint_of
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.checkpoints.write import check_settings, save_model
 from optimum_barber.integrations.training.dense import DenseModel, recorded_name
 from optimum_barber.integrations.training.masks import KeepMasks
-from optimum_barber.integrations.training.settings import RecoverConfig, RecoverSettings
+from optimum_barber.integrations.training.settings import RecoverConfig
 from optimum_barber.integrations.training.trainer import (
     Learner,
     Training,
-    stated_products,
+    run_record,
     training_folder,
 )
 from optimum_barber.models.device import choose_device
@@ -93,13 +92,12 @@ class BarberRecoverer:
         output = check_output(save_dir, overwrite, inputs)
         windows, held_out = self._windows(opened, config, windows, held_out)
         folder = scratch or output.with_name(output.name + ".training")
-        settings = RecoverSettings(**{name: getattr(config, name) for name in RecoverSettings.model_fields})
-        run = run_record(opened, dense, settings, windows, held_out)
+        run = {**run_record(opened, dense, config, windows), "held_out": held_out.as_dict()}
         with training_folder(folder, run, overwrite):
             before = perplexity(opened.model, held_out, quiet).as_dict()
-            learner = Learner(opened.model, settings, dense.load("float32", opened.model.device) if dense else None)
+            learner = Learner(opened.model, config, dense.load("float32", opened.model.device) if dense else None)
             training = Training(
-                learner, settings, folder, windows.tokens, run["precision"], held_out.tokens, settings.patience,
+                learner, config, folder, windows.tokens, run["precision"], held_out.tokens, config.patience,
                 [KeepMasks(opened.model, opened.masks), *callbacks], quiet,
             )  # fmt: skip
             history = trained_in_float32(opened.model, training)
@@ -189,29 +187,6 @@ def windows_of(opened: PrunedModel, config: RecoverConfig) -> tuple[TokenWindows
         seed=config.seed,
         held_out=config.held_out,
     )
-
-
-def run_record(
-    opened: PrunedModel,
-    dense: DenseModel | None,
-    settings: RecoverSettings,
-    windows: TokenWindows,
-    held_out: TokenWindows,
-) -> dict[str, Any]:
-    """Return what decides the result: checkpoints of a run with another record are not resumed."""
-    masks = {name: mask.sha256 for name, mask in opened.masks.items()}
-    return {
-        "settings": settings.model_dump(),
-        "base_model": opened.reference.full_name,
-        "base_files": files_digest(opened.reference),
-        "dense_model": dense.name if dense else None,
-        "dense_files": files_digest(dense.reference) if dense else None,
-        "device": str(opened.model.device),
-        "precision": stated_products(opened.model, settings),
-        "mask_fingerprint": fingerprint_of(masks) if masks else None,
-        "windows": windows.as_dict(),
-        "held_out": held_out.as_dict(),
-    }
 
 
 def check_gain(losses: Sequence[dict[str, float]]) -> None:

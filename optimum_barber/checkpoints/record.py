@@ -55,6 +55,11 @@ def fingerprint_of(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def mask_fingerprint(masks: Mapping[str, PackedMask]) -> str:
+    """Return what `SparsityConfig.fingerprint` is, from the masks themselves."""
+    return fingerprint_of({name: mask.sha256 for name, mask in masks.items()})
+
+
 class SparsityConfig(BaseModel):
     """`sparsity_config.json`: what was pruned, how, from what, with what."""
 

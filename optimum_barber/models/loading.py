@@ -14,7 +14,7 @@ from ..base.errors import BarberError, MissingExtraError, shown
 from ..base.files import read_json_object
 from .bounds import check_experts, check_gguf, check_numbers
 from .dtypes import check_dtype, extremes
-from .packed import dequantized_tensors
+from .packed import dequantizing_options
 
 SMALL_FILES = (  # that go with a model, by pattern
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.spm", "*.vocab",
@@ -202,7 +202,7 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     """
     config = load_config(reference, quantized)
     options: dict[str, Any] = {} if reference.gguf_file else {"use_safetensors": True}
-    options |= _dequantizing(reference, config)
+    options |= dequantizing_options(reference.directory, config)
     if dtype != "auto":
         options["dtype"] = getattr(torch, dtype)
     else:
@@ -213,35 +213,15 @@ def load_model(reference: ModelReference, dtype: str = "auto", quantized: bool =
     return _plain_model(model) if reference.gguf_file else model
 
 
-def _dequantizing(reference: ModelReference, config: Any) -> dict[str, Any]:
-    """The options under which a compressed-tensors checkpoint becomes a plain model; none for others.
-
-    transformers dequantizes while it loads, but all Linears by the bits of one group: several are dequantized here.
-    """
-    settings = getattr(config, "quantization_config", None) or {}
-    if settings.get("quant_method") != "compressed-tensors":
-        return {}
-    if len(settings.get("config_groups", {})) == 1:
-        config.quantization_config = {**settings, "dequantize": True}
-        return {"config": config}
-    del config.quantization_config
-    tensors = dequantized_tensors(reference.directory)
-    return {"config": config, "state_dict": tensors, "generation_config": load_generation_config(reference)}
-
-
 def _loaded(reference: ModelReference, kind: Any, options: Mapping[str, Any]) -> Any:
     """The model as the Auto class `kind` loads it, with all of its weights from the files, or from `state_dict`."""
     options = {**_options(reference), **options}
     place: Path | None = reference.directory
     if "state_dict" in options:
         kind, place = kind._model_mapping[type(options["config"])], None
+        options["generation_config"] = load_generation_config(reference)
     try:
-        loaded: Any = kind.from_pretrained(
-            place,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        loaded: Any = kind.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except Exception as error:  # whatever transformers and safetensors raise on a bad file
         raise BarberError(f"model {reference.name!r} cannot be loaded: {brief(error)}") from None
     model, info = loaded

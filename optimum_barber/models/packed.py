@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,22 @@ from ..tensors.quantize import Quantized, unpack_codes
 
 WIDTHS = (2, 4, 8)  # bits of a code
 PARTS = ("packed", "scale", "shape", "zero_point")  # of a weight, by what follows its name
+
+
+def dequantizing_options(directory: Path, config: Any) -> dict[str, Any]:
+    """Return the options under which transformers loads a compressed-tensors checkpoint as a plain model.
+
+    It dequantizes while it loads, but all Linears by the bits of one group: several are dequantized here. Empty for
+    other checkpoints; `config`, the model's, is changed.
+    """
+    settings = getattr(config, "quantization_config", None) or {}
+    if settings.get("quant_method") != "compressed-tensors":
+        return {}
+    if len(settings.get("config_groups", {})) == 1:
+        config.quantization_config = {**settings, "dequantize": True}
+        return {"config": config}
+    del config.quantization_config
+    return {"config": config, "state_dict": dequantized_tensors(directory)}
 
 
 def dequantized_tensors(directory: Path) -> dict[str, Tensor]:
