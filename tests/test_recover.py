@@ -271,6 +271,11 @@ def weights_of(directory):
     return load_file(directory / "model.safetensors")
 
 
+def assert_same_weights(one, other):
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.mark.parametrize("step", [3, 6])
 @pytest.mark.parametrize("family", ["llama", "mixtral"])  # the files of one have other names than its memory
 def test_an_interrupted_recovery_goes_on_to_the_same_bits(family, step, tmp_path, tokenizer):
@@ -284,8 +289,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_bits(family, step, tmp_path
     with pytest.raises(BarberError, match="other settings: remove it"):
         recover(sparse, output, learning_rate=0.03)
     recover(sparse, output, learning_rate=rate)
-    first, second = weights_of(whole), weights_of(output)
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(whole, output)
 
 
 @pytest.mark.parametrize("step", [3, 5])
@@ -320,8 +324,7 @@ def test_a_resumed_recovery_has_as_much_patience_and_finds_its_best_weights(step
     for figures in (report, whole):
         del figures["seconds"], figures["loss"]  # a mean over the steps of one call
     assert report == whole
-    first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "out")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(tmp_path / "whole", tmp_path / "out")
 
 
 def test_an_interrupt_leaves_checkpoints_where_the_folder_of_the_output_is_new(sparse, tmp_path):
@@ -399,8 +402,7 @@ def test_a_recovery_killed_behind_its_last_step_does_not_train_again(sparse, rec
         recover(sparse, tmp_path / "out")
     report = recover(sparse, tmp_path / "out", callbacks=[Interrupt(1)]).report
     assert {**report, "seconds": 0} == {**recovered[1], "seconds": 0}
-    first, second = weights_of(recovered[0]), weights_of(tmp_path / "out")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(recovered[0], tmp_path / "out")
 
 
 def test_the_weights_of_the_lowest_held_out_loss_are_written_and_patience_ends_the_training(sparse, tmp_path):
@@ -418,8 +420,7 @@ def test_the_weights_of_the_lowest_held_out_loss_are_written_and_patience_ends_t
     assert report["steps"] == best + 2 < 40
     exact = recover(sparse, tmp_path / "best", **{**settings, "steps": best}).report
     assert exact["held_out_loss"][-1]["loss"] == looks[best]
-    first, second = weights_of(tmp_path / "out"), weights_of(tmp_path / "best")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(tmp_path / "out", tmp_path / "best")
 
 
 def test_a_training_without_gain_writes_nothing(sparse, tmp_path):

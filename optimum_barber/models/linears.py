@@ -68,12 +68,11 @@ def module_names(source: ModelSource) -> dict[str, str]:
     Experts in a parameter of all, and other parts of a weight, are left out.
     """
     owners = {id(module._parameters.get("weight")): name for name, module in source.model.named_modules()}
+    linears = matrices_of_model(source)
     names: dict[str, str] = {}
-    for index in range(len(source)):
-        for matrices in source.structure(index).matrices.values():
-            for name, weight in matrices.sources.items():
-                if id(weight) in owners and weight.numel() == matrices.linears[name].weight.numel():
-                    names[name] = owners[id(weight)]
+    for name, weight in parameters_of_matrices(source).items():
+        if id(weight) in owners and weight.numel() == linears[name].weight.numel():
+            names[name] = owners[id(weight)]
     return names
 
 
