@@ -8,13 +8,18 @@ from .base.moved import MovedModules
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from optimum_barber.integrations.training.masks import AppliedMasks as AppliedMasks
     from optimum_barber.integrations.training.masks import KeepMasks as KeepMasks
+    from optimum_barber.integrations.training.masks import apply_masks as apply_masks
+    from optimum_barber.integrations.training.masks import as_torch_pruning as as_torch_pruning
     from optimum_barber.integrations.training.recover import BarberRecoverer as BarberRecoverer
     from optimum_barber.integrations.training.recover import RecoverResult as RecoverResult
     from optimum_barber.integrations.training.settings import RecoverConfig as RecoverConfig
 
     from .base.calibration import CalibrationConfig as CalibrationConfig
     from .base.errors import BarberError as BarberError
+    from .checkpoints.pruned import PrunedModel as PrunedModel
+    from .checkpoints.push import push_to_hub as push_to_hub
     from .checkpoints.record import MaskFile as MaskFile
     from .checkpoints.record import SparsityConfig as SparsityConfig
     from .checkpoints.structure import PrunedStructure as PrunedStructure
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 
 
 _HOME = {
+    "AppliedMasks": "integrations.training.masks",
     "BarberConfig": "prune.settings",
     "BarberError": "base.errors",
     "BarberPermuter": "shrink.permuter",
@@ -64,6 +70,7 @@ _HOME = {
     "PermuteConfig": "shrink.permute_settings",
     "PermuteResult": "shrink.permuter",
     "Produced": "prune.producers",
+    "PrunedModel": "checkpoints.pruned",
     "PrunedStructure": "checkpoints.structure",
     "RebuildConfig": "prune.rebuild_settings",
     "RecoverConfig": "integrations.training.settings",
@@ -78,9 +85,12 @@ _HOME = {
     "SweepConfig": "runs.sweep.settings",
     "SweepResult": "runs.sweep.runner",
     "TokenWindows": "text.windows",
+    "apply_masks": "integrations.training.masks",
+    "as_torch_pruning": "integrations.training.masks",
     "own_documents": "text.own_text.writer",
     "perplexity": "text.perplexity",
     "producer": "prune.producers",
+    "push_to_hub": "checkpoints.push",
     "run_sweep": "runs.sweep.runner",
     "scorer": "shrink.scorers",
     "verify_checkpoint": "checkpoints.verify",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import path_digest, read_json_object
+from optimum_barber.checkpoints.card import Made, write_card
 from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks, open_masks
@@ -174,6 +175,8 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
     save_tokenizer(output, base.tokenizer, base.reference)
     step = {"name": MERGE_STEP, "adapter_sha256": read.sha256, "rank": read.config.r, "alpha": read.config.lora_alpha}
     carry_masks(base.reference.directory, output, step)
+    settings = {name: value for name, value in step.items() if name != "name"}
+    write_card(output, base.reference.directory, Made(MERGE_STEP, settings))
 
 
 def _merge(peft: PeftModel, name: str | Path) -> Any:

@@ -1,10 +1,12 @@
-"""Masks that any trainer of transformers keeps."""
+"""Masks on a model that is trained: as buffers that any loop keeps, as a Trainer's callback, and as torch has them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 from transformers import TrainerCallback
 
 from optimum_barber.base.errors import BarberError
@@ -12,9 +14,105 @@ from optimum_barber.models.linears import matrices_of_model, parameters_of_matri
 from optimum_barber.models.source import ModelSource
 from optimum_barber.tensors.masks import PackedMask
 
+Place = tuple[nn.Module, str]  # a module, and the name of one of its own parameters
+
+
+class AppliedMasks:
+    """The masks of a model in training; see `apply_masks`.
+
+    Attributes:
+        places: module and parameter name of everything that is masked; the keep mask is the module's buffer
+            `NAME_mask`, bool, of the parameter's shape.
+    """
+
+    def __init__(self, model: Any, masks: Mapping[str, PackedMask]) -> None:
+        keeps = {id(parameter): keep for parameter, keep in keep_of_parameters(model, masks)}
+        self.places: list[Place] = []
+        self._handles: list[Any] = []
+        for module, name, parameter in own_parameters(model):
+            keep = keeps.pop(id(parameter), None)  # of tied modules, the first one holds the mask
+            if keep is not None:
+                self._hold(module, name, parameter, keep)
+        self.zero()
+
+    def _hold(self, module: nn.Module, name: str, parameter: nn.Parameter, keep: Tensor) -> None:
+        if hasattr(module, f"{name}_mask"):
+            raise BarberError(f"{type(module).__name__} has a {name}_mask already: remove the masks that it has")
+        module.register_buffer(f"{name}_mask", keep, persistent=False)
+        self.places.append((module, name))
+        if parameter.requires_grad:
+            self._handles.append(parameter.register_hook(partial(_masked, (module, name))))
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        """Set every pruned weight to exactly zero."""
+        for module, name in self.places:
+            module.get_parameter(name).mul_(module.get_buffer(f"{name}_mask"))
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zero pruned weights after each step, for an optimizer that moves weights whose gradient is zero (Muon)."""
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def _after_step(self, *_: Any) -> None:
+        self.zero()
+
+    def remove(self) -> None:
+        """Take buffers and hooks off the model; the weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        for module, name in self.places:
+            delattr(module, f"{name}_mask")
+        self.places, self._handles = [], []
+
+
+def _masked(place: Place, gradient: Tensor) -> Tensor:
+    module, name = place
+    return gradient * module.get_buffer(f"{name}_mask")
+
+
+def apply_masks(model: Any, masks: Mapping[str, PackedMask]) -> AppliedMasks:
+    """Put keep masks on a model as boolean buffers, so that any training loop keeps the zeros.
+
+    Pruned weights are set to zero and their gradients are zeroed as they arrive: SGD, Adam and whatever else moves a
+    weight by its own gradient alone leaves them at zero. For other optimizers see `AppliedMasks.follow`. The buffers
+    move with the model and are not saved.
+
+    Args:
+        model: a transformers causal LM, changed in place.
+        masks: keep mask of each pruned matrix, by its name in the files: `PrunedModel.load(OUT).masks`.
+
+    Raises:
+        BarberError: the model has no such matrix, or one of another shape, or masks already.
+    """
+    return AppliedMasks(model, masks)
+
+
+def as_torch_pruning(model: Any, masks: Mapping[str, PackedMask]) -> None:
+    """Put keep masks on a model as `torch.nn.utils.prune` does, for code that is written for it.
+
+    Each pruned parameter NAME becomes NAME_orig, with a buffer NAME_mask; `prune.is_pruned` and `prune.remove` work.
+    Save the model after `prune.remove`: before that its keys are others.
+
+    Raises:
+        BarberError: as `apply_masks`.
+    """
+    keeps = {id(parameter): keep for parameter, keep in keep_of_parameters(model, masks)}
+    for module, name, parameter in own_parameters(model):
+        if id(parameter) in keeps:
+            torch_prune.custom_from_mask(module, name, keeps.pop(id(parameter)))
+
+
+def own_parameters(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Return every module's own parameters by their names within it; a tied one comes once for each module."""
+    owned = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owned.append((module, name, parameter))
+    return owned
+
 
 class KeepMasks(TrainerCallback):
-    """Keeps pruned weights at exactly zero, whatever the optimizer.
+    """Keeps pruned weights at exactly zero in a Trainer of transformers, whatever the optimizer.
 
     Their gradients are zeroed as they arrive, so that they count neither in the optimizer's moments nor in the norm by
     which gradients are clipped; after each step they are zeroed themselves.
@@ -29,27 +127,22 @@ class KeepMasks(TrainerCallback):
 
     def __init__(self, model: Any, masks: Mapping[str, PackedMask]) -> None:
         self.model, self.masks = model, masks
-        self._keeps: list[tuple[nn.Parameter, Tensor]] = []
-        self._handles: list[Any] = []
+        self._applied: AppliedMasks | None = None
         keep_of_parameters(model, masks)  # refuses what does not fit before any work
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Look the parameters up, on the device where they are now."""
-        self._keeps = keep_of_parameters(self.model, self.masks)
-        for parameter, keep in self._keeps:
-            if parameter.requires_grad:
-                self._handles.append(parameter.register_hook(keep.mul))
+        """Put the masks on, where the parameters are now."""
+        self._applied = apply_masks(self.model, self.masks)
 
-    @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Zero the pruned weights again."""
-        for parameter, keep in self._keeps:
-            parameter.mul_(keep)
+        if self._applied is not None:
+            self._applied.zero()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Let go of the gradients."""
-        for handle in self._handles:
-            handle.remove()
+        """Take the masks off."""
+        if self._applied is not None:
+            self._applied.remove()
 
 
 def keep_of_parameters(model: Any, masks: Mapping[str, PackedMask]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -10,9 +10,11 @@ from transformers import TrainerCallback
 from optimum_barber.base.errors import BarberError, FailedCheckError
 from optimum_barber.base.files import read_json, write_json
 from optimum_barber.base.output import check_output, staged
+from optimum_barber.checkpoints.card import Made, write_card
 from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import REPORT_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
+from optimum_barber.checkpoints.push import Published
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.checkpoints.write import check_settings, save_model
 from optimum_barber.integrations.training.dense import DenseModel, recorded_name
@@ -37,11 +39,12 @@ STEP = "recover"
 
 
 @dataclass
-class RecoverResult:
-    """The recovered model, and what its `report.json` says of the recovery."""
+class RecoverResult(Published):
+    """The recovered model, what its `report.json` says of the recovery, and where both lie."""
 
     model: Any
     report: dict[str, Any]
+    directory: Path | None = None
 
 
 class BarberRecoverer:
@@ -104,8 +107,8 @@ class BarberRecoverer:
             after = perplexity(opened.model, held_out, quiet).as_dict()
             report = {**run, **history, "perplexity_before": before, "perplexity_after": after}
             with staged(output) as partial:
-                self._save(partial, opened, report)
-        return RecoverResult(opened.model, report)
+                self._save(partial, opened, report, config)
+        return RecoverResult(opened.model, report, output)
 
     def _open(self, config: RecoverConfig) -> tuple[PrunedModel, DenseModel | None]:
         """Load the checkpoint onto the device, and find the dense model if the loss needs one."""
@@ -140,7 +143,7 @@ class BarberRecoverer:
             wanted.append(windows_for(opened.model, opened.tokenizer, config.calibration, config.seed, one))
         return wanted[0], wanted[1]
 
-    def _save(self, directory: Path, opened: PrunedModel, report: dict[str, Any]) -> None:
+    def _save(self, directory: Path, opened: PrunedModel, report: dict[str, Any], config: RecoverConfig) -> None:
         save_model(directory, opened.model, opened.reference)
         save_tokenizer(directory, opened.tokenizer, opened.reference)
         named = ("loss", "steps", "learning_rate", "temperature", "lm_weight", "seed")
@@ -149,6 +152,8 @@ class BarberRecoverer:
         earlier = opened.reference.directory / REPORT_NAME
         pages = read_json(earlier) if earlier.is_file() else {}
         write_json(directory / REPORT_NAME, {**pages, STEP: report})
+        base = report["dense_model"] if self.base is not None else None
+        write_card(directory, opened.reference.directory, Made(STEP, config, base))
         if opened.record is not None:
             for fault in verify_checkpoint(directory).faults:
                 raise BarberError(f"the masks do not hold: {fault}; nothing was written")

@@ -21,6 +21,7 @@ TEMPLATES = "additional_chat_templates"  # a folder
 LEFT = (  # of the small files: what is written anew, or is of another step
     MODEL_CONFIG_NAME, "*.index.json", "adapter_*", names.SPARSITY_NAME, names.REPORT_NAME, names.STRUCTURE_NAME,
     names.EXPERTS_NAME, names.ORDER_NAME, names.CONFIG_NAME, names.ADAPTER_MASKS_NAME,
+    names.EVALUATION_NAME,
 )  # fmt: skip
 OF_TOKENIZER = (
     "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
@@ -35,13 +36,13 @@ def source_of(reference: ModelReference | None) -> ModelReference | None:
 
 
 def files_digest(reference: ModelReference) -> str:
-    """Digest names, sizes and times of a model's files; reading 100 GB would take minutes."""
+    """Digest names, sizes and times of a model's files, without card and page; reading 100 GB would take minutes."""
     files = [reference.path]
     if not reference.gguf_file:
         files = sorted(reference.directory.iterdir())
     stats = []
     for file in files:
-        if file.is_file():
+        if file.is_file() and file.name not in names.DESCRIBING:
             stat = file.stat()
             stats.append((file.name, stat.st_size, stat.st_mtime_ns))
     return digest(stats)

@@ -14,6 +14,14 @@ from .flags import LENGTH, MODEL, check_whole, whole
 
 HELP = "Measure the perplexity of pruned models and of the dense models they come from."
 
+EPILOG = """\
+The figures of a checkpoint that this program wrote are kept in its evaluation.json, and shown in its model card.
+
+examples:
+  optimum-barber eval OUT --perplexity pydoc --windows 40
+  optimum-barber eval OUT OTHER_OUT --perplexity text.txt --json eval.json
+"""
+
 TEXT = "text or JSON file, or the evaluation part of c4, wikitext2, ptb or pydoc"
 DTYPE = "dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16"
 FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
@@ -52,10 +60,24 @@ def run(args: argparse.Namespace) -> int:
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
     rows = [_row(reference, reference in dense, args) for reference in [*dense, *references]]
+    _record(references, rows)
     if args.json:
         Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
     _tell(rows)
     return 0
+
+
+def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
+    """Show the figures of every checkpoint that lies in a folder of the user's in its model card."""
+    from ..checkpoints.card import record_evaluation
+
+    measured = {row["model"]: row for row in rows if "error" not in row}
+    for reference in references:
+        if not Path(reference.name).expanduser().is_dir() or reference.name not in measured:
+            continue
+        own = {**measured[reference.name], "dense_baseline": False}
+        base = measured.get(_base_name(reference.directory) or "")
+        record_evaluation(reference.directory, [{**base, "dense_baseline": True}, own] if base else [own])
 
 
 def _tell(rows: list[dict[str, Any]]) -> None:

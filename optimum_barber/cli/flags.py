@@ -8,20 +8,15 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from ..base.errors import BarberError
+from ..base.flag_names import PREFIXES, REPEATED, flag_name, flags_for
 
 MODEL = "hub id, directory, GGUF file, or installed:PACKAGE"
 LENGTH = "tokens per window (default: 2048, or the model's maximum if that is less)"
-FLAGS = {
-    "method": ["--rebuild"], "reconstruct_method": ["--reconstruct"], "rebuilds": ["--rebuilds", "--rebuilders"],
-    "texts": ["--calibration"],
-}  # fmt: skip
 METAVARS = {
     "evaluation": "TEXT", "ignore": "GLOB", "pattern": "N:M", "patterns": "N:M", "rebuild_ratio": "R", "remove": "R",
     "remove_channels": "R", "remove_heads": "R", "sparsity": "R", "start": "TEXT", "structure": "FILE", "tasks": "TASK",
     "texts": "TEXT", "vary": "NAME=A,B,...",
 }  # fmt: skip
-PREFIXES = {"reconstruct": "reconstruct_"}  # nested settings whose flags begin with their name
-REPEATED = ("texts", "ignore")  # lists that take a value at a time; the others take all of them at once
 EXAMPLES = {
     "producer_args": "damping=0.05", "allocation_args": "spread=0.05", "scorer_args": "norm_gain=true",
     "rebuild_args": "rounds=2", "vary": "rounds=1,2,4",
@@ -51,14 +46,10 @@ def add_fields(group: Any, model: type[BaseModel], names: Iterable[str] | None =
     for name in model.model_fields if names is None else names:
         field = model.model_fields[name]
         if not isinstance(field.default, BaseModel):
-            flags = FLAGS.get(prefix + name, ["--" + (prefix + _flag_name(name)).replace("_", "-")])
+            flags = flags_for(name, prefix)
             group.add_argument(
                 *flags, dest=prefix + name, default=argparse.SUPPRESS, help=_help(name, field), **_shape(name, field)
             )
-
-
-def _flag_name(name: str) -> str:
-    return name.removesuffix("s") if name.endswith("_args") else name
 
 
 def _shape(name: str, field: FieldInfo) -> dict[str, Any]:
@@ -125,7 +116,7 @@ def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            flag = _flag_name(name).replace("_", "-")
+            flag = flag_name(name).replace("_", "-")
             raise BarberError(f"{flag} {pair!r} is not legal: KEY=VALUE, such as {EXAMPLES[name]}")
         mapping[key] = value
     return mapping

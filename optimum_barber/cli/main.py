@@ -24,6 +24,7 @@ from . import (
     permute,
     plugins,
     prune,
+    push,
     recover,
     refine,
     report,
@@ -50,6 +51,7 @@ COMMANDS = {
     "lm-eval": lm_eval,
     "report": report,
     "verify": verify,
+    "push": push,
     "inspect": inspect,
     "plugins": plugins,
 }

@@ -6,9 +6,10 @@ from typing import Any
 
 from ..base.calibration import CalibrationConfig
 from ..base.errors import BarberError
+from ..base.flag_names import PREFIXES
 from ..prune.rebuild_settings import RebuildConfig
 from ..prune.settings import BarberConfig, ReconstructConfig
-from .flags import PREFIXES, add_fields, add_run, flag_values, shorten_help
+from .flags import add_fields, add_run, flag_values, shorten_help
 from .terminal import write_summary
 
 HELP = "Prune a model, rebuild its masks and write a checkpoint that loads everywhere."

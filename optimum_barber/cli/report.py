@@ -10,7 +10,7 @@ OUT is the output of prune, shrink, run or compare, or one cell file of compare.
 
 examples:
   optimum-barber report OUT -o report                     # report/index.html and a PNG of every chart
-  optimum-barber eval OUT --perplexity pydoc --json eval.json && optimum-barber report OUT --eval eval.json
+  optimum-barber eval OUT --perplexity pydoc && optimum-barber report OUT --overwrite
 """
 
 
@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE_OR_DIR",
         help="FILE.html for the page alone, or a directory for page and pictures (default: OUT/report.html)",
     )  # fmt: skip
-    parser.add_argument("--eval", metavar="FILE", help="perplexities to show, a file written by eval --json")
+    parser.add_argument(
+        "--eval",
+        metavar="FILE",
+        help="perplexities to show, from eval --json (default: what eval kept in OUT)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 

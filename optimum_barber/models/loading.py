@@ -89,8 +89,9 @@ def _from_hub(name: str, local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    files = ["*.safetensors", "README.md", *SMALL_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", *SMALL_FILES], local_files_only=local))
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=local))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BarberError(f"model {name!r} is no directory or file and cannot be had from the hub: {reason}") from None

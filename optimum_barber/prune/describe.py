@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..base.errors import FailedCheckError
+from ..checkpoints.push import Published
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
 from ..models.linears import matrices_of_model
@@ -29,7 +31,7 @@ def check_error(report: BlockReport) -> None:
 
 
 @dataclass
-class SparsifyResult:
+class SparsifyResult(Published):
     """What `sparsify` did.
 
     Attributes:
@@ -37,12 +39,14 @@ class SparsifyResult:
         sparsity_config: the record that goes into `sparsity_config.json`.
         reports: one a block, in the order of computation.
         shares: how the sparsity was shared out over the blocks.
+        directory: where the checkpoint was written, which `push_to_hub` uploads; None if it was not.
     """
 
     masks: Mapping[str, PackedMask]
     sparsity_config: SparsityConfig
     reports: list[BlockReport] = field(default_factory=list)
     shares: Shares | None = None
+    directory: Path | None = None
 
     def as_report(self) -> dict[str, Any]:
         """The content of `report.json`: totals, and every block."""

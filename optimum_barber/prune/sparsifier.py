@@ -12,6 +12,7 @@ from typing_extensions import Self
 from ..base.errors import BarberError
 from ..base.output import check_output, staged, wait_for
 from ..base.ranks import Ranks, all_ranks
+from ..checkpoints.card import Made, write_card
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
@@ -161,7 +162,7 @@ class BarberSparsifier:
             together.wait()
         record = read_record(wait_for(output))
         self._location, self._dtype = ModelReference(str(output), output), "auto"
-        return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares)
+        return SparsifyResult(MaskFile(output / record.masks), record, progress.reports, progress.shares, output)
 
     @default_torch()
     def preview(self, config: BarberConfig, save_dir: str | Path, activations: str = "auto") -> str:
@@ -230,6 +231,7 @@ class BarberSparsifier:
             if partial is not None:
                 save_pruned(partial, self.model, result.sparsity_config, self.reference)
                 self._save_rest(partial, run, result)
+                result.directory = output
         run.plan.ranks.wait()
         return result
 
@@ -261,6 +263,7 @@ class BarberSparsifier:
         if self.reference:
             step = {"name": "prune", "producer": run.config.producer_name}
             carry_structure(self.reference.directory, directory, step)
+        write_card(directory, self.reference, Made("prune", run.config))
 
 
 def _share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:

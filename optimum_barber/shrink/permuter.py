@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 from ..base.errors import BarberError, FailedCheckError
 from ..base.files import write_json
 from ..base.output import check_output, staged
+from ..checkpoints.card import Made, write_card
 from ..checkpoints.carry import save_tokenizer
 from ..checkpoints.channel_order import ChannelOrder, OrderedChannels
 from ..checkpoints.names import ORDER_NAME
 from ..checkpoints.pruned import carry_structure
+from ..checkpoints.push import Published
 from ..checkpoints.write import check_settings, save_model, software
 from ..models.device import summing_device
 from ..models.dtypes import cast_parameters
@@ -41,11 +43,12 @@ ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}  # of 
 
 
 @dataclass
-class PermuteResult:
-    """The permuted model and its record, `channel_order.json`."""
+class PermuteResult(Published):
+    """The permuted model, its record, `channel_order.json`, and where both were written, if they were."""
 
     model: Any
     record: ChannelOrder
+    directory: Path | None = None
 
 
 class BarberPermuter(PretrainedTool):
@@ -95,7 +98,8 @@ class BarberPermuter(PretrainedTool):
                 write_json(partial / ORDER_NAME, record.model_dump())
                 if self.reference:
                     carry_structure(self.reference.directory, partial, {"name": "permute"})
-        return PermuteResult(self.model, record)
+                write_card(partial, self.reference, Made("permute", config))
+        return PermuteResult(self.model, record, output)
 
     def inputs(self, config: PermuteConfig) -> list[Path]:
         """Files and directories that a run reads, and so must not write."""

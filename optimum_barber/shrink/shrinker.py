@@ -14,10 +14,12 @@ from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.files import is_there, write_json
 from ..base.output import check_output, staged
+from ..checkpoints.card import Made, write_card
 from ..checkpoints.carry import save_tokenizer
 from ..checkpoints.channel_order import check_order
 from ..checkpoints.experts import PrunedExperts
 from ..checkpoints.names import EXPERTS_NAME, REPORT_NAME, STRUCTURE_NAME
+from ..checkpoints.push import Published
 from ..checkpoints.structure import PrunedStructure
 from ..checkpoints.write import check_settings, save_model
 from ..models.device import summing_device
@@ -39,12 +41,13 @@ from .units import Kept
 
 
 @dataclass
-class ShrinkResult:
-    """The smaller model, its record (`pruned_structure.json` or `pruned_experts.json`), its `report.json`."""
+class ShrinkResult(Published):
+    """The smaller model, its record (`pruned_structure.json` or `pruned_experts.json`), its report, and its folder."""
 
     model: Any
     structure: PrunedStructure | PrunedExperts
     report: dict[str, Any]
+    directory: Path | None = None
 
 
 def scoring_function(settings: ShrinkSettings) -> Callable[..., Any]:
@@ -109,14 +112,16 @@ class BarberShrinker(PretrainedTool):
         with staged(output) if output is not None else nullcontext() as partial:
             result = self._cut(config, cut, windows, latency, quiet)
             if partial is not None:
-                self._save(partial, result, STRUCTURE_NAME)
+                self._save(partial, result, STRUCTURE_NAME, config)
+                result.directory = output
         return result
 
-    def _save(self, partial: Path, result: ShrinkResult, record: str) -> None:
+    def _save(self, partial: Path, result: ShrinkResult, record: str, config: ShrinkConfig) -> None:
         save_model(partial, result.model, self.reference)
         save_tokenizer(partial, self.tokenizer, self.reference)
         write_json(partial / record, result.structure.model_dump())
         write_json(partial / REPORT_NAME, result.report)
+        write_card(partial, self.reference, Made("shrink", config))
 
     def _without_experts(
         self, config: ShrinkConfig, share: float, calibration: Calibration, output: Path | None, quiet: bool
@@ -135,7 +140,8 @@ class BarberShrinker(PretrainedTool):
             report = {"asked": share, "before": size_of(self.model), "after": size_of(small)}
             result = ShrinkResult(small, record, {**report, "experts": record.counts})
             if partial is not None:
-                self._save(partial, result, EXPERTS_NAME)
+                self._save(partial, result, EXPERTS_NAME, config)
+                result.directory = output
         return result
 
     def inputs(self, config: ShrinkConfig) -> list[Path]:

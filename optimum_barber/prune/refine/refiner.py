@@ -16,8 +16,10 @@ from ...base.errors import BarberError
 from ...base.files import read_json
 from ...base.output import check_output, staged
 from ...base.ranks import several_ranks
+from ...checkpoints.card import Made, write_card
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
+from ...checkpoints.push import Published
 from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
@@ -44,7 +46,7 @@ PIECE = 32  # tokens by which a window is known again
 
 
 @dataclass
-class RefineResult:
+class RefineResult(Published):
     """What `refine` did.
 
     Attributes:
@@ -52,12 +54,14 @@ class RefineResult:
         sparsity_config: the record that goes into `sparsity_config.json`.
         swaps: kept weights that differ between the masks before and after.
         rounds: one record a round: exchanges, length, and the divergence before and after, in nats a token.
+        directory: where the checkpoint was written; None if it was not.
     """
 
     masks: Mapping[str, PackedMask]
     sparsity_config: SparsityConfig
     swaps: int = 0
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    directory: Path | None = None
 
     def as_report(self) -> dict[str, Any]:
         """What `report.json` says of the refinement."""
@@ -142,7 +146,8 @@ class BarberRefiner(PretrainedTool):
             record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
             result = RefineResult(packed, record, swaps, rounds)
             if partial is not None:
-                self._save(partial, sparse, result)
+                self._save(partial, sparse, result, config)
+                result.directory = output
         return result
 
     def _open(
@@ -171,7 +176,7 @@ class BarberRefiner(PretrainedTool):
             paths.append(self.reference.path)
         return paths
 
-    def _save(self, directory: Path, sparse: Path, result: RefineResult) -> None:
+    def _save(self, directory: Path, sparse: Path, result: RefineResult, config: RefineConfig) -> None:
         record = result.sparsity_config
         cast_parameters(self.model, record.base_model["dtype"])
         report = {}
@@ -183,6 +188,7 @@ class BarberRefiner(PretrainedTool):
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])
+        write_card(directory, sparse, Made("refine", config, record.base_model["name"]))
         for fault in verify_checkpoint(directory).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 

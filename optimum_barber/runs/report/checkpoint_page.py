@@ -15,8 +15,8 @@ from .page import Bars, Lines, Page, Rows, Section, Series, Table, settings_tabl
 
 Evaluation = Sequence[Mapping[str, Any]]
 UNMEASURED = (
-    "Not measured by this run: optimum-barber eval OUT --perplexity TEXT --json FILE, then "
-    "optimum-barber report OUT --eval FILE."
+    "Not measured yet: optimum-barber eval OUT --perplexity TEXT keeps its figures in OUT, then "
+    "optimum-barber report OUT shows them."
 )
 PERPLEXITY_COLUMNS = ("model", "perplexity", "text", "split", "sequence_length", "windows", "available", "dtype")
 

@@ -8,7 +8,8 @@ from typing import Any
 from ...base.errors import BarberError
 from ...base.files import read_json, write_file
 from ...base.output import check_file, check_output, staged
-from ...checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
+from ...checkpoints.card.evaluation import read_evaluation
+from ...checkpoints.names import EXPERTS_NAME, PAGE_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...models.loading import brief
 from ..recipe.stage import RUN_NAME
 from .charts import check_drawing, save
@@ -19,7 +20,6 @@ from .page import Page, charts_in
 from .recipe_page import run_page
 
 INDEX_NAME = "index.html"
-REPORT_PAGE = "report.html"
 PAGES: dict[str, Callable[[Path, Evaluation], Page]] = {  # by the file that tells what a run is
     COMPARE_NAME: lambda path, _: comparison_page(path),
     RUN_NAME: lambda path, _: run_page(path),
@@ -61,7 +61,7 @@ def write_report(
         run: see `page_of`.
         output: a file ending in .html for the page alone; a directory for the page as `index.html` with one PNG for
             each chart, which needs the extra `report`; None for `report.html` in the run, which is replaced.
-        evaluation: a file that `eval --json` wrote.
+        evaluation: a file that `eval --json` wrote; None for what `eval` kept beside a checkpoint, if anything.
         overwrite: whether `output` may be there already.
 
     Returns:
@@ -70,14 +70,12 @@ def write_report(
     Raises:
         BarberError: no finished run, the output may not be written, or pictures cannot be drawn; nothing was written.
     """
-    rows: Any = []
-    if evaluation is not None:
-        rows = read_json(Path(evaluation))
+    rows: Any = read_evaluation(Path(run)) if evaluation is None else read_json(Path(evaluation))
     if not isinstance(rows, list):
         raise BarberError(f"eval {evaluation} is no list of results, as eval --json writes it")
     if output is None:
         place = Path(run)
-        output = place.with_suffix(".html") if place.is_file() else place / REPORT_PAGE
+        output = place.with_suffix(".html") if place.is_file() else place / PAGE_NAME
         overwrite = True
     target = Path(output)
     if target.suffix.lower() in (".html", ".htm"):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -100,6 +101,7 @@ class EvaluateStage(Stage):
         if self.dense and context.input_model != dense:
             figures["dense"] = self._earlier_dense(protocol, context) or self.measure(dense, length, context)
         context.log(flat(figures["model"]), None)
+        _show_in_card(context.input_model, figures)
         return figures
 
     def measure(self, model: str, length: int | None, context: StageContext) -> dict[str, Any]:
@@ -129,6 +131,18 @@ class EvaluateStage(Stage):
             if figures.get("protocol") == protocol and "dense" in figures:
                 return figures["dense"]
         return None
+
+
+def _show_in_card(model: str, figures: dict[str, Any]) -> None:
+    """Keep perplexities beside the checkpoint that they are of, and show them in its model card."""
+    from ....checkpoints.card import record_evaluation
+
+    rows: list[dict[str, Any]] = []
+    for kind in ("dense", "model"):
+        for row in figures.get(kind, {}).get("perplexity", {}).values():
+            rows.append({"dense_baseline": kind == "dense", **row})
+    if Path(model).is_dir():
+        record_evaluation(Path(model), rows)
 
 
 @stage("report")
