@@ -235,7 +235,7 @@ class RoutedExperts:
             place, tokens = _tokens_of(index, top_k_index, len(self.experts))
             routing = top_k_weights[tokens, place, None]
             states = down(self._states(first, hidden_states[tokens], tokens), tokens, routing[:, 0])
-            if getattr(self.module, "has_post_expert_norm", False):  # older versions of transformers have none
+            if self.module.has_post_expert_norm:
                 states = self.module.post_expert_norm(states)
             weighted = states * routing
             output.index_add_(0, tokens, weighted.to(output.dtype))

