@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
             settings = json.loads(body)
             name = "/".join(filter(None, [settings.get("organization"), settings["name"]]))
             self.server.repositories.setdefault(name, {"main": {}})
-            self.server.private[name] = settings.get("private")
+            self.server.private[name] = settings.get("visibility") == "private" or settings.get("private", False)
             return self._answer({"url": f"{self.server.url}/{name}", "id": name})
         if self.path == "/api/validate-yaml":
             self.server.validated.append(json.loads(body)["content"])
@@ -90,6 +90,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[0] == "api":
             files = self.server.repositories["/".join(parts[2:4])]["main"]
+            if "tree" in parts:
+                entries = [{"type": "file", "path": name, "size": len(files[name]), "oid": COMMIT} for name in files]
+                return self._answer(entries)
             siblings = [{"rfilename": name} for name in files]
             return self._answer({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings})
         return self._file("/".join(parts[:2]), "/".join(parts[4:]))

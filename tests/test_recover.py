@@ -8,14 +8,13 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from optimum_barber import (
     BarberConfig,
     BarberRecoverer,
     BarberShrinker,
     BarberSparsifier,
-    KeepMasks,
     RecoverConfig,
     TokenWindows,
     verify_checkpoint,
@@ -27,9 +26,8 @@ from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.cli import main
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.lora.training import train_lora
-from optimum_barber.integrations.training.masks import keep_of_parameters
 from optimum_barber.integrations.training.settings import RecoverSettings
-from optimum_barber.integrations.training.trainer import Learner, examples
+from optimum_barber.integrations.training.trainer import Learner
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
 from optimum_barber.runs.verify import verify_product
@@ -118,28 +116,6 @@ def test_the_divergence_takes_batches_and_half_precision():
     assert divergence(dense, dense).item() == pytest.approx(0, abs=1e-6)
 
 
-class Plain(Trainer):
-    """A trainer that knows nothing of masks."""
-
-
-def train_plainly(model, folder, callbacks=()):
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=200, learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True,
-        report_to="none", save_strategy="no", disable_tqdm=True, weight_decay=0.1, label_names=["labels"],
-        logging_steps=20,
-    )  # fmt: skip
-    trainer = Plain(model, arguments, train_dataset=examples(WINDOWS.tokens), callbacks=list(callbacks))
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def zeros_lost(model, masks):
-    lost = 0
-    for parameter, keep in keep_of_parameters(model, masks):
-        lost += int(parameter.detach()[~keep].count_nonzero())
-    return lost
-
-
 def test_tokens_that_neither_model_gives_do_not_count():
     sparse, dense = torch.randn(3, 7), torch.randn(3, 7)
     padded = [torch.cat([logits, torch.full((3, 2), -torch.inf)], 1) for logits in (sparse, dense)]
@@ -169,50 +145,6 @@ def test_the_loss_of_text_is_the_mean_negative_log_likelihood(family, model_dir)
         }
     assert losses["lm"] == pytest.approx(expected, rel=1e-4)
     assert losses["both"] - losses["distill"] == pytest.approx(expected / 2, rel=1e-4)
-
-
-def test_gradients_of_pruned_weights_are_zero_before_the_optimizer_sees_them(sparse):
-    opened = PrunedModel.load(sparse)
-    callback = KeepMasks(opened.model, opened.masks)
-    callback.on_train_begin()
-    opened.model(WINDOWS.tokens, labels=WINDOWS.tokens).loss.backward()
-    keeps = keep_of_parameters(opened.model, opened.masks)
-    assert all(parameter.grad[keep].any() for parameter, keep in keeps)
-    assert not any(parameter.grad[~keep].any() for parameter, keep in keeps)
-    callback.on_train_end()
-    opened.model.zero_grad()
-    opened.model(WINDOWS.tokens, labels=WINDOWS.tokens).loss.backward()
-    assert any(parameter.grad[~keep].any() for parameter, keep in keeps)
-
-
-@pytest.mark.filterwarnings("ignore:.*warmup.*")
-def test_transformers_trainer_keeps_every_zero_under_the_callback_and_loses_them_without(sparse, tmp_path):
-    opened = PrunedModel.load(sparse)
-    losses = train_plainly(opened.model, tmp_path, [KeepMasks(opened.model, opened.masks)])
-    assert losses[-1] < losses[0] / 2 and zeros_lost(opened.model, opened.masks) == 0
-    plain = PrunedModel.load(sparse)
-    train_plainly(plain.model, tmp_path)
-    assert zeros_lost(plain.model, plain.masks) > 1000
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_masks_find_their_places_in_transposed_and_common_parameters(family, tmp_path, tokenizer):
-    model = OTHERS[family]()
-    opened = PrunedModel.load(pruned(tmp_path / "sparse", saved(tmp_path / "dense", model, tokenizer)))
-    dense = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "dense").named_parameters())
-    names = {id(parameter): name for name, parameter in opened.model.named_parameters()}
-    keeps = keep_of_parameters(opened.model, opened.masks)
-    assert sum(int((~keep).sum()) for _, keep in keeps) == sum(mask.pruned for mask in opened.masks.values()) > 0
-    for parameter, keep in keeps:
-        assert torch.equal(parameter, dense[names[id(parameter)]] * keep)
-
-
-def test_masks_of_another_model_are_refused(sparse):
-    opened = PrunedModel.load(sparse)
-    with pytest.raises(BarberError, match="model has no Linear model.layers.1"):
-        KeepMasks(tiny_model(num_hidden_layers=1), opened.masks)
-    with pytest.raises(BarberError, match="has shape .* its mask"):
-        KeepMasks(tiny_model(intermediate_size=64), opened.masks)
 
 
 def test_a_recovery_lowers_the_divergence_and_keeps_masks(recovered, sparse, model_dir):

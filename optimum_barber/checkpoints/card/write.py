@@ -60,8 +60,9 @@ def write_card(directory: Path, source: ModelReference | Path | None, made: Made
     commands = marked(before, COMMANDS)
     earlier = [line for line in commands.splitlines() if line.strip() and not line.startswith("```")]
     name = shortened(records.base_name or "MODEL") if not earlier else f"step-{len(earlier)}"
-    made_by = [*earlier, made.line(name, f"step-{len(earlier) + 1}")]
-    content = _body(records, made_by, metadata.get("license"))
+    line = made.line(name, f"step-{len(earlier) + 1}")
+    one_line = " ".join(line.splitlines()).replace("`", "")  # a name may hold anything
+    content = _body(records, [*earlier, one_line], metadata.get("license"))
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{content}")
     write_file(directory / CARD_NAME, str(card))
 
