@@ -4,13 +4,16 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?= demo
 
-.PHONY: demo test lowest latest pythons lint types clean
+.PHONY: demo test docs lowest latest pythons lint types clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.demo --output $(DEMO_DIR)
 
 test: $(VENV)/.installed  # two tests at once, of one thread each
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/.installed  # into .site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet -f website/mkdocs.yml
 
 lowest latest pythons: $(VENV)/.installed  # the lowest versions, the newest, and every Python; see noxfile.py
 	$(VENV)/bin/nox -s $@
@@ -29,4 +32,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .nox $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox .site $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
