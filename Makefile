@@ -21,6 +21,7 @@ lowest latest pythons: $(VENV)/.installed  # the lowest versions, the newest, an
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python .ci/audit.py
 
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy

@@ -223,3 +223,19 @@ def test_bad_command_lines_are_one_line(harness, text_file, cache, capsys, argum
     assert error.startswith("optimum-barber: ")
     assert message in error
     assert not list(cache.glob("*"))
+
+
+def test_from_python_one_import_is_enough(model_dir, tasks, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import optimum_barber.integrations.lm_eval.model  # noqa: F401 - registers `barber`
+    from optimum_barber.runs.tasks.offline import offline_tasks
+
+    arguments = {"pretrained": str(model_dir), "producer": "magnitude", "sparsity": 0.5, "rebuild": "none"}
+    results = simple_evaluate(
+        model="barber", model_args=arguments, tasks=offline_tasks(tasks, tmp_path), log_samples=False,
+        task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
+    )  # fmt: skip
+    assert results["config"]["sparsity"]["sparsity"] == 0.5
+    assert len(results["results"]) == len(tasks)

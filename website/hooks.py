@@ -13,6 +13,7 @@ ELSEWHERE = {  # page -> file of the repository
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
     "results.md": "benchmarks/RESULTS.md",
     "history.md": "benchmarks/HISTORY.md",
 }

@@ -28,6 +28,7 @@ class SparseLM(HFLM):
 
     def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
         check_dtype(arguments)
+        arguments["device"] = str(arguments.get("device") or choose_device("auto"))  # lm-eval's own default is cuda
         loaded: Any
         if (Path(pretrained) / ADAPTER_CONFIG_NAME).is_file():
             device, dtype = _taken(arguments)
