@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from optimum_barber.base.errors import BarberError, FailedCheckError
 from optimum_barber.base.files import read_json, write_json
+from optimum_barber.base.notebook import notebook_table
 from optimum_barber.base.output import check_output, staged
 from optimum_barber.checkpoints.card import Made, write_card
 from optimum_barber.checkpoints.carry import save_tokenizer
@@ -45,6 +46,10 @@ class RecoverResult(Published):
     model: Any
     report: dict[str, Any]
     directory: Path | None = None
+
+    def _repr_html_(self) -> str:
+        title = f"Recovered in {self.report['steps']} steps; held-out loss in nats a token"
+        return notebook_table(title, self.report["held_out_loss"], ["step", "loss"])
 
 
 class BarberRecoverer:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import FailedCheckError
+from ..base.notebook import notebook_table
 from ..checkpoints.push import Published
 from ..checkpoints.record import SparsityConfig
 from ..checkpoints.write import module_sparsity, software
@@ -15,7 +16,7 @@ from ..models.matrices import is_transposed
 from ..tensors.budget import Shares
 from ..tensors.masks import PackedMask
 from .effort import UNIFORM
-from .pipeline import BlockReport
+from .pipeline import SHOWN, BlockReport
 from .plan import Run
 
 SUMMED = ("error_before", "error_after", "pairs", "swaps", "rows", "rows_without_swap", "seconds")
@@ -47,6 +48,12 @@ class SparsifyResult(Published):
     reports: list[BlockReport] = field(default_factory=list)
     shares: Shares | None = None
     directory: Path | None = None
+
+    def _repr_html_(self) -> str:
+        record = self.sparsity_config
+        place = self.directory or "memory"
+        title = f"{record.sparsity:.2%} of {len(self.masks)} Linears pruned, {record.pattern}, in {place}"
+        return notebook_table(title, map(vars, self.reports), ["block", *SHOWN])
 
     def as_report(self) -> dict[str, Any]:
         """The content of `report.json`: totals, and every block."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.memory import peak_memory
+from ..base.notebook import notebook_table
 from ..base.ranks import ALONE, Ranks
 from ..models.activations import Activations, retry_with_fewer_samples
 from ..models.blocks import Block, DecoderLayer
@@ -33,6 +34,7 @@ from .stream import advance, stream_weights
 from .trial import Trial
 
 logger = logging.getLogger(__name__)
+SHOWN = ("error_before", "error_after", "swaps", "pairs", "rows_without_swap", "seconds")  # of a block, in notebooks
 
 
 @dataclass
@@ -65,6 +67,9 @@ class BlockReport:
     gradient_passes: float = 0.0
     seconds: float = 0.0
     peak_memory: int = 0
+
+    def _repr_html_(self) -> str:
+        return notebook_table(self.block, [vars(self)], SHOWN)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..base.errors import BarberError, FailedCheckError
 from ..base.files import write_json
+from ..base.notebook import notebook_table
 from ..base.output import check_output, staged
 from ..checkpoints.card import Made, write_card
 from ..checkpoints.carry import save_tokenizer
@@ -49,6 +50,13 @@ class PermuteResult(Published):
     model: Any
     record: ChannelOrder
     directory: Path | None = None
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for kind, (before, after) in self.record.dropped().items():
+            rows.append({"channels": kind, "before": before, "after": after})
+        title = f"Share of the scores that a {self.record.pattern} mask drops"
+        return notebook_table(title, rows, ["channels", "before", "after"])
 
 
 class BarberPermuter(PretrainedTool):

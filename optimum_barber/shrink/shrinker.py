@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..base.errors import BarberError
 from ..base.fields import parse_arguments
 from ..base.files import is_there, write_json
+from ..base.notebook import notebook_table
 from ..base.output import check_output, staged
 from ..checkpoints.card import Made, write_card
 from ..checkpoints.carry import save_tokenizer
@@ -48,6 +49,15 @@ class ShrinkResult(Published):
     structure: PrunedStructure | PrunedExperts
     report: dict[str, Any]
     directory: Path | None = None
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for figure, after in self.report["after"].items():
+            if isinstance(after, int | float):
+                rows.append(
+                    {"figure": figure.replace("_", " "), "before": self.report["before"][figure], "after": after}
+                )
+        return notebook_table(f"A smaller model, in {self.directory or 'memory'}", rows, ["figure", "before", "after"])
 
 
 def scoring_function(settings: ShrinkSettings) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ...base.errors import BarberError
 from ...base.files import read_json
+from ...base.notebook import notebook_table
 from ...base.output import check_output, staged
 from ...base.ranks import several_ranks
 from ...checkpoints.card import Made, write_card
@@ -62,6 +63,10 @@ class RefineResult(Published):
     swaps: int = 0
     rounds: list[dict[str, Any]] = field(default_factory=list)
     directory: Path | None = None
+
+    def _repr_html_(self) -> str:
+        title = f"{self.swaps:,} weights exchanged; divergence in nats a token"
+        return notebook_table(title, self.rounds, ["before", "after", "swaps", "length"])
 
     def as_report(self) -> dict[str, Any]:
         """What `report.json` says of the refinement."""

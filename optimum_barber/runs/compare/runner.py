@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.files import csv_table, write_file, write_json
+from ...base.notebook import notebook_table
 from ...base.output import output_lock
 from ...base.ranks import Ranks, all_ranks
 from ...checkpoints.write import software
@@ -41,6 +42,17 @@ class Comparison:
     def failed(self) -> list[str]:
         """Names of the cells that failed."""
         return [name for name, cell in self.cells.items() if "error" in cell]
+
+    def _repr_html_(self) -> str:
+        rows = [{"cell": "dense", **_figures(self.dense)}] if self.dense else []
+        for name, cell in self.cells.items():
+            rows.append({"cell": name, **_figures(cell)})
+        return notebook_table(f"Comparison in {self.output}", rows, ["cell", "perplexity", "fault"])
+
+
+def _figures(cell: Record) -> Record:
+    """Return what a notebook shows of one cell: its perplexity, or why it failed."""
+    return {"perplexity": cell.get("perplexity", {}).get("perplexity"), "fault": cell.get("error")}
 
 
 def compare(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.files import digest, path_digest, write_json
+from ...base.notebook import notebook_table
 from ...base.output import output_lock
 from ...base.ranks import Ranks, all_ranks
 from ...checkpoints.write import software
@@ -17,7 +18,7 @@ from ..cells import DENSE, CellTable, Record, Teller, check_directory, open_dire
 from ..fingerprint import of_model
 from .benchmark import CutBenchmark
 from .settings import SweepConfig
-from .table import write_results
+from .table import COLUMNS, figures_of, write_results
 
 SWEEP_NAME = "sweep.json"
 KIND = (SWEEP_NAME, "sweep")
@@ -36,6 +37,9 @@ class SweepResult:
     cells: dict[str, Record]
     reused: list[str]
     output: Path
+
+    def _repr_html_(self) -> str:
+        return notebook_table(f"Sweep in {self.output}", figures_of(self.cells), list(COLUMNS))
 
 
 def run_sweep(

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 def write_results(output: Path, cells: Cells, settings: Mapping[str, Any]) -> None:
     """Write `table.md`, `table.csv` and, with the extra `report`, the pictures."""
-    rows = [_row_of(name, result) for name, result in cells.items()]
+    rows = figures_of(cells)
     text = [f"# {settings['model']}", "", *_protocol(cells[DENSE], settings), ""]
     figures = [_rounded(row) for row in rows]
     text.append(markdown_table(figures, list(figures[0])))
@@ -32,6 +32,11 @@ def write_results(output: Path, cells: Cells, settings: Mapping[str, Any]) -> No
         _error_pictures(output, cells, settings)
     except MissingExtraError as error:
         logger.warning("%s", error)
+
+
+def figures_of(cells: Cells) -> list[Row]:
+    """Return the columns of every cell, unrounded."""
+    return [_row_of(name, result) for name, result in cells.items()]
 
 
 def _row_of(name: str, result: Mapping[str, Any]) -> Row:
