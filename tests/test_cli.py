@@ -293,7 +293,7 @@ def test_the_short_help_has_the_flags_of_daily_use(capsys):
 
 
 def test_every_setting_has_a_flag_with_a_metavar_of_its_own(capsys):
-    from optimum_barber.cli.flags import FLAGS
+    from optimum_barber.base.flag_names import FLAGS
     from optimum_barber.cli.prune import MASKS
 
     everything = help_of("prune", "--help-all", capsys)

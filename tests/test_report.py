@@ -136,7 +136,7 @@ def test_without_matplotlib_the_page_has_every_number(run, text, tmp_path, monke
 
 
 def test_what_a_run_lacks_is_said(run, text, tmp_path):
-    assert "Not measured by this run" in text
+    assert "Not measured yet" in text
     report = json.loads((run / "report.json").read_text())
     for block in report["blocks"]:
         block["rounds"], block["swaps"] = [], 0

@@ -56,6 +56,7 @@ def test_the_page_is_the_table_of_its_date():
         ("4:8", None, "N:M"),
         ("2:4", quantized(), "quantized"),
         (None, quantized(weights={"num_bits": 8}), "quantized"),
+        ("2:4", quantized(weights={"num_bits": 2}), "quantized"),
     ],
 )
 def test_the_kind_is_read_from_the_files(tmp_path, pattern, quantization, kind):

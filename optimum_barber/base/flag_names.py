@@ -11,6 +11,7 @@ FLAGS = {
     "texts": ["--calibration"],
 }  # fmt: skip
 PREFIXES = {"reconstruct": "reconstruct_"}  # nested settings whose flags begin with their name
+OF_A_MACHINE = ("device", "batch_size")  # decide nothing of the result
 REPEATED = ("texts", "ignore")  # lists that take a value at a time; the others take all of them at once
 
 
@@ -27,14 +28,14 @@ def flag_name(name: str) -> str:
 def flags_of(settings: BaseModel, prefix: str = "") -> list[str]:
     """Write settings as flags: every field that was set, with absolute paths shortened to their last part.
 
-    None and empty lists are left out: no flag stands for them.
+    Left out are None and empty lists, for which no flag stands, and what is of the machine alone.
     """
     flags: list[str] = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             flags += flags_of(value, PREFIXES.get(name, ""))
-        elif name in settings.model_fields_set:
+        elif name in settings.model_fields_set and name not in OF_A_MACHINE:
             shown = settings.model_dump(include={name})[name]
             flags += _flag(name, flags_for(name, prefix)[0], shown)
     return flags

@@ -9,13 +9,13 @@ from ..base.files import read_json_object
 from .names import SPARSITY_NAME
 from .record import read_record
 
-CHECKED = "2026-11-22"
+CHECKED = "2026-11-30"
 KINDS = {
     "dense": "dense tensors",
     "unstructured": "dense tensors with unstructured zeros",
     "2:4": "dense tensors with 2:4 zeros",
     "N:M": "dense tensors with zeros of another N:M",
-    "quantized": "int4 or int8 weights, packed by compressed-tensors",
+    "quantized": "int2, int4 or int8 weights, packed by compressed-tensors",
 }
 
 
@@ -29,7 +29,8 @@ class Verdict(NamedTuple):
 
 NO_KERNEL = "its kernels multiply zeros like any other weight"
 GGUF = "by its convert_hf_to_gguf.py; no sparse kernels; Q8_0 and Q4_0 keep zeros, types with a minimum do not"
-ONNX = "by an ONNX export; sparse initializers are made dense on loading"
+ONNX = "by optimum-cli export onnx; equal logits, all zeros kept; sparse initializers are made dense on loading"
+OPENVINO = "by optimum-cli export openvino; equal logits, all zeros kept; times in benchmarks/RESULTS.md, Exports"
 COLUMNS = ("runtime", "loads", "faster", "tested here", "why")
 TESTED = ("transformers",)  # of the others, the verdicts come from their source and their maintainers
 RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
@@ -45,7 +46,9 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
         "unstructured": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
         "2:4": Verdict("yes", "no", "an ordinary checkpoint; its 2:4 kernels were removed in 2026 (PR 36799)"),
         "N:M": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
-        "quantized": Verdict("yes", "yes", "weight-only kernels read fewer bytes a token; zeros add nothing"),
+        "quantized": Verdict(
+            "yes", "yes", "weight-only kernels for 4 and 8 bits read fewer bytes a token; zeros add nothing"
+        ),
     },
     "torch semi-structured, CUDA": {
         "dense": Verdict("no", "-", "its format holds 2 of every 4 weights"),
@@ -57,7 +60,7 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
             "for large batches, not for single tokens",
         ),
         "N:M": Verdict("no", "-", "its format holds 2 of every 4 weights (1:4 fits into it, others do not)"),
-        "quantized": Verdict("no", "-", "no format for packed int4 or int8 groups"),
+        "quantized": Verdict("no", "-", "no format for packed integer groups"),
     },
     "llama.cpp": {
         "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py"),
@@ -67,11 +70,18 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
         "quantized": Verdict("converted", "no", "its converter unpacks groups, not whole rows; quantize again in GGUF"),
     },
     "ONNX Runtime": {
-        "dense": Verdict("converted", "-", "by an ONNX export"),
+        "dense": Verdict("converted", "-", "by optimum-cli export onnx"),
         "unstructured": Verdict("converted", "no", ONNX),
         "2:4": Verdict("converted", "no", ONNX),
         "N:M": Verdict("converted", "no", ONNX),
         "quantized": Verdict("no", "-", "no export of packed weights is known; quantize the ONNX model"),
+    },
+    "OpenVINO": {
+        "dense": Verdict("converted", "-", "by optimum-cli export openvino"),
+        "unstructured": Verdict("converted", "no", OPENVINO),
+        "2:4": Verdict("converted", "no", OPENVINO),
+        "N:M": Verdict("converted", "no", "by optimum-cli export openvino; not measured"),
+        "quantized": Verdict("no", "-", "no export of packed weights is known; export with --weight-format int8"),
     },
 }
 
@@ -97,8 +107,10 @@ def _quantized(directory: Path, config: Mapping[str, Any]) -> str:
             kinds.add((weights.get("type", "int"), weights.get("num_bits")))
     except (AttributeError, TypeError):
         raise BarberError(f"{directory}: quantization_config {shown(config)} is no description of one") from None
-    if method != "compressed-tensors" or not kinds or not kinds <= {("int", 4), ("int", 8)}:
-        raise BarberError(f"{directory} is quantized by {method} ({form}): known is compressed-tensors, int4 or int8")
+    if method != "compressed-tensors" or not kinds or not kinds <= {("int", 2), ("int", 4), ("int", 8)}:
+        raise BarberError(
+            f"{directory} is quantized by {method} ({form}): known is compressed-tensors, int2, int4 or int8"
+        )
     return "quantized"
 
 
