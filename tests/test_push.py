@@ -50,12 +50,13 @@ def own_copy(out, tmp_path):
 def test_all_files_arrive_and_the_model_loads_by_its_name(hub, own_copy, capsys):
     (own_copy / ".lock").touch()
     (own_copy / "config.json.partial").touch()
+    (own_copy / "additional_chat_templates").mkdir()
+    (own_copy / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
     assert main(["push", str(own_copy), "me/sparse", "--private", "--message", "first"]) == 0
     assert "commit" in capsys.readouterr().out
     files = hub.repositories["me/sparse"]["main"]
-    assert sorted(files) == sorted(
-        path.name for path in own_copy.iterdir() if path.name not in (".lock", "config.json.partial")
-    )
+    expected = {path.name for path in own_copy.iterdir() if path.is_file()} - {".lock", "config.json.partial"}
+    assert set(files) == expected | {"additional_chat_templates/tools.jinja"}
     assert all(content == (own_copy / name).read_bytes() for name, content in files.items())
     assert hub.private["me/sparse"] is True and hub.messages == ["first"]
     assert set(hub.validated) == {(own_copy / "README.md").read_text()}

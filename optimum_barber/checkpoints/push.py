@@ -7,6 +7,7 @@ from typing import Any
 from ..base.errors import BarberError, FailedCheckError
 from ..base.files import leads_out
 from ..models.loading import brief
+from .carry import TEMPLATES
 from .names import ADAPTER_CONFIG_NAME, SPARSITY_NAME
 from .verify import verify_checkpoint
 
@@ -63,7 +64,7 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
-    files = [path.name for path in files_of(directory)]
+    files = [path.relative_to(directory).as_posix() for path in files_of(directory)]
     check_masks_hold(Path(directory))
     api = HfApi(token=token)
     try:
@@ -91,10 +92,11 @@ def files_of(directory: str | Path) -> list[Path]:
 
 
 def _published(directory: Path) -> Iterator[Path]:
-    for path in directory.iterdir():
-        hidden = path.name.startswith(".") or path.name.endswith(".partial")
-        if path.is_file() and not hidden and not leads_out(path):
-            yield path
+    for folder in (directory, directory / TEMPLATES):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            hidden = path.name.startswith(".") or path.name.endswith(".partial")
+            if path.is_file() and not hidden and not leads_out(path):
+                yield path
 
 
 def check_masks_hold(directory: Path) -> None:

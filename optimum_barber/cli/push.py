@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for fault in verify_product(args.directory, weights=False).faults:
         raise FailedCheckError(f"{args.directory} is not what its record says: {fault}; nothing was uploaded")
     if args.dry_run:
-        _list_files(args.repository, files)
+        _list_files(args.repository, Path(args.directory), files)
         return 0
     commit = push_to_hub(
         args.directory, args.repository, private=args.private or None, revision=args.revision,
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list_files(repository: str, files: list[Path]) -> None:
+def _list_files(repository: str, directory: Path, files: list[Path]) -> None:
     for path in files:
-        sys.stdout.write(f"{path.stat().st_size:>16,}  {path.name}\n")
+        sys.stdout.write(f"{path.stat().st_size:>16,}  {path.relative_to(directory)}\n")
     total = sum(path.stat().st_size for path in files)
     sys.stdout.write(f"{total:>16,}  bytes in {len(files)} files would go to {repository}; nothing was uploaded\n")

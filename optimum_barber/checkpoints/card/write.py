@@ -1,6 +1,7 @@
 """Writing the model card of a checkpoint, out of its records and of the card of its source."""
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from typing import Any
 
 from ...base.files import write_file
 from ...base.flag_names import flags_of, shortened
-from ...models.loading import ModelReference
+from ...models.loading import ModelReference, brief
 from ..names import CARD_NAME
 from .body import evaluation_table, limits, loading, sparsity_table, summary, terms, title
 from .metadata import card_metadata, card_text, metadata_of
 from .records import Records
 
+logger = logging.getLogger(__name__)
 COMMANDS = "<!-- optimum-barber: commands -->"
 EVALUATION = "<!-- optimum-barber: evaluation -->"
 END = "<!-- optimum-barber: end -->"
@@ -51,10 +53,18 @@ def write_card(directory: Path, source: ModelReference | Path | None, made: Made
             before this one. None for a model in memory.
         made: the step.
     """
+    try:
+        text = _card(directory, source.directory if isinstance(source, ModelReference) else source, made)
+    except Exception as error:  # of whatever a stranger's record or card holds: no run of hours shall end here
+        logger.warning("no model card is written: %s", brief(error))
+        return
+    write_file(directory / CARD_NAME, text)
+
+
+def _card(directory: Path, source: Path | None, made: Made) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    home = source.directory if isinstance(source, ModelReference) else source
-    records, before = Records.read(directory), card_text(home)
+    records, before = Records.read(directory), card_text(source)
     metadata = metadata_of(records, card_metadata(before))
     data = ModelCardData(**metadata)
     commands = marked(before, COMMANDS)
@@ -63,8 +73,7 @@ def write_card(directory: Path, source: ModelReference | Path | None, made: Made
     line = made.line(name, f"step-{len(earlier) + 1}")
     one_line = " ".join(line.splitlines()).replace("`", "")  # a name may hold anything
     content = _body(records, [*earlier, one_line], metadata.get("license"))
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{content}")
-    write_file(directory / CARD_NAME, str(card))
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{content}"))
 
 
 def _body(records: Records, commands: list[str], licence: Any) -> str:
