@@ -13,11 +13,12 @@ def main() -> int:
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"audit skipped: {done.stderr.strip().splitlines()[-1:]}")
+        print("audit skipped:", *done.stderr.strip().splitlines()[-1:])
         return 0
     known = [package for package in packages if "skip_reason" not in package]
     if not known:
-        print(f"audit skipped: of none of {len(packages)} packages is there any data, {packages[0]['skip_reason']}")
+        reasons = {package["skip_reason"].split(":")[0] for package in packages}
+        print(f"audit skipped: no data about any of {len(packages)} packages:", *sorted(reasons)[:1])
         return 0
     for package in known:
         for fault in package["vulns"]:

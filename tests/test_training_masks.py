@@ -157,8 +157,54 @@ def test_masks_are_boolean_buffers_that_are_not_saved(family, sparse, tmp_path, 
     for name, buffer in buffers.items():
         assert not parameters[name.removesuffix("_mask")].detach()[~buffer].any()
     assert set(opened.model.state_dict()) == keys
-    with pytest.raises(BarberError, match="has a .*_mask already: remove the masks that it has"):
-        apply_masks(opened.model, opened.masks)
+    applied.remove()
+    assert not [name for name, _ in opened.model.named_buffers() if name.endswith("_mask")]
+
+
+def test_a_copy_of_a_masked_model_takes_the_same_masks_and_no_others(sparse, tmp_path, model_dir):
+    opened = PrunedModel.load(sparse)
+    apply_masks(opened.model, opened.masks)
+    twin = copy.deepcopy(opened.model)
+    apply_masks(twin, opened.masks)
+    train(twin, OPTIMIZERS["adamw"](twin.parameters()))
+    assert zeros_lost(twin, opened.masks) == 0
+    others = PrunedModel.load(pruned(tmp_path / "other", model_dir, "1:4")).masks
+    with pytest.raises(BarberError, match="has another weight_mask already: remove the masks that it has"):
+        apply_masks(opened.model, others)
+
+
+def test_a_parameter_that_is_trained_later_keeps_its_zeros(sparse):
+    opened = PrunedModel.load(sparse)
+    opened.model.requires_grad_(False)
+    apply_masks(opened.model, opened.masks)
+    assert not any(parameter.requires_grad for parameter in opened.model.parameters())
+    opened.model.requires_grad_(True)
+    train(opened.model, OPTIMIZERS["adamw"](opened.model.parameters()))
+    assert zeros_lost(opened.model, opened.masks) == 0
+
+
+def test_a_training_that_was_interrupted_begins_again(sparse):
+    opened = PrunedModel.load(sparse)
+    callback = KeepMasks(opened.model, opened.masks)
+    for _ in range(2):
+        callback.on_train_begin()
+    train(opened.model, OPTIMIZERS["adamw"](opened.model.parameters()))
+    assert zeros_lost(opened.model, opened.masks) == 0
+    callback.on_train_end()
+    assert not [name for name, _ in opened.model.named_buffers() if name.endswith("_mask")]
+
+
+def test_masks_are_not_sent_among_ranks_at_every_pass(sparse):
+    opened = PrunedModel.load(sparse)
+    apply_masks(opened.model, opened.masks)
+    buffers = {name for name, _ in opened.model.named_buffers() if name.endswith("_mask")}
+    assert buffers and buffers <= set(opened.model._ddp_params_and_buffers_to_ignore)
+
+
+def test_a_compiled_model_is_masked_within(sparse):
+    opened = PrunedModel.load(sparse)
+    applied = apply_masks(torch.compile(opened.model), opened.masks)
+    assert len(applied.places) == len(opened.masks)
 
 
 def test_masks_put_on_a_dense_model_prune_it_and_move_with_it(sparse, model_dir):
@@ -182,9 +228,19 @@ def test_torchs_own_pruning_has_the_masks(sparse):
     linear.weight_orig += 1
     after = opened.model(WINDOWS.tokens).logits
     assert not torch.equal(after, before)
+    for put in (apply_masks, as_torch_pruning):
+        with pytest.raises(BarberError, match="model has masks of torch.nn.utils.prune: remove those first"):
+            put(opened.model, opened.masks)
     prune.remove(linear, "weight")
     assert torch.equal(opened.model(WINDOWS.tokens).logits, after)
     assert not linear.weight[~keep].any()
+
+
+def test_torchs_own_pruning_is_refused_on_buffers(sparse):
+    opened = PrunedModel.load(sparse)
+    apply_masks(opened.model, opened.masks)
+    with pytest.raises(BarberError, match="has a weight_mask already"):
+        as_torch_pruning(opened.model, opened.masks)
 
 
 @pytest.mark.filterwarnings("ignore")  # TRL's own

@@ -175,8 +175,8 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
     save_tokenizer(output, base.tokenizer, base.reference)
     step = {"name": MERGE_STEP, "adapter_sha256": read.sha256, "rank": read.config.r, "alpha": read.config.lora_alpha}
     carry_masks(base.reference.directory, output, step)
-    settings = {name: value for name, value in step.items() if name != "name"}
-    write_card(output, base.reference.directory, Made(MERGE_STEP, settings))
+    trained = {"rank": read.config.r, "alpha": read.config.lora_alpha}
+    write_card(output, base.reference, Made("merge, of an adapter that was trained before", trained))
 
 
 def _merge(peft: PeftModel, name: str | Path) -> Any:

@@ -1,6 +1,6 @@
 """Masks on a model that is trained: as buffers that any loop keeps, as a Trainer's callback, and as torch has them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from optimum_barber.models.source import ModelSource
 from optimum_barber.tensors.masks import PackedMask
 
 Place = tuple[nn.Module, str]  # a module, and the name of one of its own parameters
+DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"  # by which DistributedDataParallel is told
 
 
 class AppliedMasks:
@@ -26,22 +27,30 @@ class AppliedMasks:
     """
 
     def __init__(self, model: Any, masks: Mapping[str, PackedMask]) -> None:
-        keeps = {id(parameter): keep for parameter, keep in keep_of_parameters(model, masks)}
+        self.model = _uncompiled(model)
         self.places: list[Place] = []
         self._handles: list[Any] = []
-        for module, name, parameter in own_parameters(model):
-            keep = keeps.pop(id(parameter), None)  # of tied modules, the first one holds the mask
-            if keep is not None:
-                self._hold(module, name, parameter, keep)
+        _refuse_torchs_masks(self.model)
+        keeps = {id(parameter): keep for parameter, keep in keep_of_parameters(self.model, masks)}
+        owned = []
+        for module, name, parameter in own_parameters(self.model):
+            if id(parameter) in keeps:  # of tied modules, the first one holds the mask
+                owned.append((module, name, parameter, keeps.pop(id(parameter))))
+        for module, name, _, keep in owned:
+            _refuse_other_mask(module, name, keep)
+        for module, name, parameter, keep in owned:
+            module.register_buffer(f"{name}_mask", keep, persistent=False)
+            self.places.append((module, name))
+            self._handles.append(_hook(parameter, partial(_masked, (module, name))))
+        self._leave_to_ranks()
         self.zero()
 
-    def _hold(self, module: nn.Module, name: str, parameter: nn.Parameter, keep: Tensor) -> None:
-        if hasattr(module, f"{name}_mask"):
-            raise BarberError(f"{type(module).__name__} has a {name}_mask already: remove the masks that it has")
-        module.register_buffer(f"{name}_mask", keep, persistent=False)
-        self.places.append((module, name))
-        if parameter.requires_grad:
-            self._handles.append(parameter.register_hook(partial(_masked, (module, name))))
+    def _leave_to_ranks(self) -> None:
+        """Have DistributedDataParallel leave the masks alone, which all ranks have: it would send them every pass."""
+        owned = {id(module): name for name, module in self.model.named_modules()}
+        names = [f"{owned[id(module)]}.{name}_mask" for module, name in self.places]
+        ignored = getattr(self.model, DDP_IGNORES, [])
+        setattr(self.model, DDP_IGNORES, [*ignored, *names])
 
     @torch.no_grad()
     def zero(self) -> None:
@@ -61,8 +70,34 @@ class AppliedMasks:
         for handle in self._handles:
             handle.remove()
         for module, name in self.places:
-            delattr(module, f"{name}_mask")
+            module._buffers.pop(f"{name}_mask", None)
         self.places, self._handles = [], []
+
+
+def _uncompiled(model: Any) -> Any:
+    """Return the module that torch.compile has wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _refuse_torchs_masks(model: nn.Module) -> None:
+    if torch_prune.is_pruned(model):
+        raise BarberError("model has masks of torch.nn.utils.prune: remove those first (prune.remove)")
+
+
+def _refuse_other_mask(module: nn.Module, name: str, keep: Tensor) -> None:
+    """Refuse a buffer that is there already, unless it is the same mask, as in a copy of a masked model."""
+    present = getattr(module, f"{name}_mask", None)
+    if present is not None and not (isinstance(present, Tensor) and torch.equal(present, keep)):
+        raise BarberError(f"{type(module).__name__} has another {name}_mask already: remove the masks that it has")
+
+
+def _hook(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> Any:
+    """Register a hook on a gradient; on a parameter that is frozen too, which may be trained later."""
+    trained = parameter.requires_grad
+    parameter.requires_grad_(True)
+    handle = parameter.register_hook(function)
+    parameter.requires_grad_(trained)
+    return handle
 
 
 def _masked(place: Place, gradient: Tensor) -> Tensor:
@@ -96,8 +131,12 @@ def as_torch_pruning(model: Any, masks: Mapping[str, PackedMask]) -> None:
     Raises:
         BarberError: as `apply_masks`.
     """
+    model = _uncompiled(model)
+    _refuse_torchs_masks(model)
     keeps = {id(parameter): keep for parameter, keep in keep_of_parameters(model, masks)}
     for module, name, parameter in own_parameters(model):
+        if hasattr(module, f"{name}_mask"):
+            raise BarberError(f"{type(module).__name__} has a {name}_mask already: remove the masks that it has")
         if id(parameter) in keeps:
             torch_prune.custom_from_mask(module, name, keeps.pop(id(parameter)))
 
@@ -131,7 +170,9 @@ class KeepMasks(TrainerCallback):
         keep_of_parameters(model, masks)  # refuses what does not fit before any work
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Put the masks on, where the parameters are now."""
+        """Put the masks on; a training that was interrupted may have left them there."""
+        if self._applied is not None:
+            self._applied.remove()
         self._applied = apply_masks(self.model, self.masks)
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:

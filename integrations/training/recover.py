@@ -158,7 +158,7 @@ class BarberRecoverer:
         pages = read_json(earlier) if earlier.is_file() else {}
         write_json(directory / REPORT_NAME, {**pages, STEP: report})
         base = report["dense_model"] if self.base is not None else None
-        write_card(directory, opened.reference.directory, Made(STEP, config, base))
+        write_card(directory, opened.reference, Made(STEP, config, report["windows"]["source"], base))
         if opened.record is not None:
             for fault in verify_checkpoint(directory).faults:
                 raise BarberError(f"the masks do not hold: {fault}; nothing was written")

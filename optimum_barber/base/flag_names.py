@@ -11,7 +11,6 @@ FLAGS = {
     "texts": ["--calibration"],
 }  # fmt: skip
 PREFIXES = {"reconstruct": "reconstruct_"}  # nested settings whose flags begin with their name
-OF_A_MACHINE = ("device", "batch_size")  # decide nothing of the result
 REPEATED = ("texts", "ignore")  # lists that take a value at a time; the others take all of them at once
 
 
@@ -28,17 +27,22 @@ def flag_name(name: str) -> str:
 def flags_of(settings: BaseModel, prefix: str = "") -> list[str]:
     """Write settings as flags: every field that was set, with absolute paths shortened to their last part.
 
-    Left out are None and empty lists, for which no flag stands, and what is of the machine alone.
+    Left out are None and empty lists, for which no flag stands, and what is of the machine alone: the device, and a
+    batch size that is chosen unless it is given.
     """
     flags: list[str] = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             flags += flags_of(value, PREFIXES.get(name, ""))
-        elif name in settings.model_fields_set and name not in OF_A_MACHINE:
+        elif name in settings.model_fields_set and not _is_of_the_machine(settings, name):
             shown = settings.model_dump(include={name})[name]
             flags += _flag(name, flags_for(name, prefix)[0], shown)
     return flags
+
+
+def _is_of_the_machine(settings: BaseModel, name: str) -> bool:
+    return name == "device" or (name == "batch_size" and type(settings).model_fields[name].default is None)
 
 
 def _flag(name: str, flag: str, value: Any) -> list[str]:

@@ -1,16 +1,18 @@
 """Publishing a checkpoint: all of its files, and no other, to a repository on the Hub."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import BarberError, FailedCheckError
-from ..base.files import leads_out
+from ..base.files import is_there, leads_out, read_json_object
 from ..models.loading import brief
 from .carry import TEMPLATES
 from .names import ADAPTER_CONFIG_NAME, SPARSITY_NAME
 from .verify import verify_checkpoint
 
+logger = logging.getLogger(__name__)
 MESSAGE = "Upload with optimum-barber"
 
 
@@ -48,7 +50,7 @@ def push_to_hub(
 
     Args:
         directory: what `prune` or a later step wrote.
-        repo_id: name on the Hub, with its owner: owner/name.
+        repo_id: name on the Hub: owner/name, or a name of your own.
         private: whether a new repository is private; None for the owner's default.
         revision: branch; None for the main one. It is created if need be.
         commit_message: first line of the commit.
@@ -64,6 +66,7 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
+    warn_of_local_base(Path(directory))
     files = [path.relative_to(directory).as_posix() for path in files_of(directory)]
     check_masks_hold(Path(directory))
     api = HfApi(token=token)
@@ -97,6 +100,16 @@ def _published(directory: Path) -> Iterator[Path]:
             hidden = path.name.startswith(".") or path.name.endswith(".partial")
             if path.is_file() and not hidden and not leads_out(path):
                 yield path
+
+
+def warn_of_local_base(directory: Path) -> None:
+    """Warn of an adapter whose base is a folder of this machine: it loads nowhere else."""
+    path = directory / ADAPTER_CONFIG_NAME
+    base = read_json_object(path).get("base_model_name_or_path") if path.is_file() else None
+    if isinstance(base, str) and is_there(base):
+        logger.warning(
+            "adapter %s names its base by a folder of this machine, %s: elsewhere nobody finds it", path, base
+        )
 
 
 def check_masks_hold(directory: Path) -> None:

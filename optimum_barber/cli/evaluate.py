@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
     rows = [_row(reference, reference in dense, args) for reference in [*dense, *references]]
-    _record(references, rows)
     if args.json:
         Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
+    _record(references, rows)
     _tell(rows)
     return 0
 
@@ -76,8 +76,15 @@ def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
         if not Path(reference.name).expanduser().is_dir() or reference.name not in measured:
             continue
         own = {**measured[reference.name], "dense_baseline": False}
-        base = measured.get(_base_name(reference.directory) or "")
-        record_evaluation(reference.directory, [{**base, "dense_baseline": True}, own] if base else [own])
+        base_name = _base_name(reference.directory)
+        bases = [{**row, "dense_baseline": True} for name, row in measured.items() if _same_model(name, base_name)]
+        record_evaluation(reference.directory, [*bases[:1], own])
+
+
+def _same_model(name: str, other: str | None) -> bool:
+    if other is None:
+        return False
+    return name == other or (Path(name).expanduser().is_dir() and Path(name).expanduser().resolve() == Path(other))
 
 
 def _tell(rows: list[dict[str, Any]]) -> None:

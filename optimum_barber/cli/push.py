@@ -18,7 +18,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     parser.add_argument("directory", metavar="OUT", help="a checkpoint that this program wrote, or an adapter")
-    parser.add_argument("repository", metavar="REPO", help="name on the Hub: owner/name")
+    parser.add_argument("repository", metavar="REPO", help="name on the Hub: owner/name, or a name of your own")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: the main one)")
     parser.add_argument("--message", metavar="TEXT", help="commit message")
@@ -31,13 +31,18 @@ def run(args: argparse.Namespace) -> int:
     """Check, then upload or list."""
     from ..base.errors import BarberError, FailedCheckError
     from ..checkpoints.card.metadata import is_hub_id
+    from ..checkpoints.card.records import has_records
+    from ..checkpoints.names import ADAPTER_CONFIG_NAME
     from ..checkpoints.push import MESSAGE, files_of, push_to_hub
     from ..runs.verify import verify_product
 
     if not is_hub_id(args.repository):
         raise BarberError(f"repository {args.repository!r} is not legal: owner/name, as on the Hub")
     files = files_of(args.directory)
-    for fault in verify_product(args.directory, weights=False).faults:
+    directory = Path(args.directory)
+    recorded = has_records(directory) or (directory / ADAPTER_CONFIG_NAME).is_file()
+    faults = verify_product(args.directory, weights=False).faults if recorded else []
+    for fault in faults:
         raise FailedCheckError(f"{args.directory} is not what its record says: {fault}; nothing was uploaded")
     if args.dry_run:
         _list_files(args.repository, Path(args.directory), files)

@@ -262,7 +262,7 @@ class BarberSparsifier:
         if self.reference:
             step = {"name": "prune", "producer": run.config.producer_name}
             carry_structure(self.reference.directory, directory, step)
-        write_card(directory, self.reference, Made("prune", run.config))
+        write_card(directory, self.reference, Made("prune", run.config, run.windows.source))
 
 
 def _share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:

@@ -106,7 +106,7 @@ class BarberPermuter(PretrainedTool):
                 write_json(partial / ORDER_NAME, record.model_dump())
                 if self.reference:
                     carry_structure(self.reference.directory, partial, {"name": "permute"})
-                write_card(partial, self.reference, Made("permute", config))
+                write_card(partial, self.reference, Made("permute", config, record.calibration["source"]))
         return PermuteResult(self.model, record, output)
 
     def inputs(self, config: PermuteConfig) -> list[Path]:

@@ -131,7 +131,8 @@ class BarberShrinker(PretrainedTool):
         save_tokenizer(partial, self.tokenizer, self.reference)
         write_json(partial / record, result.structure.model_dump())
         write_json(partial / REPORT_NAME, result.report)
-        write_card(partial, self.reference, Made("shrink", config))
+        text = (result.structure.calibration or {}).get("source")
+        write_card(partial, self.reference, Made("shrink", config, text))
 
     def _without_experts(
         self, config: ShrinkConfig, share: float, calibration: Calibration, output: Path | None, quiet: bool

@@ -11,12 +11,12 @@ from .metadata import is_hub_id
 from .records import Records
 
 HIDDEN = ("calibration", "name", "dense_model", "adapter_sha256")  # of a step: said elsewhere, or of one machine
-PLACE = ("text", "part", "windows", "dtype")  # columns that tell what was measured
+PROTOCOL = ("text", "part", "windows", "dtype")  # columns that tell what was measured
 
 
-def title(records: Records) -> str:
+def title(records: Records, base_name: str | None) -> str:
     """Name the model and what was done to it."""
-    parts = [plain(records.base_name)]
+    parts = [plain(base_name)]
     if records.structure is not None:
         parts.append(f"{records.structure.removed:.0%} smaller")
     if records.experts is not None:
@@ -42,9 +42,9 @@ def escaped(value: Any) -> str:
     return re.sub(r"([|`<>\[\]*_\\])", r"\\\1", " ".join(str(value).split()))
 
 
-def summary(records: Records) -> list[str]:
+def summary(records: Records, base_name: str | None) -> list[str]:
     """Say in a list what was done to the model, from the base to the last step."""
-    lines = [f"- **Base model:** {base_link(records.base_name)}"]
+    lines = [f"- **Base model:** {base_link(base_name)}"]
     if records.structure is not None:
         lines += _cut(records)
     if records.experts is not None:
@@ -76,7 +76,7 @@ def _cut(records: Records) -> list[str]:
     kept = f"{len(heads.kept)} of {heads.of} {structure.head_unit}s and {len(channels.kept)} of {channels.of} channels"
     lines = [
         f"- **Removed:** {structure.removed:.2%} of the parameters of attention and FFN; each layer keeps {kept}",
-        f"- **Chosen by:** {escaped(structure.scorer['name'])}",
+        f"- **Chosen by:** {escaped(structure.scorer.get('name'))}",
     ]
     if structure.calibration is not None:
         lines.append(f"- **Calibration of the cut:** {calibration_text(structure.calibration)}")
@@ -84,19 +84,20 @@ def _cut(records: Records) -> list[str]:
 
 
 def _masks(record: SparsityConfig, report: Mapping[str, Any]) -> list[str]:
-    rebuild = record.rebuild["method"] if record.rebuild else "not rebuilt"
-    if record.rebuild and "error_before" in report:
-        rebuild += f" (block error, summed: {report['error_before']:.4g} before, {report['error_after']:.4g} after)"
-    reconstruct = record.reconstruct["method"] if record.reconstruct else "as in the base"
+    rebuild = str(record.rebuild.get("method")) if record.rebuild else "not rebuilt"
+    errors = [report.get("error_before"), report.get("error_after")]
+    if record.rebuild and all(isinstance(error, int | float) for error in errors):
+        rebuild += f" (block error, summed: {errors[0]:.4g} before, {errors[1]:.4g} after)"
     lines = [
         f"- **Sparsity:** {record.sparsity:.2%} of the weights of {len(record.modules)} Linears are exactly zero, "
         f"{escaped(record.pattern)}",
-        f"- **First masks:** {escaped(record.producer['name'])}",
+        f"- **First masks:** {escaped(record.producer.get('name'))}",
         f"- **Masks rebuilt by:** {escaped(rebuild)}",
-        f"- **Values of the kept weights:** {escaped(reconstruct)}",
     ]
+    if record.reconstruct is not None:
+        lines.append(f"- **Kept weights given new values by:** {escaped(record.reconstruct.get('method'))}")
     if record.allocation is not None:
-        lines.append(f"- **Shared out over the blocks by:** {escaped(record.allocation['name'])}")
+        lines.append(f"- **Shared out over the blocks by:** {escaped(record.allocation.get('name'))}")
     return [*lines, f"- **Calibration:** {calibration_text(record.calibration)}"]
 
 
@@ -105,7 +106,7 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
     names = [shortened(name) for name in str(calibration.get("source")).split(", ")]
     seed = f", seed {calibration['seed']}" if "seed" in calibration else ""
     windows = f"{calibration.get('samples')} windows of {calibration.get('sequence_length')} tokens"
-    return f"{windows} of {escaped(', '.join(names))}{seed}"
+    return f"{windows} out of {escaped(', '.join(names))}{seed}"
 
 
 def settings_text(step: Mapping[str, Any]) -> str:
@@ -153,10 +154,13 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["Not measured yet. `optimum-barber eval OUT --perplexity TEXT` enters its figures here."]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        place = (escaped(shortened(row["text"])), escaped(row["split"]), windows_text(row), escaped(row["dtype"]))
-        line = lines.setdefault(place, dict(zip(PLACE, place, strict=True)))
-        line["dense" if row["dense_baseline"] else "this model"] = f"{row['perplexity']:.3f}"
-    table = markdown_table(lines.values(), [*PLACE, "dense", "this model"])
+        protocol = (escaped(shortened(row["text"])), escaped(row["split"]), windows_text(row), escaped(row["dtype"]))
+        line = lines.setdefault(protocol, dict(zip(PROTOCOL, protocol, strict=True)))
+        if row["dense_baseline"]:
+            line["made of"] = f"{row['perplexity']:.3f} ({plain(str(row['model']))})"
+        else:
+            line["this model"] = f"{row['perplexity']:.3f}"
+    table = markdown_table(lines.values(), [*PROTOCOL, "made of", "this model"])
     return ["Perplexity, lower is better:", "", table]
 
 
@@ -176,15 +180,21 @@ def loading(records: Records) -> list[str]:
     if records.sparsity is not None:
         lines += [
             "", "The masks lie in `sparsity_masks.safetensors`, and `sparsity_config.json` records them.",
-            "`optimum-barber verify OUT` checks every zero; `optimum_barber.PrunedModel.load` opens model and masks,",
-            "and `optimum_barber.KeepMasks` keeps the zeros in any transformers Trainer.",
+            "`optimum-barber verify OUT` checks every zero.",
+        ]  # fmt: skip
+    if records.sparsity is not None and not records.quantized:
+        lines += [
+            "`optimum_barber.PrunedModel.load` opens model and masks, and `optimum_barber.KeepMasks` keeps the zeros",
+            "in any transformers Trainer.",
         ]  # fmt: skip
     return lines
 
 
-def terms(records: Records, licence: Any) -> str:
+def terms(base_name: str | None, metadata: Mapping[str, Any]) -> str:
     """Say under which licence the model stands, as far as the card of its source tells."""
-    base = base_link(records.base_name)
+    base, licence = base_link(base_name), metadata.get("license")
+    if licence == "other":
+        licence = metadata.get("license_name")
     if licence:
         return f"{escaped(licence)}, the licence of the base model, {base}; what its own card says applies here too."
     return f"The terms of the base model, {base}, apply; no card that names its licence lay beside it."
@@ -193,15 +203,9 @@ def terms(records: Records, licence: Any) -> str:
 def limits(records: Records) -> list[str]:
     """Say what a user must not expect."""
     lines = []
-    sparsity = records.sparsity
-    if sparsity is not None and not records.quantized:
-        lines.append("- Zeros are stored like any other weight: the files are as large as the base's.")
-    if sparsity is not None:
-        gain = "2:4 kernels, where a runtime has them, can use the zeros" if sparsity.pattern == "2:4" else (
-            "common runtimes multiply zeros like any other weight, so that the model is as fast as the base"
-        )  # fmt: skip
-        lines.append(f"- Speed: {gain} (`optimum-barber inspect OUT --targets`).")
-    if records.structure is not None or records.experts is not None:
+    if records.sparsity is not None and not records.quantized:
+        lines += ["- Zeros are stored like any other weight: they make the files no smaller.", _speed(records.sparsity)]
+    if records.is_cut:
         lines.append("- Whole units are gone: what only they knew is lost, unless later training brought it back.")
     lines.append(
         "- What was chosen by calibration text holds for such text; other languages and tasks can lose more. "
@@ -209,3 +213,9 @@ def limits(records: Records) -> list[str]:
     )
     lines.append("- Bias, safety and intended use are the base model's at best; none of them was measured here.")
     return lines
+
+
+def _speed(record: SparsityConfig) -> str:
+    if record.pattern == "2:4":
+        return "- Speed: the zeros help where a runtime has 2:4 kernels (`optimum-barber inspect OUT --targets`)."
+    return "- Speed: common runtimes multiply zeros like any other weight (`optimum-barber inspect OUT --targets`)."

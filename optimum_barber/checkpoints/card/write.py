@@ -14,12 +14,14 @@ from ...models.loading import ModelReference, brief
 from ..names import CARD_NAME
 from .body import evaluation_table, limits, loading, sparsity_table, summary, terms, title
 from .metadata import card_metadata, card_text, metadata_of
-from .records import Records
+from .records import Records, has_records, root_name
 
 logger = logging.getLogger(__name__)
-COMMANDS = "<!-- optimum-barber: commands -->"
-EVALUATION = "<!-- optimum-barber: evaluation -->"
-END = "<!-- optimum-barber: end -->"
+ANY_MARK = "<!-- optimum-barber:"
+COMMANDS = f"{ANY_MARK} commands -->"
+EVALUATION = f"{ANY_MARK} evaluation -->"
+END = f"{ANY_MARK} end -->"
+MOST_LINES, LONGEST_LINE = 20, 4000  # of commands that are taken over
 
 
 @dataclass(frozen=True)
@@ -29,64 +31,84 @@ class Made:
     Attributes:
         step: its name: a command, or a stage of a recipe.
         settings: those of a command, written as flags; or those of a stage that has no command.
+        text: source of the calibration windows, as recorded; None where none were read.
         base: name of the dense model, where the command was given one beside its input.
     """
 
     step: str
     settings: Any
+    text: str | None = None
     base: str | None = None
 
     def line(self, source: str, output: str) -> str:
         """Return the command that makes `output` of `source`; for a stage of a recipe a comment."""
         if isinstance(self.settings, Mapping):
-            return f"# {source} -> {output}, recipe stage: {json.dumps({self.step: self.settings})}"
+            return f"# {source} -> {output}, by the recipe stage {json.dumps({self.step: self.settings})}"
         base = ["--base", shortened(self.base)] if self.base else []
-        return shlex.join(["optimum-barber", self.step, source, *base, *flags_of(self.settings), "-o", output])
+        command = shlex.join(["optimum-barber", self.step, source, *base, *flags_of(self.settings), "-o", output])
+        return f"{command}  # on windows from Python" if self._has_other_windows() else command
+
+    def _has_other_windows(self) -> bool:
+        texts = self.settings.calibration.texts or ["c4"]
+        return self.text is not None and self.text != ", ".join(texts)
 
 
-def write_card(directory: Path, source: ModelReference | Path | None, made: Made) -> None:
+def write_card(directory: Path, source: ModelReference | None, made: Made) -> None:
     """Write the model card of a checkpoint whose files are all in place.
 
     Args:
         directory: holds the checkpoint.
-        source: the checkpoint that it was made of, or its directory: its card gives licence, language and the commands
-            before this one. None for a model in memory.
+        source: the checkpoint that it was made of; its card gives licence, language and the commands before this one.
+            None for a model in memory.
         made: the step.
     """
     try:
-        text = _card(directory, source.directory if isinstance(source, ModelReference) else source, made)
+        write_file(directory / CARD_NAME, _card(directory, source, made))
     except Exception as error:  # of whatever a stranger's record or card holds: no run of hours shall end here
         logger.warning("no model card is written: %s", brief(error))
-        return
-    write_file(directory / CARD_NAME, text)
 
 
-def _card(directory: Path, source: Path | None, made: Made) -> str:
+def _card(directory: Path, source: ModelReference | None, made: Made) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    records, before = Records.read(directory), card_text(source)
-    metadata = metadata_of(records, card_metadata(before))
-    data = ModelCardData(**metadata)
-    commands = marked(before, COMMANDS)
-    earlier = [line for line in commands.splitlines() if line.strip() and not line.startswith("```")]
-    name = shortened(records.base_name or "MODEL") if not earlier else f"step-{len(earlier)}"
-    line = made.line(name, f"step-{len(earlier) + 1}")
-    one_line = " ".join(line.splitlines()).replace("`", "")  # a name may hold anything
-    content = _body(records, [*earlier, one_line], metadata.get("license"))
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{content}"))
-
-
-def _body(records: Records, commands: list[str], licence: Any) -> str:
-    sections = [f"# {title(records)}", "\n".join(summary(records))]
+    records, before = Records.read(directory), card_text(source.directory if source else None)
+    base_name = root_name(records, source.full_name if source else None)
+    metadata = metadata_of(records, base_name, card_metadata(before))
+    commands = own_lines(marked(before, COMMANDS))
+    commands.append(one_line(made.line(_input_name(source, base_name, len(commands)), f"step-{len(commands) + 1}")))
+    sections = [f"# {title(records, base_name)}", "\n".join(summary(records, base_name))]
     if records.sparsity is not None:
         sections += ["## Sparsity by part", "\n".join(sparsity_table(records.sparsity))]
     sections += ["## Evaluation", f"{EVALUATION}\n\n" + "\n".join(evaluation_table([])) + f"\n\n{END}"]
     sections += ["## How to load it", "\n".join(loading(records))]
     sections += ["## How it was made", "\n".join([COMMANDS, "```bash", *commands, "```", END])]
     sections += [f"Versions: {_versions(records)}. Absolute paths are shortened to their last part."]
-    sections += ["## Limits", "\n".join(limits(records))]
-    sections += ["## Licence", terms(records, licence)]
-    return "\n\n".join(sections) + "\n"
+    sections += ["## Limits", "\n".join(limits(records)), "## Licence", terms(base_name, metadata)]
+    content = "\n\n".join(sections)
+    return str(ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{content}\n"))
+
+
+def _input_name(source: ModelReference | None, base_name: str | None, steps: int) -> str:
+    """Return what the next command calls its input: the last step, the base, or a checkpoint of unknown making."""
+    if steps:
+        return f"step-{steps}"
+    if source is not None and has_records(source.directory):
+        return shortened(source.full_name)
+    return shortened(base_name or "MODEL")
+
+
+def one_line(text: str) -> str:
+    """Return a command that stays within its line and its fence; a name in it may hold anything."""
+    return " ".join(text.splitlines()).replace("`", "")[:LONGEST_LINE]
+
+
+def own_lines(commands: str) -> list[str]:
+    """Return those lines of a card's commands that can be of this program, whoever wrote the card."""
+    lines = []
+    for line in commands.splitlines():
+        if line.startswith(("optimum-barber ", "# ")):
+            lines.append(one_line(line))
+    return lines[:MOST_LINES]
 
 
 def _versions(records: Records) -> str:
@@ -97,7 +119,7 @@ def _versions(records: Records) -> str:
 
 
 def marked(text: str, mark: str) -> str:
-    """Return what stands between a mark and the end mark after it; an empty text where they are missing."""
+    """Return what stands between a mark and its end mark; an empty text where one is missing."""
     _, begin, rest = text.partition(mark)
-    content, end, _ = rest.partition(END)
-    return content if begin and end else ""
+    content, end, after = rest.partition(ANY_MARK)
+    return content if begin and f"{end}{after}".startswith(END) else ""

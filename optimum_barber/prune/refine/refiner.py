@@ -28,7 +28,7 @@ from ...checkpoints.write import module_sparsity, save_pruned, save_record
 from ...models.device import matrix_products, product_precision, summing_device
 from ...models.dtypes import cast_parameters
 from ...models.linears import has_routed_experts
-from ...models.loading import load_model, load_tokenizer, resolve_model
+from ...models.loading import ModelReference, load_model, load_tokenizer, resolve_model
 from ...models.source import ModelSource
 from ...models.tool import PretrainedTool
 from ...models.wrappers import keep_modes
@@ -193,7 +193,8 @@ class BarberRefiner(PretrainedTool):
         if (sparse / CONFIG_NAME).is_file():
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])
-        write_card(directory, sparse, Made("refine", config, record.base_model["name"]))
+        source = ModelReference(str(sparse), sparse)
+        write_card(directory, source, Made("refine", config, record.steps[-1]["calibration"]["source"]))
         for fault in verify_checkpoint(directory).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 

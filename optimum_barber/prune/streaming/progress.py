@@ -14,6 +14,7 @@ from ...base.errors import BarberError, UnfinishedError
 from ...base.files import as_json, sync_directory, write_file
 from ...base.output import STATE_DIRECTORY, STATE_NAME, full_disk, output_lock, partial_of, staged, wait_for
 from ...base.ranks import ALONE, Ranks
+from ...checkpoints.names import DESCRIBING
 from ...checkpoints.record import MaskFile, write_masks
 from ...checkpoints.shards import Entry, Layout, OutputShards, TensorFile, damaged, read_header
 from ...checkpoints.write import software
@@ -189,7 +190,7 @@ def result_settings(run: Run, inputs: Iterable[Path]) -> dict[str, Any]:
     for path in inputs:
         files = [path]
         if not path.is_file():
-            files = sorted(file for file in path.iterdir() if file.is_file())
+            files = sorted(file for file in path.iterdir() if file.is_file() and file.name not in DESCRIBING)
         stats = [(file.name, file.stat()) for file in files]  # reading the files would take minutes
         settings[f"input {path}"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return settings
