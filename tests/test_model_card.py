@@ -19,7 +19,7 @@ from optimum_barber import (
     ShrinkConfig,
 )
 from optimum_barber.base.flag_names import flags_of
-from optimum_barber.checkpoints.card import Made, record_evaluation, write_card
+from optimum_barber.checkpoints.card import Step, record_evaluation, write_card
 from optimum_barber.checkpoints.card.body import escaped
 from optimum_barber.checkpoints.card.metadata import card_metadata, is_hub_id
 from optimum_barber.checkpoints.card.records import Records
@@ -146,7 +146,7 @@ def test_the_command_stands_for_the_settings_of_the_run(flags):
 
     config = parsed(shlex.split(flags))
     resolved = config.under(config.sparsity_pattern())
-    line = Made("prune", resolved).line("MODEL", "OUT")
+    line = Step("prune", resolved).line("MODEL", "OUT")
     again = config_from(build_parser().parse_args(shlex.split(line)[1:]))
     assert again.under(again.sparsity_pattern()) == resolved
     assert parsed(flags_of(config)) == config
@@ -154,7 +154,7 @@ def test_the_command_stands_for_the_settings_of_the_run(flags):
 
 def test_absolute_paths_are_shortened_in_the_command():
     config = Settings(sparsity=0.5, calibration={"texts": ["/home/me/secret plans.txt", "here/text.txt"]})
-    line = Made("prune", config).line("MODEL", "OUT")
+    line = Step("prune", config).line("MODEL", "OUT")
     assert line.endswith("--calibration 'secret plans.txt' --calibration here/text.txt -o OUT")
 
 
@@ -219,7 +219,7 @@ def test_a_base_on_the_hub_is_linked_and_filed_under(dense, tmp_path):
     record = json.loads((out / "sparsity_config.json").read_text())
     record["base_model"]["name"] = "someone/Tiny"
     (out / "sparsity_config.json").write_text(json.dumps(record))
-    write_card(out, ModelReference(str(dense), dense), Made("prune", BarberConfig(sparsity=0.5)))
+    write_card(out, ModelReference(str(dense), dense), Step("prune", BarberConfig(sparsity=0.5)))
     card = card_of(out)
     assert card.data.base_model == "someone/Tiny" and "/someone/Tiny)" in card.text
     assert commands_of(out)[0].startswith("optimum-barber prune someone/Tiny ")
@@ -234,11 +234,11 @@ def test_nothing_in_a_strangers_card_ends_a_run(dense, tmp_path, caplog):
     record |= {"producer": {}, "rebuild": {}, "reconstruct": {}, "allocation": {}, "base_model": {"name": 3}}
     (out / "sparsity_config.json").write_text(json.dumps(record))
     (out / "report.json").write_text('{"error_before": null}')
-    write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
+    write_card(out, None, Step("prune", BarberConfig(sparsity=0.5)))
     assert "# A model in memory, 50% sparse" in card_of(out).text
     (out / "sparsity_config.json").write_text("{}")
     before = (out / "README.md").read_bytes()
-    write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
+    write_card(out, None, Step("prune", BarberConfig(sparsity=0.5)))
     assert "no model card is written" in caplog.text and (out / "README.md").read_bytes() == before
 
 
@@ -353,7 +353,7 @@ def test_a_name_with_markup_stays_text(dense, tmp_path):
     record = json.loads((out / "sparsity_config.json").read_text())
     record["base_model"]["name"] = "x\n# <script>alert(1)</script> | [y](z)"
     (out / "sparsity_config.json").write_text(json.dumps(record))
-    write_card(out, None, Made("prune", BarberConfig(sparsity=0.5)))
+    write_card(out, None, Step("prune", BarberConfig(sparsity=0.5)))
     text = card_of(out).text
     assert "<script>" not in text.split("```bash")[0] and "\n# \\<script" not in text
     assert Records.read(out).recorded_name.startswith("x\n")

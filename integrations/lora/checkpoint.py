@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import path_digest, read_json_object
-from optimum_barber.checkpoints.card import Made, write_card
+from optimum_barber.checkpoints.card import Step, write_card
 from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks, open_masks
@@ -176,7 +176,7 @@ def merge_lora(adapter: str | Path, output: str | Path, model: str | Path | None
     step = {"name": MERGE_STEP, "adapter_sha256": read.sha256, "rank": read.config.r, "alpha": read.config.lora_alpha}
     carry_masks(base.reference.directory, output, step)
     trained = {"rank": read.config.r, "alpha": read.config.lora_alpha}
-    write_card(output, base.reference, Made("merge, of an adapter that was trained before", trained))
+    write_card(output, base.reference, Step("merge, of an adapter that was trained before", trained))
 
 
 def _merge(peft: PeftModel, name: str | Path) -> Any:

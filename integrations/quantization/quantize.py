@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from optimum_barber.base.errors import MissingExtraError
-from optimum_barber.checkpoints.card import Made, write_card
+from optimum_barber.checkpoints.card import Step, write_card
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
 from optimum_barber.integrations.quantization.attention import (
     attention_statistics,
@@ -118,7 +118,7 @@ def quantize_model(
     save_packed(output, opened, tensors, quantization_config(source, settings, quantizer.bits))
     step = {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
     carry_masks(opened.reference.directory, output, step)
-    write_card(output, opened.reference, Made("quantize", settings.model_dump(exclude_unset=True)))
+    write_card(output, opened.reference, Step("quantize", settings.model_dump(exclude_unset=True)))
     return {
         "error": sum(report.error_after for report in reports), "seconds": time.perf_counter() - started,
         "bytes_before": before, "bytes_after": after, "modules": len(quantizer.scales),

@@ -11,7 +11,7 @@ from optimum_barber.base.errors import BarberError, FailedCheckError
 from optimum_barber.base.files import read_json, write_json
 from optimum_barber.base.notebook import notebook_table
 from optimum_barber.base.output import check_output, staged
-from optimum_barber.checkpoints.card import Made, write_card
+from optimum_barber.checkpoints.card import Step, write_card
 from optimum_barber.checkpoints.carry import save_tokenizer
 from optimum_barber.checkpoints.names import REPORT_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
@@ -158,7 +158,7 @@ class BarberRecoverer:
         pages = read_json(earlier) if earlier.is_file() else {}
         write_json(directory / REPORT_NAME, {**pages, STEP: report})
         base = report["dense_model"] if self.base is not None else None
-        write_card(directory, opened.reference, Made(STEP, config, report["windows"]["source"], base))
+        write_card(directory, opened.reference, Step(STEP, config, report["windows"]["source"], base))
         if opened.record is not None:
             for fault in verify_checkpoint(directory).faults:
                 raise BarberError(f"the masks do not hold: {fault}; nothing was written")

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..base.errors import BarberError
 from ..base.output import check_output, staged, wait_for
 from ..base.ranks import Ranks, all_ranks
-from ..checkpoints.card import Made, write_card
+from ..checkpoints.card import Step, write_card
 from ..checkpoints.pruned import carry_structure
 from ..checkpoints.record import MaskFile, read_record
 from ..checkpoints.verify import verify_checkpoint
@@ -262,7 +262,7 @@ class BarberSparsifier:
         if self.reference:
             step = {"name": "prune", "producer": run.config.producer_name}
             carry_structure(self.reference.directory, directory, step)
-        write_card(directory, self.reference, Made("prune", run.config, run.windows.source))
+        write_card(directory, self.reference, Step("prune", run.config, run.windows.source))
 
 
 def _share_sparsity(run: Run, quiet: bool, shares: Shares | None = None) -> Shares:

@@ -17,7 +17,7 @@ from ..base.errors import BarberError, FailedCheckError
 from ..base.files import write_json
 from ..base.notebook import notebook_table
 from ..base.output import check_output, staged
-from ..checkpoints.card import Made, write_card
+from ..checkpoints.card import Step, write_card
 from ..checkpoints.carry import save_tokenizer
 from ..checkpoints.channel_order import ChannelOrder, OrderedChannels
 from ..checkpoints.names import ORDER_NAME
@@ -106,7 +106,7 @@ class BarberPermuter(PretrainedTool):
                 write_json(partial / ORDER_NAME, record.model_dump())
                 if self.reference:
                     carry_structure(self.reference.directory, partial, {"name": "permute"})
-                write_card(partial, self.reference, Made("permute", config, record.calibration["source"]))
+                write_card(partial, self.reference, Step("permute", config, record.calibration["source"]))
         return PermuteResult(self.model, record, output)
 
     def inputs(self, config: PermuteConfig) -> list[Path]:

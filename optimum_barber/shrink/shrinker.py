@@ -15,7 +15,7 @@ from ..base.fields import parse_arguments
 from ..base.files import is_there, write_json
 from ..base.notebook import notebook_table
 from ..base.output import check_output, staged
-from ..checkpoints.card import Made, write_card
+from ..checkpoints.card import Step, write_card
 from ..checkpoints.carry import save_tokenizer
 from ..checkpoints.channel_order import check_order
 from ..checkpoints.experts import PrunedExperts
@@ -132,7 +132,7 @@ class BarberShrinker(PretrainedTool):
         write_json(partial / record, result.structure.model_dump())
         write_json(partial / REPORT_NAME, result.report)
         text = (result.structure.calibration or {}).get("source")
-        write_card(partial, self.reference, Made("shrink", config, text))
+        write_card(partial, self.reference, Step("shrink", config, text))
 
     def _without_experts(
         self, config: ShrinkConfig, share: float, calibration: Calibration, output: Path | None, quiet: bool

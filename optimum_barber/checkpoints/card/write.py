@@ -25,17 +25,17 @@ MOST_LINES, LONGEST_LINE = 20, 4000  # of commands that are taken over
 
 
 @dataclass(frozen=True)
-class Made:
+class Step:
     """The step that made a checkpoint.
 
     Attributes:
-        step: its name: a command, or a stage of a recipe.
+        name: a command, or a stage of a recipe.
         settings: those of a command, written as flags; or those of a stage that has no command.
         text: source of the calibration windows, as recorded; None where none were read.
         base: name of the dense model, where the command was given one beside its input.
     """
 
-    step: str
+    name: str
     settings: Any
     text: str | None = None
     base: str | None = None
@@ -43,9 +43,9 @@ class Made:
     def line(self, source: str, output: str) -> str:
         """Return the command that makes `output` of `source`; for a stage of a recipe a comment."""
         if isinstance(self.settings, Mapping):
-            return f"# {source} -> {output}, by the recipe stage {json.dumps({self.step: self.settings})}"
+            return f"# {source} -> {output}, by the recipe stage {json.dumps({self.name: self.settings})}"
         base = ["--base", shortened(self.base)] if self.base else []
-        command = shlex.join(["optimum-barber", self.step, source, *base, *flags_of(self.settings), "-o", output])
+        command = shlex.join(["optimum-barber", self.name, source, *base, *flags_of(self.settings), "-o", output])
         return f"{command}  # on windows from Python" if self._has_other_windows() else command
 
     def _has_other_windows(self) -> bool:
@@ -53,29 +53,29 @@ class Made:
         return self.text is not None and self.text != ", ".join(texts)
 
 
-def write_card(directory: Path, source: ModelReference | None, made: Made) -> None:
+def write_card(directory: Path, source: ModelReference | None, step: Step) -> None:
     """Write the model card of a checkpoint whose files are all in place.
 
     Args:
         directory: holds the checkpoint.
         source: the checkpoint that it was made of; its card gives licence, language and the commands before this one.
             None for a model in memory.
-        made: the step.
+        step: what made it.
     """
     try:
-        write_file(directory / CARD_NAME, _card(directory, source, made))
+        write_file(directory / CARD_NAME, _card(directory, source, step))
     except Exception as error:  # of whatever a stranger's record or card holds: no run of hours shall end here
         logger.warning("no model card is written: %s", brief(error))
 
 
-def _card(directory: Path, source: ModelReference | None, made: Made) -> str:
+def _card(directory: Path, source: ModelReference | None, step: Step) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     records, before = Records.read(directory), card_text(source.directory if source else None)
     base_name = root_name(records, source.full_name if source else None)
     metadata = metadata_of(records, base_name, card_metadata(before))
     commands = own_lines(marked(before, COMMANDS))
-    commands.append(one_line(made.line(_input_name(source, base_name, len(commands)), f"step-{len(commands) + 1}")))
+    commands.append(one_line(step.line(_input_name(source, base_name, len(commands)), f"step-{len(commands) + 1}")))
     sections = [f"# {title(records, base_name)}", "\n".join(summary(records, base_name))]
     if records.sparsity is not None:
         sections += ["## Sparsity by part", "\n".join(sparsity_table(records.sparsity))]

@@ -17,7 +17,7 @@ from ...base.files import read_json
 from ...base.notebook import notebook_table
 from ...base.output import check_output, staged
 from ...base.ranks import several_ranks
-from ...checkpoints.card import Made, write_card
+from ...checkpoints.card import Step, write_card
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
 from ...checkpoints.push import Published
@@ -194,7 +194,7 @@ class BarberRefiner(PretrainedTool):
             shutil.copyfile(sparse / CONFIG_NAME, directory / CONFIG_NAME)
         carry_structure(sparse, directory, record.steps[-1])
         source = ModelReference(str(sparse), sparse)
-        write_card(directory, source, Made("refine", config, record.steps[-1]["calibration"]["source"]))
+        write_card(directory, source, Step("refine", config, record.steps[-1]["calibration"]["source"]))
         for fault in verify_checkpoint(directory).faults:
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
