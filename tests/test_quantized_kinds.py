@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import tiny_config, tiny_model
@@ -142,6 +144,8 @@ REFUSED = {
 def test_what_transformers_could_not_read_back_is_refused_before_any_work(
     tmp_path, tokenizer, capfd, monkeypatch, case
 ):
+    if case == "a kernel out of parts" and Version(transformers.__version__) < Version("5.22"):
+        pytest.skip(f"transformers {transformers.__version__} keeps that kernel whole")
     kind, ignore, message = REFUSED[case]
     dense = dense_checkpoint(tmp_path / "dense", tokenizer, kind)
     capfd.readouterr()
