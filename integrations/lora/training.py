@@ -15,7 +15,8 @@ from optimum_barber.integrations.lora.checkpoint import save_adapter
 from optimum_barber.integrations.lora.masked_lora import masked_lora, pruned_modules
 from optimum_barber.integrations.lora.settings import LoraSettings
 from optimum_barber.integrations.training.dense import DenseModel
-from optimum_barber.integrations.training.trainer import Learner, Training, run_record, training_folder
+from optimum_barber.integrations.training.record import run_record
+from optimum_barber.integrations.training.trainer import Learner, Training, training_folder
 from optimum_barber.models.architectures import architecture_of, decoder_stack
 from optimum_barber.models.device import choose_device, working_dtype
 from optimum_barber.models.linears import check_globs, matches

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.checkpoints.experts import read_experts
+from optimum_barber.checkpoints.base_model import recorded_base
 from optimum_barber.checkpoints.names import EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from optimum_barber.checkpoints.pruned import PrunedModel
-from optimum_barber.checkpoints.record import read_record
-from optimum_barber.checkpoints.structure import read_structure
 from optimum_barber.models.limits import vocabulary
 from optimum_barber.models.loading import ModelReference, load_config, load_model, local_model, resolve_model
+
+OF_LOSSES = (STRUCTURE_NAME, EXPERTS_NAME, SPARSITY_NAME)  # records of what was lost: a cut comes before masks
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,14 @@ def recorded_name(directory: Path) -> str | None:
     A record may name a checkpoint that was cut itself: its own record is followed, where it is on this machine.
     """
     seen: set[Path] = set()
-    name = _named_by(directory)
+    name = recorded_base(directory, OF_LOSSES)
     while name is not None:
         reference = local_model(name)
         if reference is None or reference.directory in seen:
             break
         seen.add(reference.directory)
-        earlier = _named_by(reference.directory)
+        earlier = recorded_base(reference.directory, OF_LOSSES)
         if earlier is None:
             break
         name = earlier
-    return name
-
-
-def _named_by(directory: Path) -> str | None:
-    """Return the model that the records in a directory name: that of a cut before that of masks."""
-    name: str | None = None
-    if (directory / STRUCTURE_NAME).is_file():
-        name = read_structure(directory).base_model["name"]
-    elif (directory / EXPERTS_NAME).is_file():
-        name = read_experts(directory).base_model["name"]
-    elif (directory / SPARSITY_NAME).is_file():
-        name = read_record(directory).base_model["name"]
     return name

@@ -20,11 +20,11 @@ from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.checkpoints.write import check_settings, save_model
 from optimum_barber.integrations.training.dense import DenseModel, recorded_name
 from optimum_barber.integrations.training.masks import KeepMasks
+from optimum_barber.integrations.training.record import run_record
 from optimum_barber.integrations.training.settings import RecoverConfig
 from optimum_barber.integrations.training.trainer import (
     Learner,
     Training,
-    run_record,
     training_folder,
 )
 from optimum_barber.models.device import choose_device

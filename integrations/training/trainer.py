@@ -18,16 +18,9 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from optimum_barber.base.errors import BarberError, UnfinishedError
 from optimum_barber.base.files import read_json, read_json_object, write_json
 from optimum_barber.base.output import output_lock
-from optimum_barber.checkpoints.carry import files_digest
-from optimum_barber.checkpoints.pruned import PrunedModel
-from optimum_barber.checkpoints.record import mask_fingerprint
-from optimum_barber.integrations.training.dense import DenseModel
 from optimum_barber.integrations.training.settings import TrainingSettings
-from optimum_barber.models.device import matrix_products, product_precision
-from optimum_barber.models.linears import has_routed_experts
-from optimum_barber.models.source import ModelSource
+from optimum_barber.models.device import matrix_products
 from optimum_barber.tensors.distillation import divergence
-from optimum_barber.text.windows import TokenWindows
 
 RUN_NAME = "run.json"
 STATE_NAME = "trainer_state.json"
@@ -254,29 +247,6 @@ def checkpoint_activations(model: Any) -> None:
 def examples(windows: Tensor) -> list[dict[str, Tensor]]:
     """Return windows, (windows, length) int64, as the Trainer takes them."""
     return [{"input_ids": window, "labels": window} for window in windows]
-
-
-def stated_products(model: Any, settings: TrainingSettings) -> str:
-    """Return the precision of float32 matrix products of a training, never `auto`."""
-    device = next(model.parameters()).device
-    return product_precision(settings.precision, device, has_routed_experts(ModelSource(model)))
-
-
-def run_record(
-    opened: PrunedModel, dense: DenseModel | None, settings: TrainingSettings, windows: TokenWindows
-) -> dict[str, Any]:
-    """Return what decides a training of an opened model on its device: checkpoints of another are not resumed."""
-    return {
-        "settings": settings.model_dump(exclude={"calibration"}),
-        "base_model": opened.reference.full_name,
-        "base_files": files_digest(opened.reference),
-        "dense_model": dense.name if dense else None,
-        "dense_files": files_digest(dense.reference) if dense else None,
-        "device": str(opened.model.device),
-        "precision": stated_products(opened.model, settings),
-        "mask_fingerprint": mask_fingerprint(opened.masks) if opened.masks else None,
-        "windows": windows.as_dict(),
-    }
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -64,11 +64,29 @@ def push_to_hub(
         BarberError: no checkpoint, an illegal name, no login, or a refusal of the Hub.
         FailedCheckError: the masks do not hold; nothing was uploaded.
     """
+    files_of(directory)
+    check_masks_hold(Path(directory))
+    return upload(
+        directory, repo_id, private=private, revision=revision, commit_message=commit_message, create_pr=create_pr,
+        token=token,
+    )  # fmt: skip
+
+
+def upload(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    commit_message: str,
+    create_pr: bool,
+    token: str | bool | None = None,
+) -> Any:
+    """Upload a checkpoint that was checked; see `push_to_hub`."""
     from huggingface_hub import HfApi
 
     warn_of_local_base(Path(directory))
     files = [path.relative_to(directory).as_posix() for path in files_of(directory)]
-    check_masks_hold(Path(directory))
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

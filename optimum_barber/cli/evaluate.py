@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
     """Show the figures of every checkpoint that lies in a folder of the user's in its model card."""
+    from ..checkpoints.base_model import recorded_base
     from ..checkpoints.card import record_evaluation
 
     measured = {row["model"]: row for row in rows if "error" not in row}
@@ -76,7 +76,7 @@ def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
         if not Path(reference.name).expanduser().is_dir() or reference.name not in measured:
             continue
         own = {**measured[reference.name], "dense_baseline": False}
-        base_name = _base_name(reference.directory)
+        base_name = recorded_base(reference.directory)
         bases = [{**row, "dense_baseline": True} for name, row in measured.items() if _same_model(name, base_name)]
         record_evaluation(reference.directory, [*bases[:1], own])
 
@@ -111,11 +111,12 @@ def _row(reference: Any, dense: bool, args: argparse.Namespace) -> dict[str, Any
 
 def _baselines(references: list[Any]) -> list[Any]:
     """Return the dense models that pruned and shrunk ones came from, unless they are evaluated anyhow."""
+    from ..checkpoints.base_model import recorded_base
     from ..models.loading import resolve_model
 
     dense: list[Any] = []
     for reference in references:
-        name = _base_name(reference.directory)
+        name = recorded_base(reference.directory)
         if name is None:
             continue
         try:
@@ -126,25 +127,6 @@ def _baselines(references: list[Any]) -> list[Any]:
         if base.path.resolve() not in [other.path.resolve() for other in (*dense, *references)]:
             dense.append(base)
     return dense
-
-
-def _base_name(directory: Path) -> str | None:
-    """Return the recorded name of the dense model; None if the directory holds no record."""
-    from ..checkpoints.channel_order import read_order
-    from ..checkpoints.experts import read_experts
-    from ..checkpoints.names import EXPERTS_NAME, ORDER_NAME, SPARSITY_NAME, STRUCTURE_NAME
-    from ..checkpoints.record import read_record
-    from ..checkpoints.structure import read_structure
-
-    readers: dict[str, Callable[[Path], Any]] = {
-        SPARSITY_NAME: read_record, STRUCTURE_NAME: read_structure, EXPERTS_NAME: read_experts,
-        ORDER_NAME: read_order,
-    }  # fmt: skip
-    for file, read in readers.items():
-        if (directory / file).is_file():
-            name: str | None = read(directory).base_model["name"]
-            return name
-    return None
 
 
 def _write_table(rows: list[dict[str, Any]]) -> None:

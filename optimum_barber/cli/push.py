@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, then upload or list."""
     from ..base.errors import BarberError, FailedCheckError
+    from ..checkpoints.base_model import has_records
     from ..checkpoints.card.metadata import is_hub_id
-    from ..checkpoints.card.records import has_records
     from ..checkpoints.names import ADAPTER_CONFIG_NAME
-    from ..checkpoints.push import MESSAGE, files_of, push_to_hub
+    from ..checkpoints.push import MESSAGE, files_of, upload
     from ..runs.verify import verify_product
 
     if not is_hub_id(args.repository):
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _list_files(args.repository, Path(args.directory), files)
         return 0
-    commit = push_to_hub(
+    commit = upload(
         args.directory, args.repository, private=args.private or None, revision=args.revision,
         commit_message=args.message or MESSAGE, create_pr=args.create_pr,
     )  # fmt: skip

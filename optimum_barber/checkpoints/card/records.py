@@ -4,41 +4,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base.files import is_file, read_json_object
-from ..channel_order import ChannelOrder, read_order
-from ..experts import PrunedExperts, read_experts
-from ..names import EXPERTS_NAME, ORDER_NAME, REPORT_NAME, SPARSITY_NAME, STRUCTURE_NAME
-from ..record import SparsityConfig, read_record
-from ..structure import PrunedStructure, read_structure
+from ...base.files import read_json_object
+from ..base_model import READERS, has_records, read_if_there
+from ..channel_order import ChannelOrder
+from ..experts import PrunedExperts
+from ..names import REPORT_NAME
+from ..record import SparsityConfig
+from ..structure import PrunedStructure
 
-RECORDS = (SPARSITY_NAME, STRUCTURE_NAME, EXPERTS_NAME, ORDER_NAME)
 LONGEST_CHAIN = 20  # of checkpoints, each made of the one before
 CONDITIONAL = "ForConditionalGeneration"  # how transformers names models of images and text
 
 
 @dataclass(frozen=True)
 class Records:
-    """What is recorded of one checkpoint; None where a step never happened."""
+    """What is recorded of one checkpoint, its records in the order of `READERS`; None where a step never happened."""
 
     config: dict[str, Any]
+    report: dict[str, Any]
     sparsity: SparsityConfig | None
     structure: PrunedStructure | None
     experts: PrunedExperts | None
     order: ChannelOrder | None
-    report: dict[str, Any]
 
     @classmethod
     def read(cls, directory: Path) -> "Records":
         """Read `config.json` and every record beside it."""
-        report = directory / REPORT_NAME
-        return cls(
-            read_json_object(directory / "config.json"),
-            read_record(directory) if (directory / SPARSITY_NAME).is_file() else None,
-            read_structure(directory) if (directory / STRUCTURE_NAME).is_file() else None,
-            read_experts(directory) if (directory / EXPERTS_NAME).is_file() else None,
-            read_order(directory) if (directory / ORDER_NAME).is_file() else None,
-            read_json_object(report) if report.is_file() else {},
-        )
+        config, report = read_json_object(directory / "config.json"), {}
+        if (directory / REPORT_NAME).is_file():
+            report = read_json_object(directory / REPORT_NAME)
+        return cls(config, report, *(read_if_there(directory, file) for file in READERS))
 
     @property
     def recorded_name(self) -> str | None:
@@ -88,8 +83,3 @@ def root_name(records: Records, source: str | None) -> str | None:
             return name
         name = Records.read(Path(name)).recorded_name or name
     return name
-
-
-def has_records(directory: Path) -> bool:
-    """True if a directory holds a checkpoint that this program made of another one."""
-    return any(is_file(directory / record) for record in RECORDS)

@@ -11,10 +11,11 @@ from typing import Any
 from ...base.files import write_file
 from ...base.flag_names import flags_of, shortened
 from ...models.loading import ModelReference, brief
+from ..base_model import has_records
 from ..names import CARD_NAME
 from .body import evaluation_table, limits, loading, sparsity_table, summary, terms, title
 from .metadata import card_metadata, card_text, metadata_of
-from .records import Records, has_records, root_name
+from .records import Records, root_name
 
 logger = logging.getLogger(__name__)
 ANY_MARK = "<!-- optimum-barber:"
