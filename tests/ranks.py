@@ -15,8 +15,14 @@ from torch import distributed as dist
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 imported once, in the server
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base.ranks import RankGroup, all_ranks
 from optimum_barber.cli import launch, main
 from optimum_barber.models.loading import load_model, resolve_model
+from optimum_barber.prune.refine.rounds import refined
+from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.whole import trial_of
+from optimum_barber.tensors.masks import PackedMask
+from optimum_barber.tensors.patterns import SparsityPattern
 
 from .conftest import tiny_model
 
@@ -99,6 +105,28 @@ def prune_checkpoint(rank, directory, model, settings, windows):
     """Prune a checkpoint loaded whole."""
     sparsifier = BarberSparsifier(load_model(resolve_model(str(model))))
     note(directory, rank, told(sparsifier.sparsify(BarberConfig(**settings), windows, quiet=True)))
+
+
+def refine(rank, directory, masks, windows):
+    """Refine masks of a tiny model."""
+    model = tiny_model()
+    linears = {name: model.get_submodule(name) for name in masks}
+    with all_ranks(torch.device("cpu")) as group:
+        trial = trial_of(model, linears, windows, SparsityPattern(0.5), group)
+        masks, rounds = refined(trial, masks, RefineSettings(rounds=3))
+    hashes = {name: PackedMask.pack(keep).sha256 for name, keep in masks.items()}
+    note(directory, rank, {"masks": hashes, "rounds": rounds})
+
+
+def leave_a_group_open(_):
+    """The first rank fails between two verbs of a group, the other waits in one."""
+    with launch.joined() as voice:
+        group = RankGroup(torch.device("cpu"))
+        if group.first:
+            voice.failed = True
+            return 2
+        group.wait()
+    return 0
 
 
 def told(result):

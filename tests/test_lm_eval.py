@@ -16,8 +16,10 @@ from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
 from optimum_barber.integrations.lm_eval import checkpoint as lm_eval_checkpoint
+from optimum_barber.integrations.lm_eval import run as lm_eval_run
 from optimum_barber.integrations.lm_eval.arguments import barber_config
 from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
+from optimum_barber.integrations.lm_eval.run import run_harness
 from optimum_barber.runs.tasks.evaluate import evaluate_tasks
 
 pytest.importorskip("lm_eval")
@@ -223,6 +225,36 @@ def test_bad_command_lines_are_one_line(harness, text_file, cache, capsys, argum
     assert error.startswith("optimum-barber: ")
     assert message in error
     assert not list(cache.glob("*"))
+
+
+def test_two_devices_share_the_requests(harness, model_dir, tmp_path, cache, capfd):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("\n".join([json.dumps(ROW)] * 3))
+    tasks, output = [f"choice:{questions}"], tmp_path / "several"
+    model = ["lm-eval", "run", "--model_args", f"pretrained={model_dir},{MAGNITUDE}", "--tasks", *tasks]
+    several = ["--device", "cpu,cpu", "--output_path", str(output)]
+    assert main([*model, "--model", "barber", *several]) == 0
+    assert capfd.readouterr().out.count("|questions|") == 1
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    (path,) = output.rglob("results*.json")
+    two, one = json.loads(path.read_text()), harness("barber", MAGNITUDE, tasks)
+    assert two["results"] == one["results"] and two["n-samples"]["questions"]["effective"] == 3
+    assert two["config"]["sparsity"] == one["config"]["sparsity"]
+    assert main([*model, "--model", "hf", *several]) == 2
+    assert "lm-eval works on one device, 'cpu,cpu' are 2: give cpu" in capfd.readouterr().err
+
+
+def test_a_task_with_fewer_rows_than_processes_is_refused_in_one_line(monkeypatch, text_file):
+    def build_all_requests(self, **_):
+        raise ValueError("task.build_requests() did not find any docs!")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", partial(build_all_requests, None))
+    command = ["run", "--model", "barber", "--tasks", f"rolling:{text_file}"]
+    with pytest.raises(ValueError, match="did not find any docs"):
+        run_harness(command)
+    monkeypatch.setattr(lm_eval_run, "several_ranks", lambda: True)
+    with pytest.raises(BarberError, match="lm-eval: a task has fewer rows than there are processes"):
+        run_harness(command)
 
 
 def test_from_python_one_import_is_enough(model_dir, tasks, tmp_path):

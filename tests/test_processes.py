@@ -15,7 +15,7 @@ from optimum_barber import BarberConfig, SweepConfig
 from optimum_barber.base.errors import BarberError
 from optimum_barber.cli import build_parser, launch, main
 from optimum_barber.cli.main import _run
-from optimum_barber.cli.processes import status_of
+from optimum_barber.cli.processes import run_on, status_of
 from optimum_barber.models import device
 from optimum_barber.models.device import choose_device, device_names
 from optimum_barber.models.loading import resolve_model
@@ -26,6 +26,7 @@ from optimum_barber.runs.compare.settings import CompareSettings
 from optimum_barber.runs.sweep import runner
 from optimum_barber.runs.tasks.lm import available_device
 
+from . import ranks
 from .test_streaming import files
 
 QUICK = ["--sparsity", "0.5", "--samples", "4", "--sequence-length", "16"]
@@ -38,6 +39,22 @@ def test_two_devices_write_what_one_writes(tmp_path, model_dir, text_file, capfd
     assert main([*prune, "--device", "cpu,cpu", "-o", str(tmp_path / "two")]) == 0
     assert capfd.readouterr().out.count("written to") == 1
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_two_devices_refine_as_one(tmp_path, model_dir, text_file, capfd):
+    calibration = ["--calibration", str(text_file), "--samples", "6", "--sequence-length", "16"]
+    prune = ["prune", str(model_dir), "--sparsity", "0.5", *calibration, "--rebuild", "none", "--quiet"]
+    assert main([*prune, "-o", str(tmp_path / "sparse")]) == 0
+    refine = ["refine", str(tmp_path / "sparse"), *calibration]
+    assert main([*refine, "-o", str(tmp_path / "one")]) == 0
+    capfd.readouterr()
+    assert main([*refine, "--device", "cpu,cpu", "-o", str(tmp_path / "two")]) == 0
+    assert capfd.readouterr().out.count("written to") == 1
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert main([*refine, "--device", "cpu,cpu", "--samples", "3", "-o", str(tmp_path / "three")]) == 2
+    err = capfd.readouterr().err
+    assert err.count("optimum-barber: ") == err.count("samples 3 is not legal: at least 4, 2 for each of 2 ranks") == 1
+    assert not (tmp_path / "three").exists()
 
 
 def test_a_failure_of_the_ranks_is_told_once(tmp_path, model_dir, text_file, capfd):
@@ -156,16 +173,20 @@ def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, grou
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear)
     while not list(tmp_path.iterdir()) and run.poll() is None:
         time.sleep(0.1)
-    ranks = ranks_of(run.pid)
+    processes = ranks_of(run.pid)
     (os.killpg if group else os.kill)(run.pid, sent)
     told = run.communicate(timeout=120)[1]
-    assert run.returncode == status and len(ranks) == 2
+    assert run.returncode == status and len(processes) == 2
     assert "Traceback" not in told
     assert told.count("interrupted") == int(group)
     ended_by = time.monotonic() + 60
-    while any(map(alive, ranks)):
+    while any(map(alive, processes)):
         assert time.monotonic() < ended_by
         time.sleep(0.1)
+
+
+def test_nobody_waits_for_a_rank_that_failed():
+    assert run_on(["cpu", "cpu"], {}, ranks.leave_a_group_open) == 2
 
 
 @pytest.mark.parametrize(

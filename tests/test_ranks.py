@@ -23,6 +23,7 @@ from optimum_barber.prune.plan import make_plan
 
 from . import ranks
 from .conftest import tiny_model, tiny_windows
+from .test_refine import blocks, random_masks
 from .test_streaming import files
 
 CPU = torch.device("cpu")
@@ -244,6 +245,15 @@ def test_an_accelerator_without_float64_is_refused_before_any_work(monkeypatch):
     assert choose_device("auto") == CPU and choose_device("cpu") == CPU
     with pytest.raises(BarberError, match="device 'cpu' has no float64, in which samples are summed: give cpu"):
         BarberSparsifier(tiny_model()).sparsify(BarberConfig(sparsity=0.5, device="cpu"), WINDOWS)
+
+
+def test_a_rank_without_a_window_that_measures(tmp_path):
+    refine = (ranks.refine, tmp_path, random_masks(blocks(tiny_model())), tiny_windows(6))
+    ranks.refine(0, *refine[1:])
+    (alone,) = ranks.notes(tmp_path)
+    assert sum(record["swaps"] for record in alone["rounds"]) > 0
+    assert ranks.start(3, *refine) == [0, 0, 0]
+    assert ranks.notes(tmp_path) == [alone] * 3
 
 
 def run_command(tmp_path, *arguments, count=2, late=None):

@@ -6,8 +6,9 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from optimum_barber.base.ranks import ALONE, RankGroup, several_ranks
 from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
-from optimum_barber.runs.tasks.lm import SparseLM, check_dtype
+from optimum_barber.runs.tasks.lm import SparseLM, available_device, check_dtype
 
 EVALUATION = {*inspect.signature(HFLM.__init__).parameters, "attn_implementation"}  # what lm-eval takes
 EVALUATION -= {"self", "kwargs"}
@@ -17,6 +18,8 @@ EVALUATION -= {"revision", "subfolder", "gguf_file", "peft", "delta", "autogptq"
 @register_model("barber")
 class BarberLM(SparseLM):
     """A model pruned or shrunk as the arguments say, or as it was before by exactly the same ones.
+
+    Where a `torch.distributed` process group is initialised, its ranks share the requests, each on its own device.
 
     Args:
         pretrained: hub id, directory, GGUF file or `installed:PACKAGE`.
@@ -34,8 +37,14 @@ class BarberLM(SparseLM):
             part = evaluation if name in EVALUATION else settings
             part[name] = value
         check_dtype(evaluation)
-        directory = checkpoint_for(pretrained, settings, evaluation.get("device"), EVALUATION)
-        super().__init__(directory, **evaluation)
+        device = evaluation.get("device")
+        ranks = RankGroup(available_device(device)) if several_ranks() else ALONE
+        if not ranks.first:
+            ranks.wait()  # until the first one has made the checkpoint
+        directory = checkpoint_for(pretrained, settings, device, EVALUATION)
+        if ranks.first:
+            ranks.wait()
+        super().__init__(directory, ranks, **evaluation)
 
     @classmethod
     def create_from_arg_obj(

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.ranks import several_ranks
 from optimum_barber.runs.tasks.evaluate import check_installed
 from optimum_barber.runs.tasks.offline import offline_tasks
 
@@ -35,9 +36,10 @@ def run_harness(arguments: Sequence[str]) -> None:
         except BarberError:
             raise
         except Exception as error:
-            if not _is_refusal(error):
+            refusal = _refusal(error)
+            if refusal is None:
                 raise
-            raise BarberError(f"lm-eval: {error}") from None
+            raise BarberError(f"lm-eval: {refusal}") from None
         finally:
             sys.argv = before
 
@@ -61,6 +63,11 @@ def _with_local_tasks(arguments: Sequence[str], folder: Path) -> list[str]:
     return [*rest, "--tasks", *tasks]
 
 
-def _is_refusal(error: Exception) -> bool:
-    """True if lm-eval raised this while it looked at its own settings, unknown tasks among them."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem == "evaluate_config"
+def _refusal(error: Exception) -> str | None:
+    """Why lm-eval refuses what it was told, unknown tasks among it; None if the error is no refusal."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(place.filename).stem == "evaluate_config":
+        return str(error)
+    if place.name == "build_all_requests" and several_ranks():
+        return "a task has fewer rows than there are processes: give fewer devices"
+    return None

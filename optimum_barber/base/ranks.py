@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,7 +115,12 @@ class RankGroup(Ranks):
 
     Tensors go through NCCL where every rank has a GPU for itself (XCCL on xpu), else through gloo and host memory.
     Every verb raises a `LostRankError` when another rank has ended or cannot be reached.
+
+    Attributes:
+        open: all groups of this process that have connections.
     """
+
+    open: ClassVar[set["RankGroup"]] = set()
 
     def __init__(self, device: torch.device) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
@@ -130,6 +135,7 @@ class RankGroup(Ranks):
         if backend is not None and len({*zip(hosts, self.gather([number_of(device)]), strict=True)}) == self.count:
             make_current(device)
             self._wire, self._tensors = device, dist.new_group(backend=backend, timeout=STUCK)
+        self.open.add(self)
 
     def share(self, total: int, index: int | None = None) -> Share:
         """See `Ranks.share`; fewer samples than ranks are a `BarberError`."""
@@ -227,6 +233,7 @@ class RankGroup(Ranks):
 
     def close(self) -> None:
         """Close the connections: a rank that still waits for this one notices at once."""
+        self.open.discard(self)
         groups = {self._tensors, self._group, self._patient}
         del self._tensors, self._group, self._patient
         while groups:

@@ -85,6 +85,8 @@ def joined() -> Iterator[Voice]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    from ..base.ranks import RankGroup
+
     store, rank, count = next(rendezvous("env://"))
     voice = Voice(PrefixStore("voice", store))
     dist.init_process_group("gloo", store=PrefixStore("ranks", store), rank=rank, world_size=count)
@@ -98,6 +100,8 @@ def joined() -> Iterator[Voice]:
         voice.note_printed()
         raise
     finally:
+        for group in list(RankGroup.open):  # ranks that wait for this one would wait for ever
+            group.close()
         if first() and voice.failed:  # this rank holds the store, in which the others look who has failed first
             for other in range(1, count):
                 with suppress(RuntimeError):  # all that an ending rank sends is the end of the connection

@@ -1,7 +1,12 @@
 """`optimum-barber lm-eval`: the command line of lm-eval with model `barber` and tasks out of local files."""
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .launch import first
 
 HELP = "Run lm-eval with its own subcommands and flags; a model can be pruned or shrunk on the fly."
 EPILOG = """\
@@ -12,6 +17,8 @@ additions to run (its own help: optimum-barber lm-eval run --help):
                    `optimum-barber shrink`, chosen by scorer, remove, remove_heads, remove_channels or structure;
                    or masks=FILE for these masks over `pretrained`; or recipe=FILE for the last model of a recipe;
                    and the arguments of lm-eval's hf model
+  --device         with model barber also several, such as cuda:0,cuda:1, or all: a process on each, which share the
+                   requests; other models share them under `accelerate launch`
   --tasks          also choice:FILE.jsonl with rows {"question", "choices", "gold"} for accuracy, and rolling:FILE,
                    a text or rows {"text"}, for perplexity
 
@@ -23,10 +30,29 @@ examples:
 """
 
 
+class _Passed(argparse.Action):
+    """Keeps what is passed on to lm-eval; sets the device that it names, and whether processes can share the work."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Read the arguments of lm-eval."""
+        passed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        passed.add_argument("--model", "-M")
+        passed.add_argument("--device")
+        known, _ = passed.parse_known_args(list(values or ()))
+        namespace.arguments, namespace.device = list(values or ()), known.device
+        namespace.shared = namespace.subcommand == "run" and known.model == "barber"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add lm-eval's subcommand; all other arguments are passed on."""
     parser.add_argument("subcommand", choices=("run", "ls", "validate"), help="subcommand of lm-eval")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the subcommand")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, action=_Passed, help="arguments of the subcommand")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,8 +61,13 @@ def run(args: argparse.Namespace) -> int:
     from optimum_barber.runs.tasks.evaluate import check_installed
 
     check_installed()
+    arguments = [args.subcommand, *args.arguments]
+    if args.device is not None:
+        arguments += ["--device", args.device]  # of this process, where several were named: the last one counts
+    if not first():
+        os.environ["LMEVAL_LOG_LEVEL"] = "ERROR"
     try:
-        run_harness([args.subcommand, *args.arguments])
+        run_harness(arguments)
     except SystemExit as ended:
         if not ended.code and {"-h", "--help"} & set(args.arguments):
             sys.stdout.write("\n" + EPILOG)

@@ -55,8 +55,8 @@ COMMANDS = {
     "inspect": inspect,
     "plugins": plugins,
 }
-SHARED = ("prune", "compare", "sweep")  # commands whose work several processes share
-OWN = ("lm-eval",)  # commands that handle launchers themselves
+SHARED = ("prune", "refine", "compare", "sweep")  # commands whose work several processes share
+OWN = ("lm-eval",)  # commands that handle launchers themselves, unless their arguments set `shared`
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # OpenMP reads them once, while torch is imported
 
 
@@ -100,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
 
     The processes of a launcher such as torchrun share its work; only the first of them prints and logs.
     """
-    own = args.command in OWN
+    own = args.command in OWN and not _shared(args)
     with nullcontext(Voice()) if own else joined() as voice:
         args.quiet = getattr(args, "quiet", False) or not (own or first())
         try:
@@ -120,6 +120,11 @@ def execute(args: argparse.Namespace) -> int:
         return failure.status
 
 
+def _shared(args: argparse.Namespace) -> bool:
+    """Return whether several processes share the work of a command line."""
+    return args.command in SHARED or getattr(args, "shared", False)
+
+
 def _execute_as_rank(settings: dict[str, Any]) -> int:
     return_freed_buffers()
     return execute(argparse.Namespace(**settings, run=COMMANDS[settings["command"]].run))
@@ -133,7 +138,7 @@ def _devices(args: argparse.Namespace) -> list[str]:
     from ..models.device import device_names
 
     devices = device_names(asked)
-    if len(devices) > 1 and args.command not in SHARED:
+    if len(devices) > 1 and not _shared(args):
         raise BarberError(f"{args.command} works on one device, {asked!r} are {len(devices)}: give {devices[0]}")
     if len(devices) > 1 and several():
         raise BarberError(
@@ -146,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
     level = logging.ERROR if args.quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     hush_transformers(args.quiet)
-    if several() and args.command not in (*SHARED, *OWN):
+    if several() and args.command not in OWN and not _shared(args):
         raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
     devices = _devices(args)
     if len(devices) > 1:

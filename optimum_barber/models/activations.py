@@ -124,6 +124,16 @@ class Activations:
         subset.device, subset.held = self.device, self.held[first::stride]
         return subset
 
+    def some(self, indices: Sequence[int]) -> "Activations":
+        """Return some of all samples by their ascending indices, those of this rank, sharing memory."""
+        share = self.share or Share(0, len(self), len(self))
+        own = [index for index in indices if share.first <= index < share.end]
+        before = sum(index < share.first for index in indices)
+        subset = self.like(())
+        subset.device, subset.held = self.device, [self.held[index - share.first] for index in own]
+        subset.share = Share(before, before + len(own), len(indices))
+        return subset
+
     def like(self, samples: Iterable[Sample]) -> "Activations":
         """Hold other samples where these are."""
         return Activations(samples, self.batch_size, self.folder, self.share)

@@ -16,7 +16,7 @@ from ...base.errors import BarberError
 from ...base.files import read_json
 from ...base.notebook import notebook_table
 from ...base.output import check_output, staged
-from ...base.ranks import several_ranks
+from ...base.ranks import Ranks, all_ranks
 from ...checkpoints.card import Step, write_card
 from ...checkpoints.names import CONFIG_NAME, REPORT_NAME
 from ...checkpoints.pruned import carry_structure
@@ -109,6 +109,9 @@ class BarberRefiner(PretrainedTool):
     ) -> RefineResult:
         """Refine the masks of a checkpoint and prune the model by them; with `save_dir`, write it.
 
+        Where a `torch.distributed` process group is initialised, all its ranks must call this with the same model and
+        arguments: they share the windows, and the first one writes.
+
         Args:
             sparse: directory of the pruned checkpoint; it stays as it is.
             calibration: texts, token windows (samples, length) int64, or None for `config.calibration`.
@@ -123,20 +126,20 @@ class BarberRefiner(PretrainedTool):
         output = None
         if save_dir is not None:
             output = check_output(save_dir, overwrite, self.inputs(sparse, config))
-        if several_ranks():
-            raise BarberError("refine works in one process, without a process group of several")
         record = read_record(sparse)
-        model = self.model.requires_grad_(False).to(summing_device(config.device), torch.float32)
+        device = summing_device(config.device)
+        model = self.model.requires_grad_(False).to(device, torch.float32)
         with ExitStack() as stack:
+            ranks = stack.enter_context(all_ranks(device))
             source = ModelSource(model.eval())
             products = product_precision(config.precision, source.device, has_routed_experts(source))
             config = config.model_copy(update={"precision": products})
             stack.enter_context(matrix_products(products))
             linears = stack.enter_context(source.computing_by_linears())
-            trial, windows = self._open(sparse, record, linears, config, calibration)
-            partial = stack.enter_context(staged(output)) if output is not None else None
-            before = trial.masks
-            with tqdm(total=config.rounds, unit="round", desc="refine", disable=quiet or None) as bar:
+            trial, windows = self._open(sparse, record, linears, config, calibration, ranks)
+            partial = stack.enter_context(staged(output)) if output is not None and ranks.first else None
+            before, hidden = trial.masks, quiet or not ranks.first or None
+            with tqdm(total=config.rounds, unit="round", desc="refine", disable=hidden) as bar:
 
                 def show(done: Mapping[str, Any]) -> None:
                     bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
@@ -153,6 +156,7 @@ class BarberRefiner(PretrainedTool):
             if partial is not None:
                 self._save(partial, sparse, result, config)
                 result.directory = output
+            ranks.wait()
         return result
 
     def _open(
@@ -162,15 +166,18 @@ class BarberRefiner(PretrainedTool):
         linears: Mapping[str, nn.Linear],
         config: RefineConfig,
         calibration: Sequence[str] | Tensor | TokenWindows | None,
+        ranks: Ranks,
     ) -> tuple[Trial, TokenWindows]:
-        """The dense model on trial, at the masks of the checkpoint."""
+        """The dense model on trial, at the masks of the checkpoint; all ranks must have the same of both."""
         packed = MaskFile(sparse / record.masks)
         pruned = linears_under(self.model, linears, record, SafetensorsWeights.open(sparse), packed)
         windows = windows_for(self.model, self.tokenizer, config.calibration, config.seed, calibration)
-        check_windows(windows.tokens)
+        check_windows(windows.tokens, ranks.count)
+        settings = config.model_dump(mode="json", exclude={"device"})
+        ranks.agree({**settings, "calibration tokens": windows.fingerprint, "masks": record.fingerprint})
         if self.reference is not None:
             record.base_model["name"] = self.reference.full_name
-        trial = trial_of(self.model, pruned, windows.tokens, record.sparsity_pattern())
+        trial = trial_of(self.model, pruned, windows.tokens, record.sparsity_pattern(), ranks)
         trial.masks = {name: packed[name].unpack().to(linear.weight.device) for name, linear in pruned.items()}
         return trial, windows
 
@@ -250,10 +257,12 @@ def _check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Contain
                 )
 
 
-def check_windows(tokens: Tensor) -> None:
-    """Refuse fewer than 2 windows; warn where those that measure are learned from too."""
+def check_windows(tokens: Tensor, ranks: int = 1) -> None:
+    """Refuse fewer than 2 windows for each rank; warn where those that measure are learned from too."""
     if len(tokens) < 2:
         raise BarberError("samples 1 is not legal: at least 2, one to learn from and one to measure")
+    if len(tokens) < 2 * ranks:  # one of two windows in a row is learned from
+        raise BarberError(f"samples {len(tokens)} is not legal: at least {2 * ranks}, 2 for each of {ranks} ranks")
     share = seen_share(tokens)
     if share > SEEN:
         logger.warning("%.0f %% of what measures is learned from too: give fewer windows, or more text", 100 * share)

@@ -42,7 +42,7 @@ def refined(
     Raises:
         BarberError: the divergence is not finite.
     """
-    indices = range(len(trial.inputs))
+    indices = range(trial.inputs.total)
     measuring = part_of(trial, indices[::MEASURING])
     learned = part_of(trial, [index for index in indices if index % MEASURING])
     worth: dict[str, Tensor] | None = None

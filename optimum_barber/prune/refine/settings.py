@@ -36,7 +36,11 @@ class RefineConfig(Calibrated, RefineSettings):
         description="the calibration windows; every fourth measures, the others are learned from",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
-    device: str = Field("auto", description="device to use: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto",
+        description="device to use: auto, cpu, cuda, cuda:1, ...; on the command line several too, such as "
+        "cuda:0,cuda:1, or all: a process on each, which share the windows",
+    )
     precision: Annotated[str, one_of("precision", PRECISIONS)] = Field(
         "auto",
         description="precision of float32 matrix products: highest (float32), high (TF32), medium (bfloat16), or auto: "

@@ -1,7 +1,7 @@
 """The whole model on trial, as one block from tokens to what its head is given, by how far its next token strays."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
+from ...base.ranks import ALONE, Ranks
 from ...models.activations import Activations
 from ...models.calls import call_reaching
 from ...tensors.patterns import SparsityPattern
+from ..block_cache import BlockCache
 from ..trial import Trial
 
 
 @torch.no_grad()
-def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, pattern: SparsityPattern) -> Trial:
+def trial_of(
+    model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, pattern: SparsityPattern, ranks: Ranks = ALONE
+) -> Trial:
     """The dense causal LM on trial by the divergence of its next token, its own output as target.
+
+    Each of several ranks holds consecutive `windows`.
 
     Raises:
         BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
@@ -25,7 +31,8 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     if model.get_output_embeddings() is None:
         raise BarberError(f"model is a {type(model).__name__}, without a language-modelling head: give the causal LM")
     forward, logits = partial(_before_head, model), _logits_of(model)
-    inputs = Activations(windows.to(next(model.parameters()).device).split(1))
+    share = ranks.share(len(windows))
+    inputs = Activations(windows[share.slice].to(next(model.parameters()).device).split(1), share=share)
     first = next(iter(inputs))
     expected = model(input_ids=first, use_cache=False).logits
     if not expected.isfinite().all():
@@ -33,7 +40,7 @@ def trial_of(model: Any, linears: Mapping[str, nn.Linear], windows: Tensor, patt
     if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
-    return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits))
+    return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits), ranks=ranks)
 
 
 def _before_head(model: Any, window: Tensor) -> Tensor:
@@ -53,10 +60,9 @@ def _logits_of(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def part_of(trial: Trial, samples: Sequence[int]) -> Trial:
-    """The same on some of the samples."""
-    inputs = trial.inputs.like(trial.inputs.held[index] for index in samples)
-    targets = trial.targets.like(trial.targets.held[index] for index in samples)
-    return Trial(trial.forward, trial.linears, inputs, targets, trial.pattern, objective=trial.objective)
+    """The same on some of the samples of all ranks, by their ascending indices."""
+    inputs, targets = (trial_samples.some(samples) for trial_samples in (trial.inputs, trial.targets))
+    return replace(trial, inputs=inputs, targets=targets, cache=BlockCache())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """lm-eval's view of a causal LM, with the record of its masks and of the heads and channels that it lost."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from ...base.errors import BarberError, FailedCheckError, unknown_name
 from ...base.fields import DTYPES
+from ...base.ranks import ALONE, Ranks
 from ...checkpoints.experts import read_experts
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
@@ -18,15 +21,22 @@ from ...models.device import SeveralDevicesError, choose_device
 from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
 from ..evaluate import load_adapted
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what accelerate knows a process of several by
+
 
 class SparseLM(HFLM):
     """A model with the record of its masks and of the heads and channels that it lost, and lm-eval's own arguments.
+
+    Args:
+        pretrained: directory or name of the model.
+        ranks: which share the requests, each on its own device.
+        arguments: lm-eval's own.
 
     Raises:
         BarberError: no such model, an unknown dtype, a broken record.
     """
 
-    def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
+    def __init__(self, pretrained: str | Path, ranks: Ranks = ALONE, **arguments: Any) -> None:
         check_dtype(arguments)
         arguments["device"] = str(arguments.get("device") or choose_device("auto"))  # lm-eval's own default is cuda
         loaded: Any
@@ -44,7 +54,17 @@ class SparseLM(HFLM):
                 loaded = load_model(reference, dtype, quantized=True).to(device)
                 arguments = {"tokenizer": load_tokenizer(reference), **arguments}
         self.sparsity, self.structure = _summaries(reference.directory)
-        super().__init__(pretrained=loaded, **arguments)
+        with _as_single_process():
+            super().__init__(pretrained=loaded, **arguments)
+        self._ranks, self._rank, self._world_size = ranks, ranks.index, ranks.count
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the whole numbers of all ranks in their order, (ranks,)."""
+        return torch.tensor(self._ranks.gather(tensor.flatten().tolist()), dtype=tensor.dtype)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._ranks.wait()
 
     def loglikelihood(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Return log-likelihoods; a `FailedCheckError` where one is NaN, which a mean or an argmax would hide."""
@@ -67,6 +87,19 @@ class SparseLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """Return the results' `config`: with sparsity and structure, None where nothing went."""
         return {**super().get_model_info(), "sparsity": self.sparsity, "structure": self.structure}
+
+
+@contextmanager
+def _as_single_process() -> Iterator[None]:
+    """Inside, accelerate does not see a launcher: it would place the model on a device of its own choice."""
+    hidden = {}
+    for name in LAUNCHED:
+        if name in os.environ:
+            hidden[name] = os.environ.pop(name)
+    try:
+        yield
+    finally:
+        os.environ |= hidden
 
 
 def check_dtype(arguments: Mapping[str, Any]) -> None:
