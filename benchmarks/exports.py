@@ -6,6 +6,7 @@ Runs without this package, in an environment of its own, since the exporters ask
     EXPORTS/bin/python -P benchmarks/exports.py openvino DENSE OUT ...               # or onnx
 
 The first checkpoint is the one that the others are compared with. `--int8` adds each with int8 weights (OpenVINO).
+`--check` ends with status 1 where float32 logits differ or a zero is lost; `make exports` does that.
 """
 
 import argparse
@@ -22,19 +23,22 @@ import torch
 COUNTS = (1, 16)  # tokens of the timed inputs
 PROBE = 40  # tokens of the compared logits
 REPEATS = 15
+ROUNDING = 1e-2  # of logits that reach 30
 
 
-def main() -> None:
+def main() -> int:
     """Export, compare and time every checkpoint; print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runtime", choices=("openvino", "onnx"))
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--int8", action="store_true", help="each with int8 weights too (openvino)")
+    parser.add_argument("--check", action="store_true", help="fail where logits differ or a zero is lost")
     arguments = parser.parse_args()
     kinds = [False, True] if arguments.int8 else [False]
     print("| checkpoint | weights | largest logit difference | zeros kept | 1 token | 16 tokens |")
     print("| --- | --- | --- | --- | --- | --- |")
     dense: list[float] = []
+    faults = 0
     with TemporaryDirectory() as folder:
         models: list[tuple[Path, bool, Any, Path]] = []
         for checkpoint in arguments.checkpoints:
@@ -46,10 +50,12 @@ def main() -> None:
             times = [median_time(model, count) for count in COUNTS]
             dense = dense or times
             ratios = [f"{1000 * took:.1f} ms ({took / whole:.2f})" for took, whole in zip(times, dense, strict=True)]
-            difference, kept = compared(checkpoint, model, arguments.runtime, place)
-            kept = "not counted" if int8 else kept  # a zero is the code of its row's zero point
+            difference, own, there = compared(checkpoint, model, arguments.runtime, place)
+            faults += not int8 and (difference > ROUNDING or there < own)
+            kept = "not counted" if int8 else f"{min(own, there):,} of {own:,}"  # int8: codes of a row's zero point
             weights = "int8" if int8 else "float32"
             print(f"| {checkpoint.name} | {weights} | {difference:.1e} | {kept} | {' | '.join(ratios)} |", flush=True)
+    return 1 if arguments.check and faults else 0
 
 
 def export(runtime: str, checkpoint: Path, place: Path, int8: bool) -> None:
@@ -87,8 +93,8 @@ def median_time(model: Any, count: int) -> float:
     return statistics.median(times[3:])
 
 
-def compared(checkpoint: Path, model: Any, runtime: str, place: Path) -> tuple[float, str]:
-    """Return the largest difference of logits from transformers', and how many of the checkpoint's zeros are kept."""
+def compared(checkpoint: Path, model: Any, runtime: str, place: Path) -> tuple[float, int, int]:
+    """Return the largest difference of logits from transformers', and the zeros of the checkpoint and of the export."""
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -96,8 +102,7 @@ def compared(checkpoint: Path, model: Any, runtime: str, place: Path) -> tuple[f
         expected = plain(**inputs_of(PROBE)).logits
     difference = float((torch.as_tensor(model(**inputs_of(PROBE)).logits) - expected).abs().max())
     own = sum(int((weight == 0).sum()) for weight in plain.parameters() if weight.ndim == 2)
-    there = zeros_in(model, runtime, place)
-    return difference, f"{own:,} of {own:,}" if there >= own else f"{there:,} of {own:,}"
+    return difference, own, zeros_in(model, runtime, place)
 
 
 def zeros_in(model: Any, runtime: str, place: Path) -> int:
@@ -116,4 +121,4 @@ def zeros_in(model: Any, runtime: str, place: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

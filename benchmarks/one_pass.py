@@ -88,15 +88,15 @@ def measure(name: str, model: nn.Module, windows: torch.Tensor) -> Measured:
     gc.collect()
     reset_peak_memory()
     loaded, started = peak_memory(), time.perf_counter()
-    found = BarberSparsifier(model).sparsify(config_of(name), windows, quiet=True)
-    return Measured(found.reports, time.perf_counter() - started, peak_memory() - loaded)
+    result = BarberSparsifier(model).sparsify(config_of(name), windows, quiet=True)
+    return Measured(result.reports, time.perf_counter() - started, peak_memory() - loaded)
 
 
-def tell(name: str, found: Measured, plain: float) -> None:
+def tell(name: str, result: Measured, plain: float) -> None:
     """One line."""
     sys.stdout.write(
-        f"{name:<24}{found.seconds:8.1f} s {found.seconds / plain:6.2f} x plain; {1 + found.passes('forward'):.2f} "
-        f"forward and {found.passes('gradient'):.2f} gradient passes a block; {found.memory / 2**20:,.0f} MiB above "
+        f"{name:<24}{result.seconds:8.1f} s {result.seconds / plain:6.2f} x plain; {1 + result.passes('forward'):.2f} "
+        f"forward and {result.passes('gradient'):.2f} gradient passes a block; {result.memory / 2**20:,.0f} MiB above "
         "the loaded model\n"
     )
     sys.stdout.flush()

@@ -39,18 +39,18 @@ def items_of(log: Path, metric: str) -> dict[str, Items]:
     Raises:
         BarberError: no samples lie there, or those of several evaluations of one task, or without the metric.
     """
-    found: dict[str, Items] = {}
+    result: dict[str, Items] = {}
     for path in sorted(log.rglob("samples_*.jsonl")):
         task = path.stem.removeprefix("samples_").rpartition("_")[0]
-        if task in found:
+        if task in result:
             raise BarberError(f"log {log} holds samples of several evaluations of {task}: name one of them")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if not all(metric in row for row in rows):
             raise BarberError(f"metric {metric!r} is not in {path.name}: {', '.join(rows[0]['metrics'])}")
-        found[task] = {row["doc_id"]: float(row[metric]) for row in rows}
-    if not found:
+        result[task] = {row["doc_id"]: float(row[metric]) for row in rows}
+    if not result:
         raise BarberError(f"log {log} holds no samples: run lm-eval with --log_samples --output_path {log}")
-    return found
+    return result
 
 
 def check_same(logs: Sequence[dict[str, Items]]) -> None:
@@ -85,14 +85,14 @@ def gains(before: Sequence[Path], after: Sequence[Path], metric: str) -> dict[st
     """By task, and of all tasks' mean."""
     one, other = ([items_of(log, metric) for log in side] for side in (before, after))
     check_same([*one, *other])
-    found = {task: gain(averaged(one, task), averaged(other, task)) for task in one[0]}
-    return {**found, "mean": together(list(found.values()))}
+    result = {task: gain(averaged(one, task), averaged(other, task)) for task in one[0]}
+    return {**result, "mean": together(list(result.values()))}
 
 
-def line(name: str, found: Gain) -> str:
+def line(name: str, result: Gain) -> str:
     """A line of the table."""
-    before, after, change = 100 * found.before, 100 * found.after, 100 * (found.after - found.before)
-    return f"| {name} | {before:.2f} | {after:.2f} | {change:+.2f} ± {100 * found.error:.2f} |"
+    before, after, change = 100 * result.before, 100 * result.after, 100 * (result.after - result.before)
+    return f"| {name} | {before:.2f} | {after:.2f} | {change:+.2f} ± {100 * result.error:.2f} |"
 
 
 def main() -> int:
@@ -104,9 +104,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         rows = [
-            line(f"{task}, {metric}", found)
+            line(f"{task}, {metric}", result)
             for metric in args.metrics.split(",")
-            for task, found in gains(args.before, args.after, metric).items()
+            for task, result in gains(args.before, args.after, metric).items()
         ]
     except BarberError as error:
         parser.error(str(error))

@@ -62,10 +62,10 @@ def row(args: argparse.Namespace, count: int, reference: int) -> list[str]:
     """Run one count; its line of the table."""
     work = args.work.resolve() / f"{count}"
     launch(args, count, work)
-    expected, found = (MaskFile(args.work / f"{n}" / "out" / MASKS_NAME) for n in (reference, count))
-    same = {name: expected[name].unpack() == found[name].unpack() for name in expected}
+    expected, actual = (MaskFile(args.work / f"{n}" / "out" / MASKS_NAME) for n in (reference, count))
+    same = {name: expected[name].unpack() == actual[name].unpack() for name in expected}
     first = [bits for name, bits in same.items() if ".layers.0." in name]
-    exact = all(expected[name].pruned == found[name].pruned for name in expected)
+    exact = all(expected[name].pruned == actual[name].pruned for name in expected)
     norms, other = (load_file(args.work / f"{n}" / "norms.safetensors") for n in (reference, count))
     difference = max(float((other[n] - norms[n]).norm() / norms[n].norm()) for n in norms)
     told = [json.loads(path.read_text()) for path in sorted(work.glob("rank-*.json"))]

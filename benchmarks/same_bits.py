@@ -170,10 +170,10 @@ def preload() -> None:
 
 def package_folder() -> str:
     """Where the package is that the cases will run."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    actual = importlib.util.find_spec(PACKAGE)
+    if actual is None or actual.origin is None:
         raise SystemExit(f"{PACKAGE} is not installed")
-    return str(Path(found.origin).parent)
+    return str(Path(actual.origin).parent)
 
 
 def environment() -> dict[str, str]:
@@ -491,11 +491,11 @@ def allocations() -> Cases:
         ("owl", ()), ("owl", ("outlier=3", "spread=0.1")), ("measured", ()), ("measured", ("spread=0.15",)),
         ("measured", ("spread=0.05", "samples=3")),
     ):  # fmt: skip
-        given: tuple[str, ...] = ()
+        options: tuple[str, ...] = ()
         for argument in arguments:
-            given += ("--allocation-arg", argument)
+            options += ("--allocation-arg", argument)
         label = "-".join(["allocation", name, *arguments])
-        cases[label] = [pruned("--sparsity", "0.6", "--allocation", name, *given, of="llama-deep")]
+        cases[label] = [pruned("--sparsity", "0.6", "--allocation", name, *options, of="llama-deep")]
     cases["allocation-measured-none"] = [
         pruned(*HALF, "--allocation", "measured", "--rebuild", "none", of="llama-deep")
     ]
@@ -689,16 +689,16 @@ def recipes() -> Cases:
 
 def hashes_of(folder: Path, work: str) -> Hashes:
     """The hash of every file below a folder that is a result, and of every tensor in it, by their names."""
-    found: Hashes = {}
+    actual: Hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix not in HASHED or path.name in SETTINGS or not path.is_file():
             continue
         if path.suffix == ".safetensors":
-            found |= tensor_hashes(path, name)
+            actual |= tensor_hashes(path, name)
         else:
-            found[name] = digest(json.dumps(canonical(content_of(path), work), sort_keys=True).encode())
-    return found
+            actual[name] = digest(json.dumps(canonical(content_of(path), work), sort_keys=True).encode())
+    return actual
 
 
 def content_of(path: Path) -> Any:
@@ -728,13 +728,13 @@ def tensor_hashes(path: Path, name: str) -> Hashes:
     """Hashes of a safetensors file: as it is, and of each tensor's dtype, shape and bytes."""
     content = path.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
-    found = {name: digest(content)}
+    actual = {name: digest(content)}
     for tensor, entry in sorted(json.loads(content[8:begin]).items()):
         if tensor != "__metadata__":
             first, last = entry["data_offsets"]
             kind = f"{entry['dtype']} {entry['shape']} ".encode()
-            found[f"{name}: {tensor}"] = digest(kind + content[begin + first : begin + last])
-    return found
+            actual[f"{name}: {tensor}"] = digest(kind + content[begin + first : begin + last])
+    return actual
 
 
 def digest(content: bytes) -> str:
@@ -748,9 +748,9 @@ def digest(content: bytes) -> str:
 def compare(one: Path, other: Path, only: list[str]) -> int:
     """Say of every case whether both records have the same hashes; 1 unless all have."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
-    before, after = (found["cases"] for found in records)
-    for key in sorted(differences(*(found["environment"] for found in records))):
-        say(f"not the same {key}: {[found['environment'].get(key) for found in records]}")
+    before, after = (actual["cases"] for actual in records)
+    for key in sorted(differences(*(actual["environment"] for actual in records))):
+        say(f"not the same {key}: {[actual['environment'].get(key) for actual in records]}")
     counts = {"same": 0, "differs": 0, "missing": 0}
     for name in {**before, **after}:
         if chosen(name, only):

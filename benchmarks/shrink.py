@@ -120,8 +120,8 @@ def cells(model, args, speeds):  # type: ignore[no-untyped-def]
 
 def row(removed, scorer, model, evaluation, measured, seconds):  # type: ignore[no-untyped-def]
     """One line of the table."""
-    found = perplexity(model, evaluation, quiet=True).perplexity
-    return f"| {removed:.3f} | {scorer} | {found:.2f} | {measured} | {seconds} |"
+    result = perplexity(model, evaluation, quiet=True).perplexity
+    return f"| {removed:.3f} | {scorer} | {result:.2f} | {measured} | {seconds} |"
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def main() -> int:
     parser.add_argument("--append", type=Path, metavar="FILE", help="write the table behind what the file holds")
     args = parser.parse_args()
     return_freed_buffers()
-    found = page(args)
-    sys.stdout.write(found)
+    result = page(args)
+    sys.stdout.write(result)
     if args.append:
         with args.append.open("a", encoding="utf-8") as file:
-            file.write("\n" + found)
+            file.write("\n" + result)
     return 0
 
 

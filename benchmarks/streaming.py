@@ -164,10 +164,10 @@ def write_gguf(directory: Path, layers: int, hidden: int) -> Any:
 
 def blocks(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Rows of Q8_0 blocks, a float16 scale and 32 uniform bytes each; values with standard deviation 0.02."""
-    found = np.empty((*shape[:-1], shape[-1] // 32, 34), np.uint8)
-    found[..., :2] = np.frombuffer(np.float16(0.02 / 74).tobytes(), np.uint8)
-    found[..., 2:] = generator.integers(0, 256, (*found.shape[:-1], 32), np.uint8)
-    return found.reshape(*shape[:-1], -1)
+    result = np.empty((*shape[:-1], shape[-1] // 32, 34), np.uint8)
+    result[..., :2] = np.frombuffer(np.float16(0.02 / 74).tobytes(), np.uint8)
+    result[..., 2:] = generator.integers(0, 256, (*result.shape[:-1], 32), np.uint8)
+    return result.reshape(*shape[:-1], -1)
 
 
 def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

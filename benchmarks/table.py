@@ -2,6 +2,7 @@
 
     python -m benchmarks.table --calibration calibration.txt --evaluation wikitext2-test.raw.txt [--model MODEL]
         [--rows 'wanda 50% default' ...] [--sparsity 0.5] [--samples 16] [--sequence-length 512] [--windows 40]
+        [--seed 0]
 
 Prints one Markdown row after each run, with its peak memory above the loaded model. A row names a producer; a rebuild,
 by a name below or a chain; a pattern; and further settings as KEY=VALUE, such as 'wanda default allocation=measured
@@ -64,6 +65,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
     args = parser.parse_args()
 
     reference = resolve_model(args.model)
@@ -89,9 +91,9 @@ def main() -> int:
             model.load_state_dict(weights)
             refine(model, result, rounds, calibration.tokens)
         seconds, memory = time.perf_counter() - started, peak_memory() - resident
-        found = perplexity(model, evaluation, quiet=True).perplexity
+        actual = perplexity(model, evaluation, quiet=True).perplexity
         emit(
-            f"| {' | '.join(cells)} | {found:.2f} | {report['swaps']:,} | "
+            f"| {' | '.join(cells)} | {actual:.2f} | {report['swaps']:,} | "
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} | {memory / 2**20:.0f} |"
         )
     return 0
@@ -101,7 +103,7 @@ def windows_of(args: argparse.Namespace, tokenizer: Any) -> tuple[TokenWindows, 
     """The windows to evaluate on and those to calibrate on, as the flags of a benchmark say."""
     evaluation = evaluation_windows(args.evaluation, args, tokenizer)
     calibration = calibration_windows(
-        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=0
+        [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=args.seed
     )
     return evaluation, calibration
 

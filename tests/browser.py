@@ -44,8 +44,8 @@ def probe(page, folder, width):
     frame = folder / "frame.html"
     frame.write_text(PROBE.format(width=width, page=html.escape(page, quote=True)), encoding="utf-8")
     output, console = call(folder, "--window-size=1200,900", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
-    found = re.search(r'<pre id="found">(.*?)</pre>', output, re.S)[1]
-    return json.loads(html.unescape(found)), console
+    result = re.search(r'<pre id="found">(.*?)</pre>', output, re.S)[1]
+    return json.loads(html.unescape(result)), console
 
 
 def screenshot(page, path, folder):

@@ -22,11 +22,11 @@ def groups_of(shapes, granularity):
     if granularity == "layer":
         return cells
     key = 1 if granularity == "output" else 2
-    found = {}
+    result = {}
     for tensor in cells:
         for cell in tensor:
-            found.setdefault((cell[0], cell[key]), []).append(cell)
-    return list(found.values())
+            result.setdefault((cell[0], cell[key]), []).append(cell)
+    return list(result.values())
 
 
 def pairs_of(group, score, keep):

@@ -65,7 +65,7 @@ def command(rank, count, port, output, arguments, late=None):
     launch.GRACE = timedelta(seconds=0.1)
     if rank == late:
         say = launch.Voice.say
-        launch.Voice.say = lambda *given: (time.sleep(1), say(*given))
+        launch.Voice.say = lambda *message: (time.sleep(1), say(*message))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout, sys.stderr = (open(Path(output) / f"{name}-{rank}", "w") for name in ("stdout", "stderr"))
     try:

@@ -90,7 +90,7 @@ def test_owl_by_loops():
     places = [(share - min(outliers)) / (max(outliers) - min(outliers)) for share in outliers]
     expected = [0.5 - 2 * 0.08 * (place - sum(places) / 3) for place in places]
     shares = sparsify(model, "owl", args=OWL).shares
-    assert list(shares.found["outliers"].values()) == pytest.approx(outliers, abs=1e-9)
+    assert list(shares.basis["outliers"].values()) == pytest.approx(outliers, abs=1e-9)
     for layer in range(3):
         for block in ("attention", "mlp"):
             assert shares.sparsity[f"model.layers.{layer}.{block}"] == pytest.approx(expected[layer], abs=1e-9)
@@ -124,25 +124,25 @@ def test_errors_of_blocks_by_the_models_own_forward_pass():
                     scores = (before[name].abs() * inputs[full].norm(dim=0)).float().tolist()
                     part.get_submodule(name).weight.data = torch.where(pruned_rows(scores, share), before[name], 0.0)
                 total = []
-                for entering, behind, leaving in (window[index] for window in dense):
+                for entering, between, leaving in (window[index] for window in dense):
                     with torch.no_grad():
                         if block == "mlp":
-                            stream, out = leaving, part(layer.post_attention_layernorm(behind))
-                            gap = behind + out - leaving
+                            stream, out = leaving, part(layer.post_attention_layernorm(between))
+                            gap = between + out - leaving
                         else:
                             position = changed.model.rotary_emb(entering, torch.arange(entering.shape[1])[None])
                             out = part(layer.input_layernorm(entering), position_embeddings=position)[0]
-                            stream, gap = behind, entering + out - behind
+                            stream, gap = between, entering + out - between
                     total.append((gap.square().mean(-1) / stream.square().mean(-1)).mean().item())
                 errors.append(sum(total) / len(total))
                 for name, weight in before.items():
                     part.get_submodule(name).weight.data = weight
             expected[f"model.layers.{index}.{block}"] = errors
-    found = sparsify(model, "measured", args={"samples": 4, "spread": 0.1}).shares.found
-    assert list(found) == list(expected)
+    actual = sparsify(model, "measured", args={"samples": 4, "spread": 0.1}).shares.basis
+    assert list(actual) == list(expected)
     for block, errors in expected.items():
-        assert [error for _, error in found[block]["errors"]] == pytest.approx(errors, rel=2e-3)
-        assert [share for share, _ in found[block]["errors"]] == pytest.approx([0.4, 0.5, 0.6], abs=2e-3)
+        assert [error for _, error in actual[block]["errors"]] == pytest.approx(errors, rel=2e-3)
+        assert [share for share, _ in actual[block]["errors"]] == pytest.approx([0.4, 0.5, 0.6], abs=2e-3)
 
 
 ARGUMENTS = {"owl": OWL, "measured": {"spread": 0.1, "samples": 3}}
@@ -297,7 +297,7 @@ def test_an_allocation_of_others_is_used(offered):
     result = sparsify(tiny_model(), "front", args={"less": "0.2"})
     first = [mask for name, mask in result.masks.items() if "0.self_attn" in name]
     assert sum(m.pruned for m in first) / sum(m.weights for m in first) == pytest.approx(0.3, abs=2e-3)
-    assert result.shares.found["rest"] > 0
+    assert result.shares.basis["rest"] > 0
 
 
 def test_recipes_and_comparisons_take_one(model_dir, text_file, tmp_path, capsys):

@@ -220,8 +220,8 @@ def test_a_partial_directory_goes_with_its_mark_last(tmp_path, monkeypatch):
         removed = output_module.shutil.rmtree
 
         def watched(path, **kwargs):
-            found = sorted(inside.name for inside in partial.iterdir())
-            assert found == [output_module.PARTIAL_MARK] if path == partial else output_module.PARTIAL_MARK in found
+            actual = sorted(inside.name for inside in partial.iterdir())
+            assert actual == [output_module.PARTIAL_MARK] if path == partial else output_module.PARTIAL_MARK in actual
             removed(path, **kwargs)
 
         monkeypatch.setattr(output_module.shutil, "rmtree", watched)

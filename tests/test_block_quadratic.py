@@ -41,7 +41,7 @@ def jacobian(trial, name, sample):  # noqa: F811
 
 
 def test_the_correlation_is_half_the_falling_slope_of_the_summed_error(trial):  # noqa: F811
-    found = expand(trial, trial.masks, INNER).models
+    result = expand(trial, trial.masks, INNER).models
     plain = quadratics(trial, trial.masks, INNER)
     sparse = {n: m.weight.data * trial.masks[n] for n, m in trial.linears.items()}
     for name in INNER:
@@ -53,18 +53,18 @@ def test_the_correlation_is_half_the_falling_slope_of_the_summed_error(trial):  
                 shifted[name][r, i] += step
                 moved.append(summed_error(trial, shifted))
             slope = (moved[0] - moved[1]) / 2e-6
-            assert float(found[name].correlation[r, i] * worth[r]) == pytest.approx(-slope / 2, rel=1e-5, abs=1e-8)
-        assert torch.allclose(found[name].gram, plain[name].gram)
-    assert found["gate"].gram is found["up"].gram
+            assert float(result[name].correlation[r, i] * worth[r]) == pytest.approx(-slope / 2, rel=1e-5, abs=1e-8)
+        assert torch.allclose(result[name].gram, plain[name].gram)
+    assert result["gate"].gram is result["up"].gram
 
 
 def worths(trial, name):  # noqa: F811
     """sum_s ||(J_s^T u_s)_r||^2 for the signs that are drawn, (out,), scaled up to all samples."""
     total = 0
     for index, x in list(enumerate(trial.inputs))[::PROBED]:
-        found = jacobian(trial, name, x)
+        result = jacobian(trial, name, x)
         signs = judges.random_signs(torch.empty(1, 5, 3, dtype=torch.float64), index).flatten()
-        total = total + (found * signs[:, None, None]).sum(0).square().sum(1)
+        total = total + (result * signs[:, None, None]).sum(0).square().sum(1)
     return total * trial.inputs.total / len(range(0, trial.inputs.total, PROBED))
 
 
@@ -72,16 +72,16 @@ def test_random_signs_find_the_squared_jacobian_on_average(trial, monkeypatch): 
     trial.inputs = trial.inputs.like([next(iter(trial.inputs))[:, :2]])
     trial.targets = trial.targets.like([next(iter(trial.targets))[:, :2]])
     patterns = [torch.tensor(p, dtype=torch.float64).view(1, 2, 3) for p in itertools.product((-1.0, 1.0), repeat=6)]
-    found = {name: 0.0 for name in INNER}
+    result = {name: 0.0 for name in INNER}
     for signs in patterns:
         monkeypatch.setattr(judges, "random_signs", lambda *_, signs=signs: signs)
         slopes = block_quadratic._Slopes(trial, INNER, probing=True)
         trial.differentiate(trial.masks, slopes.add)
         for name in INNER:
-            found[name] = found[name] + slopes.worth[name].over() / len(patterns)
+            result[name] = result[name] + slopes.worth[name].over() / len(patterns)
     for name in INNER:
         expected = jacobian(trial, name, next(iter(trial.inputs))).square().sum((0, 2))
-        assert torch.allclose(found[name], expected)
+        assert torch.allclose(result[name], expected)
 
 
 def test_signs_are_the_same_every_time_and_others_for_every_sample():
@@ -92,11 +92,11 @@ def test_signs_are_the_same_every_time_and_others_for_every_sample():
 
 
 def test_with_full_shrinkage_every_weight_stands_alone(trial):  # noqa: F811
-    found = expand(trial, trial.masks, INNER, shrinkage=1.0).models["up"]
+    result = expand(trial, trial.masks, INNER, shrinkage=1.0).models["up"]
     gram = quadratics(trial, trial.masks, INNER)["up"].gram
     missing = trial.weight("up") - trial.weight("up", trial.masks["up"])
-    assert torch.allclose(found.gram, torch.diag(gram.diagonal()))
-    assert torch.allclose(found.correlation, missing * gram.diagonal())
+    assert torch.allclose(result.gram, torch.diag(gram.diagonal()))
+    assert torch.allclose(result.correlation, missing * gram.diagonal())
 
 
 def test_the_error_is_measured_on_the_way_tokens_weighed(trial):  # noqa: F811
@@ -110,11 +110,11 @@ def test_the_error_is_measured_on_the_way_tokens_weighed(trial):  # noqa: F811
 
 def test_rows_on_which_nothing_depends_stay_finite(trial):  # noqa: F811
     trial.masks["down"][:, 0] = False
-    found = expand(trial, trial.masks, INNER, shrinkage=0.3).models
-    assert all(torch.isfinite(q.correlation).all() for q in found.values())
+    result = expand(trial, trial.masks, INNER, shrinkage=0.3).models
+    assert all(torch.isfinite(q.correlation).all() for q in result.values())
     trial.masks = {name: torch.zeros_like(keep) for name, keep in trial.masks.items()}
-    found = expand(trial, trial.masks, INNER, shrinkage=0.3).models
-    assert all(torch.isfinite(q.correlation).all() for q in found.values())
+    result = expand(trial, trial.masks, INNER, shrinkage=0.3).models
+    assert all(torch.isfinite(q.correlation).all() for q in result.values())
 
 
 @pytest.mark.parametrize("rounds", [1, 4])

@@ -114,7 +114,7 @@ def test_the_split_is_within_bounds_and_meets_the_target(curves, target, spread)
 def test_no_split_on_a_fine_grid_is_better(curves):
     """Every block but the last on a grid of 0.1 %, the last one as the total has it."""
     weights, target, spread = [count for *_, count in curves], 0.5, 0.05
-    found = least_error(
+    result = least_error(
         [ErrorCurve(level, slope) for level, slope, _ in curves], weights, target, target - spread, target + spread
     )
     grid = [target + spread * k / 50 for k in range(-50, 51)]
@@ -123,7 +123,7 @@ def test_no_split_on_a_fine_grid_is_better(curves):
         last = (target * sum(weights) - sum(s * w for s, w in zip(others, weights, strict=False))) / weights[-1]
         if abs(last - target) <= spread + 1e-12:
             best = min(best, predicted(curves, [*others, last]))
-    assert predicted(curves, found) <= best * (1 + 1e-9)
+    assert predicted(curves, result) <= best * (1 + 1e-9)
 
 
 def test_a_curve_goes_through_what_lies_on_it_and_never_falls():

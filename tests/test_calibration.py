@@ -48,12 +48,12 @@ def test_windows_start_at_seeded_offsets():
 def test_no_two_windows_overlap_where_the_text_has_room(tokens, length, samples, seed):
     if tokens < length:
         return
-    found = random_windows(torch.arange(tokens), samples, length, seed, "t").tokens
-    assert found.shape == (samples, length)
-    assert (found.diff(dim=1) == 1).all()
+    result = random_windows(torch.arange(tokens), samples, length, seed, "t").tokens
+    assert result.shape == (samples, length)
+    assert (result.diff(dim=1) == 1).all()
     fit = tokens // length
     for start in range(0, samples, fit):
-        disjoint = found[start : start + fit].flatten().tolist()
+        disjoint = result[start : start + fit].flatten().tolist()
         assert len(set(disjoint)) == len(disjoint)
 
 
@@ -69,10 +69,10 @@ def test_all_disjoint_windows_are_equally_likely():
 def test_evaluation_takes_every_so_manyth_window(count, length, data):
     total = count // length
     windows = data.draw(st.integers(1, total))
-    found = consecutive_windows(torch.arange(count), length, windows, "t")
+    result = consecutive_windows(torch.arange(count), length, windows, "t")
     expected = [[i * (total // windows) * length + j for j in range(length)] for i in range(windows)]
-    assert found.tokens.tolist() == expected
-    assert found.available == total
+    assert result.tokens.tolist() == expected
+    assert result.available == total
 
 
 def test_the_length_is_capped_by_the_model():

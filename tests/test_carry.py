@@ -63,8 +63,8 @@ def old_model(tmp_path_factory, tokenizer):
 
 
 def small_files(directory):
-    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name.startswith("tokenizer") or name in SMALL}
+    actual = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in actual.items() if name.startswith("tokenizer") or name in SMALL}
 
 
 def pruned(model, output, stream="auto", **settings):

@@ -55,28 +55,28 @@ def cells(**axes):
 
 
 def test_every_combination_is_a_cell_and_equal_runs_are_one():
-    found = cells(**AXES, patterns=["unstructured", "2:4"], vary={"rounds": [1, 2], "samples": [4, 8]})
+    result = cells(**AXES, patterns=["unstructured", "2:4"], vary={"rounds": [1, 2], "samples": [4, 8]})
     # a rebuild's own rounds outdo the axis, and `none` has no rounds: of 2 x 2 x 2 x 2 x 2 the half are the same runs
-    assert len(found) == 16 == len({cell.name for cell in found})
-    assert {cell.labels["sparsity"] for cell in found} == {0.5}
-    assert {cell.labels["rounds"] for cell in found if cell.labels["rebuild"] == "none"} == {None}
-    assert [cell.config.calibration.samples for cell in found] == [cell.labels["samples"] for cell in found]
+    assert len(result) == 16 == len({cell.name for cell in result})
+    assert {cell.labels["sparsity"] for cell in result} == {0.5}
+    assert {cell.labels["rounds"] for cell in result if cell.labels["rebuild"] == "none"} == {None}
+    assert [cell.config.calibration.samples for cell in result] == [cell.labels["samples"] for cell in result]
 
 
 def test_auto_is_the_rebuild_that_it_means():
-    found = cells(
+    result = cells(
         producers=["wanda"], rebuilds=["auto", "swaps+gauss-newton"], patterns=["unstructured", "2:4"], sparsities=[0.5]
     )
-    assert [cell.name for cell in found] == ["wanda_auto_0.5", "wanda_swaps+gauss-newton_0.5", "wanda_auto_2-4"]
+    assert [cell.name for cell in result] == ["wanda_auto_0.5", "wanda_swaps+gauss-newton_0.5", "wanda_auto_2-4"]
 
 
 def test_a_label_stands_for_settings_and_arguments():
-    found = cells(producers=["sparsegpt,update=false,as=mask only"], rebuilds=["barber+barber,rounds=3,as=long"],
+    result = cells(producers=["sparsegpt,update=false,as=mask only"], rebuilds=["barber+barber,rounds=3,as=long"],
                   sparsities=[0.5], rebuild_args={"granularity": "layer", "rounds": 1})  # fmt: skip
-    assert found[0].name == "mask-only_long_0.5"
-    assert found[0].config.producer_args == {"update": "false"}
-    assert (found[0].config.rebuild.rounds, found[0].config.rebuild.granularity) == (3, "layer")
-    assert found[0].config.rebuild.chain == ["barber", "barber"]
+    assert result[0].name == "mask-only_long_0.5"
+    assert result[0].config.producer_args == {"update": "false"}
+    assert (result[0].config.rebuild.rounds, result[0].config.rebuild.granularity) == (3, "layer")
+    assert result[0].config.rebuild.chain == ["barber", "barber"]
 
 
 def test_a_cell_is_what_prune_and_eval_give(done, model_dir, tmp_path):
@@ -109,10 +109,10 @@ def test_tables_and_page_hold_the_same_figures(done):
     text = (done.output / "compare.md").read_text(encoding="utf-8")
     page = (done.output / "report.html").read_text(encoding="utf-8")
     for row, cell in zip(rows[1:], done.cells.values(), strict=True):
-        found = cell["perplexity"]["perplexity"]
-        assert float(row["perplexity"]) == found
-        assert f"{found:.6g}" in text
-        assert f'<data value="{found!r}">' in page
+        result = cell["perplexity"]["perplexity"]
+        assert float(row["perplexity"]) == result
+        assert f"{result:.6g}" in text
+        assert f'<data value="{result!r}">' in page
         assert int(row["swaps"]) == cell["report"]["swaps"]
     cell = html(page_of(done.output / "cells" / f"{next(iter(done.cells))}.json"))
     assert f'<data value="{done.dense["perplexity"]["perplexity"]!r}">' in cell
@@ -227,13 +227,13 @@ def test_tasks_are_measured_for_every_cell(model_dir, tmp_path):
     tasks = [f"choice:{tmp_path / name}.jsonl" for name in ("first", "second")]
     done = compare(str(model_dir), tmp_path / "out", quiet=True, tasks=tasks, producers=["wanda"], rebuilds=["none"],
                    sparsities=[0.5], **SHARED)  # fmt: skip
-    found = done.cells["wanda_none_0.5"]["tasks"]
-    assert set(found) == {"first", "second"} and found["first"]["rows"] == 4
+    result = done.cells["wanda_none_0.5"]["tasks"]
+    assert set(result) == {"first", "second"} and result["first"]["rows"] == 4
     row = table(done.output)[1]
-    assert float(row["first.acc"]) == found["first"]["acc"]
+    assert float(row["first.acc"]) == result["first"]["acc"]
     assert "mean accuracy" in (done.output / "compare.md").read_text(encoding="utf-8")
     page = (done.output / "report.html").read_text(encoding="utf-8")
-    assert f'<data value="{found["first"]["acc_stderr"]!r}">' in page
+    assert f'<data value="{result["first"]["acc_stderr"]!r}">' in page
 
 
 def test_chains_and_reconstructions_are_passed_on(model_dir, tmp_path):
@@ -277,8 +277,8 @@ output: {tmp_path / "out"}
 
 @pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed: apt-get install chromium")
 def test_a_browser_shows_the_page_on_a_phone(done, tmp_path):
-    found, console = browser.probe(html(page_of(done.output)), tmp_path, 360)
-    assert (console, found["wide"], found["scroll"]) == ([], [], 360)
+    result, console = browser.probe(html(page_of(done.output)), tmp_path, 360)
+    assert (console, result["wide"], result["scroll"]) == ([], [], 360)
 
 
 def test_a_directory_of_version_0_1_is_reported_and_done_again(model_dir, tmp_path):

@@ -198,8 +198,8 @@ def test_the_default_rebuild_depends_on_the_pattern(rebuild, free, grouped):
 
 def test_a_preset_holds_wherever_it_is_named():
     for rebuild in (RebuildConfig(preset="published-code"), {"preset": "published-code"}):
-        found = BarberConfig(sparsity=0.5, rebuild=rebuild).rebuild
-        assert (found.expansion, found.accept, found.rebuild_ratio, found.rounds) == ("dense", "always", 0.1, 1)
+        result = BarberConfig(sparsity=0.5, rebuild=rebuild).rebuild
+        assert (result.expansion, result.accept, result.rebuild_ratio, result.rounds) == ("dense", "always", 0.1, 1)
 
 
 def test_a_preset_yields_to_what_is_said():

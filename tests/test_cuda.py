@@ -36,10 +36,10 @@ def agreement(one, other):
 def test_exchanges_are_those_of_the_cpu(group, most):
     inputs, targets, values, keep = case(3, rows=16, width=24, group=group)
     gram = inputs.t() @ inputs
-    given = values, keep, gram, (targets - inputs @ (values * keep).t()).t() @ inputs
-    expected = exchange(*given, most, group)
-    found = exchange(*(tensor.cuda() for tensor in given), most, group)
-    assert torch.equal(found.cpu(), expected)
+    problem = values, keep, gram, (targets - inputs @ (values * keep).t()).t() @ inputs
+    expected = exchange(*problem, most, group)
+    actual = exchange(*(tensor.cuda() for tensor in problem), most, group)
+    assert torch.equal(actual.cpu(), expected)
 
 
 def test_gram_matrices_are_those_of_the_cpu():
@@ -72,7 +72,7 @@ def test_groups_hold_on_the_device():
 def test_the_same_masks_twice_and_whatever_the_batch_size():
     results = [pruned("cuda", batch_size=size)[0] for size in (None, None, 1, 3)]
     hashes = [{name: mask.sha256 for name, mask in result.masks.items()} for result in results]
-    assert all(found == hashes[0] for found in hashes)
+    assert all(actual == hashes[0] for actual in hashes)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

@@ -33,16 +33,16 @@ def looped(values, swapped):
 )
 def test_bins_and_cut_are_those_of_loops(values, swapped):
     pieces = torch.tensor(values, dtype=torch.float32).split(7)
-    found = pair_value_histogram(worthwhile(pieces), swapped)
+    actual = pair_value_histogram(worthwhile(pieces), swapped)
     positive = [v for v in values if math.isfinite(v) and v > 0]
     if not positive:
-        assert found is None
+        assert actual is None
         return
     counts, cut = looped(values, swapped)
-    assert sum(found["counts"]) == sum(counts) == len(positive)
-    assert sum(abs(a - b) for a, b in zip(found["counts"], counts, strict=True)) <= 4  # float32 at a bin's edge
-    assert found["cut"] == (None if cut is None else pytest.approx(cut, rel=1e-6))
-    assert found["highest"] == pytest.approx(max(positive), rel=1e-5)
+    assert sum(actual["counts"]) == sum(counts) == len(positive)
+    assert sum(abs(a - b) for a, b in zip(actual["counts"], counts, strict=True)) <= 4  # float32 at a bin's edge
+    assert actual["cut"] == (None if cut is None else pytest.approx(cut, rel=1e-6))
+    assert actual["highest"] == pytest.approx(max(positive), rel=1e-5)
 
 
 @pytest.mark.parametrize(("pattern", "granularity"), [(None, "block"), (None, "output"), ("2:4", "output")])

@@ -56,10 +56,10 @@ READ = {
 def test_a_text_is_read_as_what_it_is(case, tmp_path, tokenizer):
     name, content, documents = READ[case]
     (tmp_path / name).write_bytes(content)
-    found = read_texts(str(tmp_path / name), "calibration")
-    assert found == documents
+    result = read_texts(str(tmp_path / name), "calibration")
+    assert result == documents
     if len(content) < 1_000_000:
-        assert len(Encoder(tokenizer).tokens(found))
+        assert len(Encoder(tokenizer).tokens(result))
 
 
 BAD = {
@@ -116,9 +116,9 @@ def test_a_text_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 
 def test_chat_messages_go_through_the_template(tmp_path, chatty):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n" + json.dumps({"messages": None}) + "\n")
-    found = read_texts(str(tmp_path / "a.jsonl"), "calibration", "messages", chatty)
-    assert found == ["[user] Why?\n[assistant] So.\n"]  # BOS is for the windows to decide
-    assert plain_text(CHAT, "text", chatty, "it") == found[0]
+    result = read_texts(str(tmp_path / "a.jsonl"), "calibration", "messages", chatty)
+    assert result == ["[user] Why?\n[assistant] So.\n"]  # BOS is for the windows to decide
+    assert plain_text(CHAT, "text", chatty, "it") == result[0]
 
 
 def test_a_template_that_refuses_is_one_line(chatty, monkeypatch):

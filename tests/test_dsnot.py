@@ -28,10 +28,10 @@ def expected(w, keep, mu, variance, norm, cycles, group):
     error = -sum(a * m for a, m, k in zip(w, mu, keep, strict=True) if not k)
     sign = (error > 0) - (error < 0)
     for _ in range(cycles):
-        found = cycle(w, keep, mu, variance, norm, sign, used, group) if sign * error > 0 else None
-        if found is None:
+        actual = cycle(w, keep, mu, variance, norm, sign, used, group) if sign * error > 0 else None
+        if actual is None:
             break
-        grown, pruned, place = found
+        grown, pruned, place = actual
         if place is not None:
             used.add(place)
         keep[grown], keep[pruned] = True, False

@@ -14,12 +14,12 @@ from .conftest import tiny_model
 def test_perplexity_is_the_exponential_of_the_mean_surprise():
     model = tiny_model()
     tokens = torch.randint(3, 300, (70,), generator=torch.Generator().manual_seed(0))
-    found = perplexity(model, consecutive_windows(tokens, 16, None, "t"), quiet=True)
+    result = perplexity(model, consecutive_windows(tokens, 16, None, "t"), quiet=True)
     surprises = []
     for start in range(0, 64, 16):
         window = tokens[start : start + 16]
         with torch.no_grad():
             probabilities = model(window[None]).logits[0].double().softmax(-1)
         surprises += [-math.log(float(probabilities[i, window[i + 1]])) for i in range(15)]
-    assert found.perplexity == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
-    assert (found.windows, found.available, found.sequence_length, found.split) == (4, 4, 16, "evaluation")
+    assert result.perplexity == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
+    assert (result.windows, result.available, result.sequence_length, result.split) == (4, 4, 16, "evaluation")

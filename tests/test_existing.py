@@ -107,8 +107,8 @@ def shapes_of(masks):
 def test_every_form_gives_the_same_masks_and_is_told(tmp_path, caplog, form, pattern, shards):
     masks = masks_of(tiny_model(), pattern)
     directory = save(tmp_path, FORMS[form](tiny_model(), masks), shards)
-    found = PRODUCERS["existing"].brings_pattern(shapes_of(masks), sparse_model=directory)
-    assert (str(found), found.sparsity) == (pattern, 0.5)
+    result = PRODUCERS["existing"].brings_pattern(shapes_of(masks), sparse_model=directory)
+    assert (str(result), result.sparsity) == (pattern, 0.5)
     weights = ForeignWeights(SafetensorsWeights.open(directory))
     for name, dense in linears(tiny_model()).items():
         assert torch.equal(weights.linear(name), torch.where(masks[name], dense.weight, 0))

@@ -223,10 +223,10 @@ def test_statistics_of_all_tokens_by_loops():
             w1, w3 = (trial.weight(f"{name}.{part}").double() for part in ("w1", "w3"))
             rows = {"w1": list(tokens), "w3": list(tokens), "w2": [expert_states(w1, w3, token) for token in tokens]}
             for part, inputs in rows.items():
-                found = statistics[f"{name}.{part}"]
-                assert found.tokens == len(inputs) == 64
+                actual = statistics[f"{name}.{part}"]
+                assert actual.tokens == len(inputs) == 64
                 gram = sum(torch.outer(row, row) for row in inputs)
-                assert torch.allclose(found.gram.double(), gram, rtol=1e-4, atol=1e-5)
+                assert torch.allclose(actual.gram.double(), gram, rtol=1e-4, atol=1e-5)
 
 
 def test_all_experts_calibrated_changes_masks_of_experts_alone():

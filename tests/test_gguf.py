@@ -41,11 +41,11 @@ def test_float32_gives_back_the_very_weights(tmp_path, family, changes):
     state = model.state_dict()
     assert {*state} - {*weights.entries} == ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     for name in weights.entries:
-        found = weights.tensor(name)
-        assert found.dtype == torch.float32 and found.shape == weights.entries[name].shape
+        result = weights.tensor(name)
+        assert result.dtype == torch.float32 and result.shape == weights.entries[name].shape
         if not name.endswith("norm.weight"):  # which go through plus one and minus one
-            assert torch.equal(found, state[name]), name
-        torch.testing.assert_close(found, state[name])
+            assert torch.equal(result, state[name]), name
+        torch.testing.assert_close(result, state[name])
     assert bare.state_dict().keys() == state.keys()
 
 

@@ -156,9 +156,9 @@ def test_a_run_prunes_and_its_results_say_how(harness, model_dir, tasks, cache):
     assert plain["results"] == finished["results"] == written["results"]
     assert finished["config"]["sparsity"] == told
     assert "sparsity" not in plain["config"]
-    found = evaluate_tasks(checkpoint, tasks, batch_size=2)
-    assert found["sparsity"] == told
-    for task, metrics in found["results"].items():
+    result = evaluate_tasks(checkpoint, tasks, batch_size=2)
+    assert result["sparsity"] == told
+    for task, metrics in result["results"].items():
         for name in set(metrics) - {"rows"}:
             assert metrics[name] == pytest.approx(written["results"][task][f"{name},none"], rel=1e-4)
 

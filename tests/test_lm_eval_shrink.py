@@ -39,8 +39,8 @@ QUICK = {"calibration": "pydoc", "samples": 2, "sequence_length": 16}
 )  # fmt: skip
 def test_model_arguments_mean_what_the_flags_mean(arguments, flags):
     meant = config_from(build_parser().parse_args(["shrink", "MODEL", "-o", "OUT", *flags])).model_dump()
-    found = shrink_config(arguments).model_dump()
-    assert {**found, "device": "auto"} == meant
+    result = shrink_config(arguments).model_dump()
+    assert {**result, "device": "auto"} == meant
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_run_shrinks_and_its_results_say_how(harness, model_dir, tasks, cache)
     assert written["config"]["sparsity"] is None
     plain = harness("hf", f"pretrained={checkpoint}", tasks)  # the later of two `pretrained` counts
     assert plain["results"] == written["results"]
-    found = evaluate_tasks(checkpoint, tasks)
-    assert (found["structure"], found["sparsity"]) == (told, None)
+    result = evaluate_tasks(checkpoint, tasks)
+    assert (result["structure"], result["sparsity"]) == (told, None)
     assert json.loads((checkpoint / "report.json").read_text())["after"].keys() == {
         "parameters", "weight_bytes", "macs_per_token",
     }  # fmt: skip

@@ -62,9 +62,9 @@ def test_local_tasks_are_the_sums_by_hand(model_dir, tasks):
         right += sums.index(max(sums)) == row["gold"]
         right_normed += normed.index(max(normed)) == row["gold"]
     total = sum(log_likelihood(model, tokenizer, [tokenizer.bos_token_id], text) for text in DOCUMENTS)
-    found = evaluate_tasks(model_dir, tasks)
-    assert found["sparsity"] is None
-    choice, rolling = found["results"]["questions"], found["results"]["documents"]
+    result = evaluate_tasks(model_dir, tasks)
+    assert result["sparsity"] is None
+    choice, rolling = result["results"]["questions"], result["results"]["documents"]
     assert (choice["acc"], choice["acc_norm"]) == pytest.approx((right / 3, right_normed / 3))
     share = right / 3
     assert choice["acc_stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 2))
@@ -160,14 +160,14 @@ def test_quantized_checkpoints_are_evaluated_with_their_weights(model_dir, tasks
     reference = resolve_model(str(tmp_path / "q"))
     load_model(reference, "float32", quantized=True).save_pretrained(tmp_path / "plain")
     load_tokenizer(reference).save_pretrained(tmp_path / "plain")
-    found, expected = (evaluate_tasks(tmp_path / name, tasks[1:], quiet=True) for name in ("q", "plain"))
-    assert found["results"] == expected["results"]
-    assert found["results"] != evaluate_tasks(model_dir, tasks[1:], quiet=True)["results"]
+    result, expected = (evaluate_tasks(tmp_path / name, tasks[1:], quiet=True) for name in ("q", "plain"))
+    assert result["results"] == expected["results"]
+    assert result["results"] != evaluate_tasks(model_dir, tasks[1:], quiet=True)["results"]
 
 
 def test_limit_and_quiet(model_dir, tasks, capfd):
-    found = evaluate_tasks(model_dir, tasks, limit=2, quiet=True)["results"]
-    assert (found["questions"]["rows"], found["documents"]["rows"]) == (2, 2)
+    result = evaluate_tasks(model_dir, tasks, limit=2, quiet=True)["results"]
+    assert (result["questions"]["rows"], result["documents"]["rows"]) == (2, 2)
     quiet = capfd.readouterr()
     assert quiet.out == ""
     assert not any(bar in quiet.err for bar in ("loglikelihood", "Tokenizing", "Generating"))

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from optimum_barber import BarberConfig, BarberSparsifier, TokenWindows, perplexity, verify_checkpoint
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.card.adapter import adapter_metadata
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.checkpoint import load_adapter, merge_lora, verify_adapter
 from optimum_barber.integrations.lora.settings import LoraSettings
@@ -21,7 +23,7 @@ from optimum_barber.integrations.lora.training import train_lora
 from .conftest import tiny_model, tiny_windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's own
-FILES = ["adapter_config.json", "adapter_model.safetensors", "lora_training.json", "sparsity_adapter.json"]
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "lora_training.json", "sparsity_adapter.json"]
 SETTINGS = {"rank": 3, "steps": 6, "batch_size": 2, "learning_rate": 0.02, "dropout": 0.1, "logging_steps": 2}
 WINDOWS = TokenWindows(tiny_windows(5), "tokens", "calibration", 5)
 
@@ -69,6 +71,28 @@ def test_the_report_says_what_happened(trained, base, capsys):
     assert report["perplexity_before"] == perplexity(PrunedModel.load(base).model, WINDOWS, quiet=True).as_dict()
     assert report["mask_fingerprint"] == PrunedModel.load(base).record.fingerprint
     assert capsys.readouterr().out == ""
+
+
+def test_its_card_says_what_it_belongs_on_and_how_it_was_trained(trained, base):
+    output, report = trained
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "peft" and card.data.tags == ["optimum-barber", "lora", "sparsity"]
+    assert card.data.base_model is None  # a folder is no name on the Hub
+    assert f"fingerprint {report['mask_fingerprint']}" in card.text and str(base) not in card.text
+    assert "rank 3, alpha 32, dropout 0.1" in card.text and "5 windows of 16 tokens" in card.text
+    before, after = (report[f"perplexity_{when}"]["perplexity"] for when in ("before", "after"))
+    assert f"{before:.3f} before, {after:.3f} after" in card.text
+    first, second = card.text.split("```bash\n")[1].split("```")[0].splitlines()
+    assert first.startswith("optimum-barber prune ") and first.endswith("-o step-1  # on windows from Python")
+    assert second.startswith("# step-1 -> ADAPTER, by the recipe stage ") and '"rank": 3' in second
+
+
+def test_the_card_of_an_adapter_on_a_model_of_the_hub():
+    card = {"license": "mit", "language": ["en"], "tags": ["other"]}
+    assert adapter_metadata("owner/name", card, masked=False) == {
+        "license": "mit", "language": ["en"], "pipeline_tag": "text-generation", "base_model": "owner/name",
+        "base_model_relation": "adapter", "library_name": "peft", "tags": ["optimum-barber", "lora"],
+    }  # fmt: skip
 
 
 def test_a_reloaded_adapter_computes_the_same(trained, base):

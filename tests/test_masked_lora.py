@@ -82,8 +82,8 @@ def test_output_and_gradients_equal_the_oracle(rslora, dropout):
     (output * gradient).sum().backward()
     numbers = [t.detach().double() for t in (x, layer.base_layer.weight, lower, upper)]
     expected = oracle(*numbers, 5 / 3**0.5 if rslora else 5 / 3, keep, gradient.double())
-    for found, wanted in zip((output, lower.grad, upper.grad, x.grad), expected, strict=True):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    for result, wanted in zip((output, lower.grad, upper.grad, x.grad), expected, strict=True):
+        torch.testing.assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @given(

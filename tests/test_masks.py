@@ -39,8 +39,8 @@ def test_ties_are_counted_piece_by_piece(data, piece):
     chosen, tied = (torch.tensor([[state == kind for state in row] for row in states]) for kind in "ct")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masks, "PIECE", piece)
-        found = fill_up(chosen, tied, torch.tensor(counts)[:, None]).tolist()
-    for row, count, states_of_row in zip(found, counts, states, strict=True):
+        result = fill_up(chosen, tied, torch.tensor(counts)[:, None]).tolist()
+    for row, count, states_of_row in zip(result, counts, states, strict=True):
         room = count - states_of_row.count("c")
         places = [i for i, state in enumerate(states_of_row) if state == "t"][:room]
         assert [i for i, taken in enumerate(row) if taken] == sorted(

@@ -42,9 +42,9 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_it_says(temperature, top_
         expected = nucleus(model(start[None]).logits[0, -1], temperature, top_p)
     config = OwnTextConfig(temperature=temperature, top_p=top_p)
     with random_state(0, model.device):
-        found = generate_rows(model, start, count, 1, config).flatten().bincount(minlength=300) / count
-    assert not found[expected == 0].any()
-    distance = float((found - expected).abs().sum()) / 2
+        result = generate_rows(model, start, count, 1, config).flatten().bincount(minlength=300) / count
+    assert not result[expected == 0].any()
+    distance = float((result - expected).abs().sum()) / 2
     chance = float((expected * (1 - expected) / count).sqrt().sum()) / 2  # what draws of the same differ by, about
     assert distance < 2 * chance < 0.2
     assert model.generation_config.top_k == 2

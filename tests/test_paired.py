@@ -25,22 +25,22 @@ def write_log(log: Path, seed: int, tasks: dict[str, int] | None = None) -> Path
 
 
 def test_samples_are_found_by_task_and_item(tmp_path: Path) -> None:
-    found = items_of(write_log(tmp_path / "log", seed=0), "acc")
-    assert {task: len(items) for task, items in found.items()} == TASKS
-    assert set(found["open"].values()) == {0.0, 1.0}
+    result = items_of(write_log(tmp_path / "log", seed=0), "acc")
+    assert {task: len(items) for task, items in result.items()} == TASKS
+    assert set(result["open"].values()) == {0.0, 1.0}
 
 
 def test_the_gain_agrees_with_loops_over_masks_and_items(tmp_path: Path) -> None:
     before, after = ([write_log(tmp_path / f"{side}{s}", seed=s + side) for s in range(3)] for side in (10, 20))
-    found = gains(before, after, "acc")
+    result = gains(before, after, "acc")
     for task, count in TASKS.items():
         one, other = ([items_of(log, "acc")[task] for log in side] for side in (before, after))
         differences = [sum(log[i] for log in other) / 3 - sum(log[i] for log in one) / 3 for i in range(count)]
         average = sum(differences) / count
         spread = sum((d - average) ** 2 for d in differences) / (count - 1)
-        assert found[task].after - found[task].before == pytest.approx(average)
-        assert found[task].error == pytest.approx(sqrt(spread / count))
-    assert found["mean"] == together([found[task] for task in TASKS])
+        assert result[task].after - result[task].before == pytest.approx(average)
+        assert result[task].error == pytest.approx(sqrt(spread / count))
+    assert result["mean"] == together([result[task] for task in TASKS])
 
 
 def test_the_same_answers_have_no_error_and_a_shift_has_none_either() -> None:

@@ -239,7 +239,7 @@ def test_ria_does_what_the_paper_says(ria, pattern, scope, power):
 def test_ria_survives_dead_channels_and_refuses_an_unknown_scope(ria):
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     weight[:, 1] = weight[2] = 0
-    given = LinearInput("up", weight, SparsityPattern(0.25), InputStatistics(input_norm=torch.ones(4)))
-    assert ria(given, scope="row").sum() == 12
+    linear = LinearInput("up", weight, SparsityPattern(0.25), InputStatistics(input_norm=torch.ones(4)))
+    assert ria(linear, scope="row").sum() == 12
     with pytest.raises(BarberError, match="scope=block of producer 'ria' is not legal: layer or row"):
-        ria(given, scope="block")
+        ria(linear, scope="block")

@@ -231,21 +231,25 @@ def test_a_cell_made_with_other_products_is_another_cell(model_dir, tmp_path, un
 UNCAPPED = """
 import sys, torch
 from optimum_barber.base.devices import fast_precision
-sys.stdout.write(fast_precision(torch.device("cpu")))
+from optimum_barber.cli import main
+precision = fast_precision(torch.device("cpu"))
+sys.stdout.write(precision)
+if precision != "highest":
+    for output in sys.argv[2:]:
+        command = ["prune", sys.argv[1], "--calibration", "pydoc", "--sparsity", "0.5", "--samples", "4"]
+        assert main([*command, "--sequence-length", "16", "--quiet", "--output", output]) == 0
 """
 
 
 def test_the_command_uses_the_units_of_this_machine(tmp_path, model_dir):
     environment = {name: value for name, value in os.environ.items() if name not in devices.ONEDNN_CAPS}
-    asked = subprocess.run([sys.executable, "-c", UNCAPPED], env=environment, capture_output=True, text=True)
-    if asked.stdout == "highest":
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    command = [sys.executable, "-c", UNCAPPED, *map(str, [model_dir, *outputs])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if done.stdout == "highest":
         pytest.skip("this CPU has no units for bfloat16 products")
     masks = []
-    for name in ("one", "two"):
-        command = [sys.executable, "-m", "optimum_barber", "prune", str(model_dir), "--calibration", "pydoc"]
-        command += ["--sparsity", "0.5", "--samples", "4", "--sequence-length", "16", "--quiet", "--output"]
-        command.append(str(tmp_path / name))
-        subprocess.run(command, env=environment, check=True)
-        assert json.loads((tmp_path / name / "barber_config.json").read_text())["precision"] == asked.stdout
-        masks.append((tmp_path / name / "sparsity_masks.safetensors").read_bytes())
+    for output in outputs:
+        assert json.loads((output / "barber_config.json").read_text())["precision"] == done.stdout
+        masks.append((output / "sparsity_masks.safetensors").read_bytes())
     assert masks[0] == masks[1]

@@ -142,12 +142,12 @@ def test_statistics_are_sums_over_all_tokens_and_shared_between_linears():
         for x in samples:
             up(x), gate(x)
     up(samples[0])  # too late to count
-    found = recorder.result()
+    actual = recorder.result()
     x = torch.cat(samples, 1)[0].double()
-    torch.testing.assert_close(found["up"].input_norm.double(), x.norm(dim=0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(found["up"].gram.double(), x.t() @ x, rtol=1e-5, atol=1e-6)
-    assert found["up"].tokens == 15
-    assert found["gate"].gram is found["up"].gram
+    torch.testing.assert_close(actual["up"].input_norm.double(), x.norm(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual["up"].gram.double(), x.t() @ x, rtol=1e-5, atol=1e-6)
+    assert actual["up"].tokens == 15
+    assert actual["gate"].gram is actual["up"].gram
 
 
 def test_statistics_that_nobody_asked_for_cost_nothing():
@@ -186,8 +186,8 @@ def test_unstructured_zeros_are_never_taken_for_a_pattern(tmp_path, sparsity):
     given_input, _ = linear_input(SparsityPattern(sparsity), rows=64, columns=64)
     keep = PRODUCERS["wanda"].function(given_input)
     directory = saved(tmp_path, given_input.weight * keep)
-    found = entry.brings_pattern({"layer.up": (64, 64)}, sparse_model=directory)
-    assert (found.semi_structured, found.sparsity) == (False, float((~keep).float().mean()))
+    actual = entry.brings_pattern({"layer.up": (64, 64)}, sparse_model=directory)
+    assert (actual.semi_structured, actual.sparsity) == (False, float((~keep).float().mean()))
     assert torch.equal(entry.function(given_input, sparse_model=directory).keep, keep)
 
 

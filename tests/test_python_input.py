@@ -30,7 +30,7 @@ SETTINGS = CalibrationConfig(samples=3, sequence_length=8)
 
 
 @pytest.fixture(scope="module")
-def found(tokenizer):
+def actual(tokenizer):
     """The windows that a source gives, as a function."""
     model = tiny_model()
 
@@ -63,8 +63,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_texts_are_read_in_every_container(case, found):
-    assert torch.equal(found(TEXTS[case]()), found(list(DOCUMENTS)))
+def test_texts_are_read_in_every_container(case, actual):
+    assert torch.equal(actual(TEXTS[case]()), actual(list(DOCUMENTS)))
 
 
 TOKENS = {
@@ -85,18 +85,18 @@ TOKENS = {
 
 
 @pytest.mark.parametrize("case", TOKENS)
-def test_token_ids_are_windows(case, found):
+def test_token_ids_are_windows(case, actual):
     expected = ROWS.clamp(max=255) if case == "uint8" else ROWS
-    tokens = found(TOKENS[case]())
+    tokens = actual(TOKENS[case]())
     assert tokens.dtype == torch.int64 and torch.equal(tokens, expected)
 
 
-def test_another_field_holds_what_it_is_told(found):
+def test_another_field_holds_what_it_is_told(actual):
     rows = data_set(input_ids=ROWS.tolist(), attention_mask=[[1] * 8] * 3)
-    assert torch.equal(found(rows, text_field="input_ids"), ROWS)
-    assert torch.equal(found([{"input_ids": row} for row in ROWS.tolist()], text_field="input_ids"), ROWS)
+    assert torch.equal(actual(rows, text_field="input_ids"), ROWS)
+    assert torch.equal(actual([{"input_ids": row} for row in ROWS.tolist()], text_field="input_ids"), ROWS)
     texts = data_set(body=DOCUMENTS)
-    assert torch.equal(found(texts, text_field="body"), found(DOCUMENTS))
+    assert torch.equal(actual(texts, text_field="body"), actual(DOCUMENTS))
 
 
 def stream():
@@ -146,18 +146,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_neither_is_refused_in_one_line(case, found):
+def test_what_is_neither_is_refused_in_one_line(case, actual):
     source, message = BAD[case]
     with pytest.raises(BarberError, match=message) as caught:
-        found(source())
+        actual(source())
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", [repeat("text"), map(str, count())], ids=["repeat", "map"])
-def test_an_iterator_without_an_end_is_refused(source, found, monkeypatch):
+def test_an_iterator_without_an_end_is_refused(source, actual, monkeypatch):
     monkeypatch.setattr(python_input, "MOST", 1000)
     with pytest.raises(BarberError, match="calibration yields more than 1,000 items"):
-        found(source)
+        actual(source)
 
 
 def test_every_verb_reads_them_alike(tokenizer, model_dir):
@@ -176,7 +176,7 @@ def test_every_verb_reads_them_alike(tokenizer, model_dir):
     assert BarberRefiner(tiny_model(), tokenizer).tokenizer is tokenizer
 
 
-def test_perplexity_takes_token_ids_too(found):
+def test_perplexity_takes_token_ids_too(actual):
     model = tiny_model()
     expected = perplexity(model, TokenWindows(ROWS, "tokens", "calibration", 3), quiet=True)
     assert perplexity(model, ROWS.numpy(), quiet=True) == expected == perplexity(model, ROWS.tolist(), quiet=True)

@@ -32,7 +32,7 @@ def token_weights(trial):  # noqa: F811
 def test_gram_and_correlation_are_sums_over_tokens(trial, weighted):  # noqa: F811
     trial.token_weights = token_weights(trial) if weighted else None
     block = worn(trial)
-    found = quadratics(trial, trial.masks, list(trial.linears))
+    result = quadratics(trial, trial.masks, list(trial.linears))
     gram = {name: torch.zeros(m.in_features, m.in_features).double() for name, m in trial.linears.items()}
     correlation = {name: torch.zeros(m.weight.shape).double() for name, m in trial.linears.items()}
     for x, y, w in trial.samples():
@@ -45,10 +45,10 @@ def test_gram_and_correlation_are_sums_over_tokens(trial, weighted):  # noqa: F8
                 linear, dense = block.get_submodule(name), trial.linears[name]
                 missing = y[0, t] - linear(entering) if name == "down" else dense(entering) - linear(entering)
                 correlation[name] += weight * torch.outer(missing, entering)
-    for name, quadratic in found.items():
+    for name, quadratic in result.items():
         assert torch.allclose(quadratic.gram, gram[name])
         assert torch.allclose(quadratic.correlation, correlation[name])
-    assert found["gate"].gram is found["up"].gram
+    assert result["gate"].gram is result["up"].gram
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -76,17 +76,17 @@ def another(trial):  # noqa: F811
     return {name: ~keep for name, keep in trial.masks.items()}
 
 
-@pytest.mark.parametrize("behind", [1, 2])
+@pytest.mark.parametrize("factor", [1, 2])
 @torch.no_grad()
-def test_a_second_pass_sums_what_a_first_one_would(trial, behind):  # noqa: F811
+def test_a_second_pass_sums_what_a_first_one_would(trial, factor):  # noqa: F811
     inner, names = trial.forward, list(trial.linears)
-    trial.forward = lambda x: inner(x) * behind  # with a factor behind it no Linear closes the block
+    trial.forward = lambda x: inner(x) * factor  # with a factor behind it no Linear closes the block
     quadratics(trial, trial.masks, names, 0.1)
-    found = quadratics(trial, another(trial), names, 0.1)
+    result = quadratics(trial, another(trial), names, 0.1)
     trial.cache = BlockCache()
     for name, expected in quadratics(trial, another(trial), names, 0.1).items():
-        assert torch.equal(found[name].gram, expected.gram)
-        assert torch.equal(found[name].correlation, expected.correlation)
+        assert torch.equal(result[name].gram, expected.gram)
+        assert torch.equal(result[name].correlation, expected.correlation)
 
 
 @torch.no_grad()
@@ -107,9 +107,9 @@ def test_a_gram_matrix_taken_over_is_not_summed_and_the_correlation_is(trial, mo
     own = quadratics(trial, trial.masks, ["down"])["down"]
     made, add = [], Products.add
     monkeypatch.setattr(Products, "add", lambda self, left, right: (made.append(right.shape), add(self, left, right)))
-    found = quadratics(trial, trial.masks, ["down"], grams={"down": near})["down"]
-    assert found.gram is near and not torch.allclose(near, own.gram)
-    assert torch.equal(found.correlation, own.correlation)
+    result = quadratics(trial, trial.masks, ["down"], grams={"down": near})["down"]
+    assert result.gram is near and not torch.allclose(near, own.gram)
+    assert torch.equal(result.correlation, own.correlation)
     assert len(made) == trial.inputs.total
 
 

@@ -124,9 +124,9 @@ def test_descent_equals_its_oracle_whatever_the_block(bits, group, block_size, s
     weight, keep, gram = problem((3, 24), sparsity=sparsity)
     form = IntegerFormat(bits, group, torch.float32)
     start = round_to_nearest(weight, keep, form)
-    found = descend(weight, keep, start, gram, form, 2, block_size)
-    assert found.codes.tolist() == slow_descent(weight, start.codes, start.scale, keep, gram, 2, bits)
-    assert not torch.equal(found.codes, start.codes)
+    result = descend(weight, keep, start, gram, form, 2, block_size)
+    assert result.codes.tolist() == slow_descent(weight, start.codes, start.scale, keep, gram, 2, bits)
+    assert not torch.equal(result.codes, start.codes)
 
 
 @given(
@@ -175,9 +175,9 @@ def test_descent_never_raises_the_error(seed, bits, sparsity, dtype, sweeps):
     weight, keep, gram = problem(seed=seed, sparsity=sparsity)
     form = IntegerFormat(bits, 8, dtype)
     start = round_to_nearest(weight, keep, form)
-    found = descend(weight, keep, start, gram, form, sweeps)
+    result = descend(weight, keep, start, gram, form, sweeps)
     before = reconstruction_error(weight, start, gram)
-    assert reconstruction_error(weight, found, gram) <= before * (1 + 1e-12)
+    assert reconstruction_error(weight, result, gram) <= before * (1 + 1e-12)
 
 
 def test_what_does_not_correlate_is_only_rounded():

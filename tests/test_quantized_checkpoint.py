@@ -78,9 +78,9 @@ def pruned(tmp_path_factory, tokenizer):
 def written(tmp_path_factory, tokenizer):
     """Every case quantized, what it was in memory, and what a process without this package loads."""
     root, cases = tmp_path_factory.mktemp("quantized"), {}
-    for name, (family, dtype, pattern, given) in CASES.items():
+    for name, (family, dtype, pattern, options) in CASES.items():
         source, output = prune(root / f"{name}-source", tokenizer, family, dtype, pattern), root / name
-        opened, settings = PrunedModel.load(source), QuantizeSettings(**given)
+        opened, settings = PrunedModel.load(source), QuantizeSettings(**options)
         quantizer, _ = quantize_blocks(opened, settings, WINDOWS, quiet=True)
         with torch.no_grad():
             memory = {"logits": opened.model(WINDOWS.tokens).logits}
@@ -233,7 +233,7 @@ def test_without_the_library_the_extra_is_named(pruned, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"method": "gptqq"}, "unknown method 'gptqq': did you mean 'gptq'"),
         ({"bits": 3}, "bits"),
@@ -244,6 +244,6 @@ def test_without_the_library_the_extra_is_named(pruned, tmp_path, monkeypatch):
         ({"groups": 8}, "groups"),
     ],
 )
-def test_settings_that_are_not_legal_are_refused(given, message):
+def test_settings_that_are_not_legal_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        QuantizeSettings(**given)
+        QuantizeSettings(**options)

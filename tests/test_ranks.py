@@ -104,19 +104,19 @@ def test_shares_are_consecutive_and_differ_by_one_at_most(total, count):
 @pytest.mark.parametrize(("total", "count", "tile"), [(7, 2, 3), (512, 4, 256), (513, 4, 256), (5, 3, 8)])
 def test_shares_of_whole_tiles(total, count, tile):
     shares = [share_of(total, index, count, tile) for index in range(count)]
-    found = [some for share in shares for some in tiles(share, tile)]
-    assert found == [slice(first, min(first + tile, total)) for first in range(0, total, tile)]
+    result = [some for share in shares for some in tiles(share, tile)]
+    assert result == [slice(first, min(first + tile, total)) for first in range(0, total, tile)]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 8])
 def test_every_nth_sample_is_the_same_one_however_they_are_shared(stride):
-    found = []
+    result = []
     for index in range(4):
         share = share_of(11, index, 4)
         here = Activations([torch.tensor([s]) for s in range(11)[share.slice]], share=share)
         assert here.total == 11
-        found += [int(sample) for sample in here.every(stride)]
-    assert found == list(range(0, 11, stride))
+        result += [int(sample) for sample in here.every(stride)]
+    assert result == list(range(0, 11, stride))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -265,13 +265,13 @@ def run_command(tmp_path, *arguments, count=2, late=None):
 @pytest.mark.parametrize("late", [None, 0, 1])
 def test_bad_input_is_told_once_with_status_2(late, tmp_path, model_dir, text_file):
     prune = ("prune", model_dir, "--calibration", text_file, "--sequence-length", 16, "-o", tmp_path / "out")
-    for given, complaint in (
+    for options, complaint in (
         ((*prune, "--sparsity", 0.5, "--samples", 1), "samples 1 are fewer than the 2 ranks: give more"),
         ((*prune, "--sparsity", 1.5), "sparsity 1.5"),
         (("inspect", model_dir), "inspect works in one process"),
         ((*prune, "--sparsty", 0.5), "unrecognized arguments"),
     ):
-        statuses, told, printed = run_command(tmp_path, *given, late=late)
+        statuses, told, printed = run_command(tmp_path, *options, late=late)
         assert statuses == [2, 2] and printed == ""
         assert told.count(complaint) == 1 and told.count("optimum-barber: ") == 1
         assert not list(tmp_path.glob("out*"))

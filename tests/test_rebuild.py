@@ -173,8 +173,8 @@ def test_on_a_parabola_fewer_ratios_are_measured_and_the_same_one_is_found(lowes
         return 1.0 + curvature * ratio * (ratio - 2 * lowest_at)
 
     ratio, error, measured = climbed(error_at, start, factors)
-    found, its_error, fewer = climbed(error_at, start, factors, parabolic=True)
-    assert (found, its_error) == (ratio, error)
+    result, its_error, fewer = climbed(error_at, start, factors, parabolic=True)
+    assert (result, its_error) == (ratio, error)
     assert fewer == measured[: len(fewer)]
 
 

@@ -62,7 +62,7 @@ stages:
   - evaluate: {{}}
 outptu: {output}
 """
-    found = faults(write(text))
+    result = faults(write(text))
     for start, message in [
         (":2: calibration.smaples", "did you mean 'samples'"),
         (":2: calibration.samples", "0 is not legal"),
@@ -73,7 +73,7 @@ outptu: {output}
         (":10: outptu", "did you mean 'output'"),
         (":1: output", "is missing"),
     ]:
-        assert any(line.startswith(start) and message in line for line in found), (start, found)
+        assert any(line.startswith(start) and message in line for line in result), (start, result)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,16 @@ outptu: {output}
 )  # fmt: skip
 def test_what_cannot_work_is_told_before_any_work(write, stages, start, message):
     text = f"model: {{model}}\ncalibration: {{{{texts: [pydoc]}}}}\nstages: {stages}\noutput: {{output}}\n"
-    found = faults(write(text))
-    assert len(found) == 1
-    assert found[0].startswith(start)
-    assert message in found[0]
+    result = faults(write(text))
+    assert len(result) == 1
+    assert result[0].startswith(start)
+    assert message in result[0]
 
 
 def test_an_output_inside_an_input_is_refused(write, model_dir):
-    found = faults(write(GOOD), f"output={model_dir}/run")
-    assert len(found) == 1
-    assert "lie within each other" in found[0]
+    result = faults(write(GOOD), f"output={model_dir}/run")
+    assert len(result) == 1
+    assert "lie within each other" in result[0]
 
 
 def test_a_folder_named_like_a_text_is_no_input(write, tmp_path, monkeypatch):

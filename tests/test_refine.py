@@ -56,11 +56,11 @@ def test_probes_are_half_of_the_second_derivative_on_average(judge, monkeypatch)
         return judge.units(output) * judge.error(moved.view(1, 1, 3), output)
 
     expected = torch.autograd.functional.hessian(summed, output.flatten()) / 2
-    found = torch.zeros(3, 3, dtype=torch.float64)
+    actual = torch.zeros(3, 3, dtype=torch.float64)
     for token, chance in enumerate(torch.softmax(judge.logits(output), -1).flatten()):
         monkeypatch.setattr(whole, "drawn_from", lambda *_, t=token: torch.tensor([[[t]]]))
-        found += chance * torch.outer(*[judge.probe(output, None, 0).flatten()] * 2)
-    assert torch.allclose(found, expected)
+        actual += chance * torch.outer(*[judge.probe(output, None, 0).flatten()] * 2)
+    assert torch.allclose(actual, expected)
 
 
 def test_drawn_tokens_follow_the_seed_and_the_distribution():
@@ -77,12 +77,12 @@ def blocks(model):
 def random_masks(linears, pattern=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     group = pattern.group if pattern else None
-    found = {}
+    actual = {}
     for name, linear in linears.items():
         scores = torch.rand(linear.weight.shape, generator=generator)
         rows = scores.view(-1, group) if group else scores
-        found[name] = (rows.argsort(1).argsort(1) >= rows.shape[1] // 2).view(scores.shape)
-    return found
+        actual[name] = (rows.argsort(1).argsort(1) >= rows.shape[1] // 2).view(scores.shape)
+    return actual
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "qwen3", "phi3"])
@@ -110,9 +110,9 @@ def test_a_head_that_is_not_all_is_refused():
     forward = model.forward
 
     def scaled(*args, **kwargs):
-        found = forward(*args, **kwargs)
-        found.logits = found.logits * 2
-        return found
+        actual = forward(*args, **kwargs)
+        actual.logits = actual.logits * 2
+        return actual
 
     model.forward = scaled
     with pytest.raises(BarberError, match="makes more of its head's output"):
@@ -128,7 +128,7 @@ def test_rounds_lower_the_divergence_and_keep_every_row_and_group(pattern, excha
     masks = random_masks(linears, pattern if pattern.semi_structured else None)
     before = {name: keep.clone() for name, keep in masks.items()}
     told = []
-    found, rounds = refined(trial, masks, RefineSettings(rounds=3, exchanges=exchanges), told.append)
+    actual, rounds = refined(trial, masks, RefineSettings(rounds=3, exchanges=exchanges), told.append)
     assert told == rounds and sum(r["swaps"] for r in rounds) > 0
     assert all(record["after"] <= record["before"] for record in rounds)
     assert rounds[-1]["after"] < rounds[0]["before"]
@@ -136,7 +136,7 @@ def test_rounds_lower_the_divergence_and_keep_every_row_and_group(pattern, excha
     again, _ = refined(
         trial_of(model, linears, tiny_windows(8), pattern), before, RefineSettings(rounds=3, exchanges=exchanges)
     )
-    for name, keep in found.items():
+    for name, keep in actual.items():
         assert torch.equal(masks[name], before[name])  # what was given is not touched
         assert torch.equal(keep.sum(1), before[name].sum(1))
         assert holds_pattern(keep, pattern)
@@ -147,8 +147,8 @@ def test_masks_that_cannot_gain_come_back_as_they_are():
     model = tiny_model()
     linears = blocks(model)
     masks = {name: torch.ones_like(linear.weight, dtype=torch.bool) for name, linear in linears.items()}
-    found, rounds = refined(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, RefineSettings())
-    assert found is masks and len(rounds) == 1 and rounds[0]["swaps"] == 0
+    actual, rounds = refined(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, RefineSettings())
+    assert actual is masks and len(rounds) == 1 and rounds[0]["swaps"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -313,11 +313,11 @@ def test_half_precision_stays_and_buffers_keep_theirs(tmp_path):
     assert refiner.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-@pytest.mark.parametrize("given", ["producer: sparsegpt", "producer: masks, producer_args: {{weights: x}}"])
-def test_recipes_that_change_weights_before_refining_are_refused(given, model_dir, tmp_path):
+@pytest.mark.parametrize("options", ["producer: sparsegpt", "producer: masks, producer_args: {{weights: x}}"])
+def test_recipes_that_change_weights_before_refining_are_refused(options, model_dir, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        RECIPE.format(model=model_dir, output=tmp_path / "out", reconstruct=given.format()), encoding="utf-8"
+        RECIPE.format(model=model_dir, output=tmp_path / "out", reconstruct=options.format()), encoding="utf-8"
     )
     with pytest.raises(RecipeError, match="prune changes weights"):
         read_recipe(path)

@@ -27,9 +27,9 @@ class Reader(HTMLParser):
         self.close()
         assert not self.open
 
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.elements.append((tag, given))
+    def handle_starttag(self, tag, pairs):
+        attributes = dict(pairs)
+        self.elements.append((tag, attributes))
         if tag not in VOID:
             self.open.append(tag)
         if re.fullmatch("h[1-6]", tag):
@@ -39,7 +39,7 @@ class Reader(HTMLParser):
         if tag == "tr":
             self.tables[f"{len(self.tables) - 1}"].append([])
         if tag == "data":
-            self.tables[f"{len(self.tables) - 1}"][-1].append(float(given["value"]))
+            self.tables[f"{len(self.tables) - 1}"][-1].append(float(attributes["value"]))
 
     def handle_startendtag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -84,9 +84,9 @@ def test_the_page_is_whole_and_alone(text):
     assert ("html", {"lang": "en"}) in page.elements
     assert "http" not in text
     assert not re.search(r"<script|@import|url\(|src=", text)
-    ids = [given["id"] for _, given in page.elements if "id" in given]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = [given["href"][1:] for tag, given in page.elements if tag == "a"]
+    targets = [attributes["href"][1:] for tag, attributes in page.elements if tag == "a"]
     assert set(targets) <= set(ids)
     assert page.headings[0] == 1
     assert all(later <= earlier + 1 for earlier, later in zip(page.headings, page.headings[1:], strict=False))
@@ -95,11 +95,11 @@ def test_the_page_is_whole_and_alone(text):
 def test_every_chart_can_be_heard_and_read(text):
     pytest.importorskip("matplotlib")
     page = Reader(text)
-    charts = [given for tag, given in page.elements if tag == "svg"]
+    charts = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(charts) >= 9
-    assert all(given["role"] == "img" and len(given["aria-label"]) > 20 for given in charts)
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in charts)
     assert text.count("<figure>") == text.count("<figcaption>") == len(charts) == text.count("<details><summary>") - 2
-    assert all("tabindex" in given for tag, given in page.elements if given.get("class") == "scroll")
+    assert all("tabindex" in attributes for tag, attributes in page.elements if attributes.get("class") == "scroll")
 
 
 def test_the_numbers_are_those_of_the_report(run, text):
@@ -223,12 +223,12 @@ def test_odd_names_and_values_do_not_break_a_page():
 @pytest.mark.parametrize("which", ["run", "odd"])
 def test_a_browser_shows_it_without_error_or_overflow(run, tmp_path, which, width):
     text = html(page_of(run) if which == "run" else odd_page())
-    found, console = browser.probe(text, tmp_path, width)
+    result, console = browser.probe(text, tmp_path, width)
     assert console == []
-    assert found["scroll"] <= found["client"] == width
-    assert found["wide"] == []
-    assert found["title"]
-    assert min(found["drawn"]) > 40
+    assert result["scroll"] <= result["client"] == width
+    assert result["wide"] == []
+    assert result["title"]
+    assert min(result["drawn"]) > 40
 
 
 @pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed: apt-get install chromium")

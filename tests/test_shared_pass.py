@@ -143,7 +143,7 @@ def test_the_closing_linear_has_its_turn_even_where_no_inner_step_helps(trial): 
     trial.masks = first = {**trial.masks, **inner}
     for rebuild in chain_of(RebuildConfig(method="swaps+gauss-newton", shrinkage=0.0)):
         trial.masks = rebuild(trial).masks
-    found = trial.error(trial.masks)
+    result = trial.error(trial.masks)
     trial.masks = first
     (swaps,) = chain_of(RebuildConfig(method="swaps", shrinkage=0.0))
-    assert found == trial.error(swaps(trial).masks) < trial.error(first)
+    assert result == trial.error(swaps(trial).masks) < trial.error(first)

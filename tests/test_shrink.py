@@ -220,8 +220,8 @@ def test_a_picture_of_the_errors(model_dir, tmp_path, capsys):
 
 
 def test_latency_says_how_it_was_measured():
-    found = latency(tiny_model(), 8, batch=2, repeats=3, warmup=1)
-    assert (found["batch"], found["prompt"], found["repeats"], found["dtype"]) == (2, 8, 3, "float32")
+    actual = latency(tiny_model(), 8, batch=2, repeats=3, warmup=1)
+    assert (actual["batch"], actual["prompt"], actual["repeats"], actual["dtype"]) == (2, 8, 3, "float32")
     with pytest.raises(BarberError, match="latency prompt 64 is not legal: 1 to 63"):
         latency(tiny_model(), 64)
 

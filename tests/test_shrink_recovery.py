@@ -33,7 +33,7 @@ def whole(model_dir, tmp_path_factory):
     return run(model_dir, tmp_path_factory.mktemp("recovery") / "out")
 
 
-def found(result, stage):
+def actual(result, stage):
     return result.stages[stage]["model"]["perplexity"]["pydoc"]["perplexity"]
 
 
@@ -41,7 +41,7 @@ def test_tuning_lowers_the_perplexity_of_the_smaller_model(whole):
     lora = whole.stages["03-lora"]
     assert lora["steps"] == 12
     assert lora["held_out_perplexity_after"] < 0.9 * lora["held_out_perplexity_before"]
-    assert found(whole, "05-evaluate") < 0.9 * found(whole, "02-evaluate")
+    assert actual(whole, "05-evaluate") < 0.9 * actual(whole, "02-evaluate")
     assert whole.stages["05-evaluate"]["dense"] == whole.stages["02-evaluate"]["dense"]
 
 
@@ -61,6 +61,6 @@ def test_killed_while_it_tunes_it_ends_with_the_same_bits(whole, model_dir, tmp_
     assert not (tmp_path / "out" / "03-lora").exists()
     again = run(model_dir, tmp_path / "out")
     assert again.reused == ["01-shrink", "02-evaluate"]
-    assert again.stages["05-evaluate"]["model"]["perplexity"]["pydoc"]["perplexity"] == found(whole, "05-evaluate")
+    assert again.stages["05-evaluate"]["model"]["perplexity"]["pydoc"]["perplexity"] == actual(whole, "05-evaluate")
     first, second = (load_file(f"{result.model}/model.safetensors") for result in (whole, again))
     assert all(first[name].equal(second[name]) for name in first)

@@ -57,11 +57,11 @@ def tensors(directory):
 
 def files(directory):
     """All files, without what a clock writes."""
-    found = {path.name: path.read_bytes() for path in directory.iterdir()}
-    report = json.loads(found.pop("report.json"))
+    actual = {path.name: path.read_bytes() for path in directory.iterdir()}
+    report = json.loads(actual.pop("report.json"))
     for part in (report, *report["blocks"]):
         part.pop("seconds"), part.pop("peak_memory")
-    return found, report
+    return actual, report
 
 
 CASES = [
@@ -214,10 +214,10 @@ def test_a_stopped_run_goes_on_to_the_same_files(tmp_path, after, place):
     assert [path.name for path in output.iterdir()] == ["before"]
     assert unfinished(partial_of(output)) == (after > 2)
     stream(streaming, output, replace_batch(QUICK), overwrite=True, resume=True, activations=place)
-    found, report = files(output)
+    actual, report = files(output)
     expected, expected_report = files(tmp_path / "whole")
     assert report == expected_report
-    assert {n: c for n, c in found.items() if n != "barber_config.json"} == {
+    assert {n: c for n, c in actual.items() if n != "barber_config.json"} == {
         n: c for n, c in expected.items() if n != "barber_config.json"
     }
     assert not partial_of(output).exists()

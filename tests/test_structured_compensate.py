@@ -36,13 +36,13 @@ def chosen(model, windows, **settings):
 def test_a_bias_is_the_mean_of_what_went(family, settings):
     model, windows = tiny_model(family).double(), tiny_windows(3)
     cut, kept = chosen(model, windows, **settings)
-    found = mean_contributions(ModelSource(model, dtype=torch.float64), windows, kept, cut.units)
+    actual = mean_contributions(ModelSource(model, dtype=torch.float64), windows, kept, cut.units)
     names = {f"{layer}.{u.reader}" for layer, s in kept.items() for k, u in cut.units.items() if len(s[k]) < u.count}
-    assert set(found) == names
+    assert set(actual) == names
     for layer, stays in kept.items():
         for kind, unit in cut.units.items():
             name = f"{layer}.{unit.reader}"
-            if name not in found:
+            if name not in actual:
                 continue
             reader, inputs = model.get_submodule(name), []
             handle = reader.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
@@ -56,7 +56,7 @@ def test_a_bias_is_the_mean_of_what_went(family, settings):
                     for j in range(u * width, (u + 1) * width):
                         for row in range(reader.out_features):
                             expected[row] += float(reader.weight[row, j] * x[j])
-            assert torch.allclose(found[name], torch.tensor(expected, dtype=torch.float64) / tokens, atol=1e-10)
+            assert torch.allclose(actual[name], torch.tensor(expected, dtype=torch.float64) / tokens, atol=1e-10)
         break  # the loops are slow: one layer will do
 
 

@@ -44,20 +44,20 @@ def observed(model, windows):
 def scored(model, windows, name, unit="group", **arguments):
     """The scores of one scorer by layer and kind."""
     source = ModelSource(model)
-    units, structure, found = units_of(source, unit), structure_of(source), {}
+    units, structure, result = units_of(source, unit), structure_of(source), {}
     scorer = SCORERS[name]
     if scorer.whole_model:
         answer = scorer.function(ModelInput(source, windows, units, structure), **arguments)
         return units, {(i, kind): s for i, kinds in enumerate(answer) for kind, s in kinds.items()}
 
     def listening(given, **rest):
-        found[int(given.layer.rsplit(".", 1)[1]), given.units.kind] = answer = scorer.function(given, **rest)
+        result[int(given.layer.rsplit(".", 1)[1]), given.units.kind] = answer = scorer.function(given, **rest)
         return answer
 
     budget = Budget({kind: u.count // u.groups // 2 * u.groups for kind, u in units.items()}, 0.5)
     cut = Cut(source, structure, units, budget, type(scorer)(listening, scorer.needs), arguments)
     choose_units(source, windows, [cut])
-    return units, found
+    return units, result
 
 
 def parts_of(model, layer):
@@ -83,30 +83,30 @@ def test_bip_is_the_bound_with_the_explicit_product(shape, norm_gain):
     model, windows = tiny_model(family, **changes), tiny_windows(2, 8)
     for layer in range(2):
         parts_of(model, layer)[3].weight.data.uniform_(-2, 2)
-    units, found = scored(model, windows, "bip", norm_gain=norm_gain)
+    units, result = scored(model, windows, "bip", norm_gain=norm_gain)
     inputs = observed(model, windows)
     for layer in range(2):
         output, down, makers, norm = parts_of(model, layer)
         weight = model.get_submodule(down).weight
         expected = explicit_bip(inputs[down], weight)
-        assert found[layer, CHANNELS].tolist() == pytest.approx(expected, rel=1e-5)
+        assert result[layer, CHANNELS].tolist() == pytest.approx(expected, rel=1e-5)
         gain = norm.weight.detach() if norm_gain else None
         columns = explicit_bip(inputs[output], model.get_submodule(output).weight, makers, weight, gain)
         width = len(columns) // units[HEADS].count
         heads = [sum(columns[u * width : (u + 1) * width]) for u in range(units[HEADS].count)]
-        assert found[layer, HEADS].tolist() == pytest.approx(heads, rel=1e-5)
+        assert result[layer, HEADS].tolist() == pytest.approx(heads, rel=1e-5)
 
 
 def test_gemmas_norms_add_one_to_their_gain():
     model, windows = tiny_model("gemma", **SMALL, head_dim=4), tiny_windows(2, 8)
     layer = model.model.layers[0]
     layer.post_attention_layernorm.weight.data.uniform_(-1, 1)
-    _, found = scored(model, windows, "bip", norm_gain=True)
+    _, result = scored(model, windows, "bip", norm_gain=True)
     makers = [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
     name = "model.layers.0.self_attn.o_proj"
     columns = explicit_bip(observed(model, windows)[name], layer.self_attn.o_proj.weight, makers,
                            layer.mlp.down_proj.weight, 1 + layer.post_attention_layernorm.weight.detach())  # fmt: skip
-    assert found[0, HEADS].tolist() == pytest.approx([sum(columns[:8]), sum(columns[8:])], rel=1e-5)
+    assert result[0, HEADS].tolist() == pytest.approx([sum(columns[:8]), sum(columns[8:])], rel=1e-5)
 
 
 def members(unit):
@@ -121,7 +121,7 @@ def members(unit):
 @pytest.mark.parametrize("name", ["magnitude", "wanda", "taylor"])
 def test_connected_weights_are_summed(name):
     model, windows = tiny_model(**SMALL), tiny_windows(3, 8)
-    _, found = scored(model, windows, name)
+    _, result = scored(model, windows, name)
     attention = model.model.layers[1].self_attn
     linears = {n: getattr(attention, f"{n}_proj") for n in "qkvo"}
     values = {n: linear.weight.detach().double().abs() for n, linear in linears.items()}
@@ -134,7 +134,7 @@ def test_connected_weights_are_summed(name):
     cells = [members(unit) for unit in range(2)]
     chosen = [rows if name == "wanda" else rows + columns for rows, columns in cells]
     plain = {n: value.tolist() for n, value in values.items()}
-    assert found[1, HEADS].tolist() == pytest.approx(unit_sums(plain, chosen), rel=1e-4)
+    assert result[1, HEADS].tolist() == pytest.approx(unit_sums(plain, chosen), rel=1e-4)
 
 
 def test_taylor_leaves_no_gradients_and_changes_no_weight():
@@ -151,7 +151,7 @@ def test_taylor_leaves_no_gradients_and_changes_no_weight():
 @pytest.mark.parametrize("unit", ["group", "query"])
 def test_importance_goes_back_through_weights_and_residuals(family, unit):
     model = tiny_model(family, **SMALL)
-    _, found = scored(model, tiny_windows(), "importance-propagation", unit)
+    _, result = scored(model, tiny_windows(), "importance-propagation", unit)
     behind = [1.0] * 16
     for layer in (1, 0):
         output, down, makers, _ = parts_of(model, layer)
@@ -159,7 +159,7 @@ def test_importance_goes_back_through_weights_and_residuals(family, unit):
         value = (attention.qkv_proj.weight[-8:] if family == "phi3" else attention.v_proj.weight).abs().double()
         last, mixed = (model.get_submodule(name).weight.abs().double() for name in (down, output))
         channels = [sum(last[k, j].item() * behind[k] for k in range(16)) for j in range(12)]
-        ratio = found[layer, CHANNELS].double() / torch.tensor(channels, dtype=torch.float64)
+        ratio = result[layer, CHANNELS].double() / torch.tensor(channels, dtype=torch.float64)
         assert ratio.tolist() == pytest.approx([ratio[0].item()] * 12, rel=1e-5)
         middle = [
             behind[a] + sum(m[k, a].abs().item() * channels[k] for m in makers for k in range(12)) for a in range(16)
@@ -167,7 +167,7 @@ def test_importance_goes_back_through_weights_and_residuals(family, unit):
         heads = [sum(mixed[k, j].item() * middle[k] for k in range(16)) for j in range(16)]
         each = [sum(heads[u * 4 : u * 4 + 4]) for u in range(4)]
         expected = each if unit == "query" else [each[0] + each[1], each[2] + each[3]]
-        ratio = found[layer, HEADS].double() / torch.tensor(expected, dtype=torch.float64)
+        ratio = result[layer, HEADS].double() / torch.tensor(expected, dtype=torch.float64)
         assert ratio.tolist() == pytest.approx([ratio[0].item()] * len(expected), rel=1e-5)
         values = [sum(heads[(g * 2 + q) * 4 + d] for q in range(2)) for g in range(2) for d in range(4)]
         behind = [middle[a] + sum(value[k, a].item() * values[k] for k in range(8)) for a in range(16)]
@@ -222,10 +222,10 @@ def test_exchanges_find_a_choice_that_no_single_exchange_betters(seed, groups, w
 
 def test_barber_lowers_the_block_error_of_bips_choice():
     model, windows = tiny_model(), tiny_windows(8)
-    inputs, found = observed(model, windows), {name: scored(model, windows, name) for name in ("bip", "barber")}
+    inputs, result = observed(model, windows), {name: scored(model, windows, name) for name in ("bip", "barber")}
     before, after = ({} for _ in range(2))
     for errors, name in ((before, "bip"), (after, "barber")):
-        units, answers = found[name]
+        units, answers = result[name]
         for (layer, kind), answer in answers.items():
             linear = f"model.layers.{layer}.{units[kind].reader}"
             kept = highest(answer, units[kind], units[kind].count // 2)

@@ -35,10 +35,10 @@ def test_any_order_gives_the_same_bits(count, seed, random):
 @given(st.integers(1, 12), st.integers(0, 2**20))
 def test_the_sum_is_the_float64_one_rounded(count, seed):
     tensors = parts(count, seed, shape=(3, 2))
-    found = summed(tensors)
+    result = summed(tensors)
     for r in range(3):
         for c in range(2):
-            assert float(found[r, c]) == torch.tensor(sum(float(t[r, c]) for t in tensors), dtype=torch.float32)
+            assert float(result[r, c]) == torch.tensor(sum(float(t[r, c]) for t in tensors), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("piece", [1, 8, 10**6])
@@ -90,15 +90,15 @@ def test_products_in_strips_are_sums_of_outer_products(monkeypatch, width, symme
     total = Products(symmetric)
     for left, right in zip(lefts, rights, strict=True):
         total.add(left, right)
-    found = total.over()
-    assert found.shape == (lefts[0].shape[1], width)
-    for i in range(found.shape[0]):
+    result = total.over()
+    assert result.shape == (lefts[0].shape[1], width)
+    for i in range(result.shape[0]):
         for j in range(width):
             pairs = zip(lefts, rights, strict=True)
             expected = sum(float(x[i]) * float(y[j]) for left, right in pairs for x, y in zip(left, right, strict=True))
-            assert float(found[i, j]) == pytest.approx(expected, rel=1e-12)
+            assert float(result[i, j]) == pytest.approx(expected, rel=1e-12)
     if symmetric:
-        assert torch.equal(found, found.t())
+        assert torch.equal(result, result.t())
 
 
 @pytest.mark.parametrize(("width", "expected"), [(2, 4), (3, 9), (4, 3 * 4 + 1), (7, 3 * 7 + 3 * 4 + 1)])

@@ -129,7 +129,7 @@ def test_a_blocks_error_is_that_of_its_own_cut(family):
     config = ShrinkConfig(remove=0.3, remove_heads=0) if "opt" in family else ShrinkConfig(remove=0.5)
     cut = plan_cut(model, config)
     (kept,) = choose_units(source, windows, [cut])
-    found = {entry["block"]: entry["error"] for entry in block_errors(source, windows, kept, cut.units)}
+    actual = {entry["block"]: entry["error"] for entry in block_errors(source, windows, kept, cut.units)}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for layer, stays in kept.items():
         for kind, block in (("heads", "attention"), ("channels", "mlp")):
@@ -149,7 +149,7 @@ def test_a_blocks_error_is_that_of_its_own_cut(family):
             bias = 0 if reader.bias is None else reader.bias.double()
             y, away = x @ reader.weight.double().t() + bias, x[:, gone] @ reader.weight[:, gone].double().t()
             expected = (away.square().sum() / y.square().sum()).item()
-            assert found[f"{layer}.{block}"] == pytest.approx(expected, rel=1e-4, abs=1e-12)
+            assert actual[f"{layer}.{block}"] == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
 COMMAND = ["--calibration", "pydoc", "--evaluation", "pydoc", "--sequence-length", "16", "--windows", "2", "--quiet"]

@@ -22,15 +22,17 @@ print(torch.__config__.parallel_info())
 NAMES = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
 
 
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}])
-def test_the_command_line_sets_the_wait_policy_before_torch_is_imported(given):
+@pytest.mark.parametrize(
+    "variables", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}]
+)
+def test_the_command_line_sets_the_wait_policy_before_torch_is_imported(variables):
     others = {name: value for name, value in os.environ.items() if name not in NAMES}
-    environment = {**others, **given, "OMP_DISPLAY_ENV": "TRUE"}
+    environment = {**others, **variables, "OMP_DISPLAY_ENV": "TRUE"}
     done = subprocess.run([sys.executable, "-c", SCRIPT, *NAMES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert str(given or {"OMP_WAIT_POLICY": "PASSIVE"}) in done.stdout
+    assert str(variables or {"OMP_WAIT_POLICY": "PASSIVE"}) in done.stdout
     if "OMP_WAIT_POLICY" in done.stderr:  # what the library of this machine has read
-        assert given or "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+        assert variables or "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
 
 
 @pytest.mark.parametrize("capacity", [None, "500"])

@@ -39,8 +39,8 @@ class Device:
 def pruned(config=CONFIG, **changes):
     """Masks and weights of a run over eight windows."""
     model = tiny_model()
-    found = BarberSparsifier(model).sparsify(config.model_copy(update=changes), tiny_windows(8), quiet=True)
-    return {name: mask.unpack() for name, mask in found.masks.items()}, model.state_dict(), found.reports
+    result = BarberSparsifier(model).sparsify(config.model_copy(update=changes), tiny_windows(8), quiet=True)
+    return {name: mask.unpack() for name, mask in result.masks.items()}, model.state_dict(), result.reports
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 7, 99])
@@ -55,10 +55,10 @@ def test_no_more_samples_are_on_the_device_than_were_asked_for(monkeypatch, batc
 
     monkeypatch.setattr(activations_module, "Transfer", Counted)
     samples = [torch.full((2,), float(s)) for s in range(7)]
-    for expected, found in zip(samples, Activations(samples, batch_size), strict=True):
+    for expected, result in zip(samples, Activations(samples, batch_size), strict=True):
         most = max(most, started - arrived)  # on the device or on their way, while this one is worked on
         arrived += 1
-        assert torch.equal(expected, found)
+        assert torch.equal(expected, result)
     assert most == min(batch_size or 7, 7)
 
 
@@ -87,10 +87,10 @@ def test_memory_that_runs_out_later_changes_no_mask_either(monkeypatch):
         device.room = 3  # the second block finds less
 
     model = tiny_model()
-    found = BarberSparsifier(model).sparsify(CONFIG, tiny_windows(8), callbacks=[smaller], quiet=True)
+    result = BarberSparsifier(model).sparsify(CONFIG, tiny_windows(8), callbacks=[smaller], quiet=True)
     assert device.failures == 2
     assert told == [report.block for report in reports]
-    assert all(torch.equal(masks[name], found.masks[name].unpack()) for name in masks)
+    assert all(torch.equal(masks[name], result.masks[name].unpack()) for name in masks)
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -104,9 +104,9 @@ def test_what_is_done_stays_when_the_device_has_no_room_for_one_sample(monkeypat
     tiny_model().save_pretrained(tmp_path / "model")
     config = BarberConfig(sparsity=0.5, rebuild="swaps", batch_size=2)
 
-    def run(name, **given):
+    def run(name, **options):
         made = BarberSparsifier(None, None, resolve_model(str(tmp_path / "model")), stream="always")
-        return made.sparsify(config, tiny_windows(8), save_dir=tmp_path / name, quiet=True, **given)
+        return made.sparsify(config, tiny_windows(8), save_dir=tmp_path / name, quiet=True, **options)
 
     expected = run("undisturbed")
     with monkeypatch.context() as patched, pytest.raises(UnfinishedError, match="layers.1.mlp: out of memory"):
@@ -116,8 +116,8 @@ def test_what_is_done_stays_when_the_device_has_no_room_for_one_sample(monkeypat
             device.room = 0 if report.block.endswith("1.attention") else 99
 
         run("out", callbacks=[fill])
-    found = run("out", resume=True)
-    assert all(torch.equal(expected.masks[name].unpack(), found.masks[name].unpack()) for name in expected.masks)
+    result = run("out", resume=True)
+    assert all(torch.equal(expected.masks[name].unpack(), result.masks[name].unpack()) for name in expected.masks)
 
 
 def test_a_rank_does_not_go_back_while_others_wait():
@@ -135,10 +135,10 @@ def test_the_batch_is_as_large_as_the_device_has_room_for():
     sample = on.device_memory - on.layer_work  # of all windows
     assert with_batch_size(on, None) is on
     assert with_batch_size(on, on.device_memory) is on
-    found = with_batch_size(on, on.device_memory - 1)
-    assert found.batch_size == on.windows_per_rank - 1
-    assert found.device_memory <= on.device_memory - 1
-    assert found.memory > on.memory
+    result = with_batch_size(on, on.device_memory - 1)
+    assert result.batch_size == on.windows_per_rank - 1
+    assert result.device_memory <= on.device_memory - 1
+    assert result.memory > on.memory
     assert with_batch_size(on, on.layer_work + sample // on.windows_per_rank).batch_size == 1
     assert with_batch_size(on, on.layer_work).batch_size is None  # refused where everything is checked
     assert with_batch_size(replace(on, batch_size=2), 0).batch_size == 2

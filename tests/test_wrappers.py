@@ -125,10 +125,10 @@ CONTEXTS = {
 def test_the_callers_modes_do_not_matter(expected, context):
     model = tiny_model()
     with context():
-        found = masks(model)
+        actual = masks(model)
         state = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         defaults = torch.get_default_dtype(), torch.get_default_device()
-    assert found == expected
+    assert actual == expected
     with context():
         assert state == (
             torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
@@ -221,27 +221,27 @@ def test_every_tool_refuses_the_same(tool, hold, message):
 @pytest.mark.parametrize("context", [nullcontext, *CONTEXTS.values()], ids=["plain", *CONTEXTS])
 def test_shrink_serves_the_same(context):
     config = ShrinkConfig(remove=0.25, compensate=True)
-    found = []
+    actual = []
     for hold in (lambda model: model, lambda model: torch.compile(model.train())):
         model = hold(tiny_model())
-        training, inside = model.training, context if found else nullcontext
+        training, inside = model.training, context if actual else nullcontext
         with inside():
             result = BarberShrinker(model).shrink(config, TOKENS, latency=False, quiet=True)
-        found.append(result.model.state_dict())
+        actual.append(result.model.state_dict())
         assert model.training == training
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(torch.equal(actual[0][name], actual[1][name]) for name in actual[0])
 
 
 def test_refine_serves_the_same_and_leaves_the_modes(tmp_path):
     BarberSparsifier(tiny_model()).sparsify(BarberConfig(sparsity=0.5, rebuild="none"), TOKENS, tmp_path / "s")
-    found = []
+    actual = []
     for context, hold in ((nullcontext, lambda model: model), (torch.inference_mode, torch.compile)):
         model = hold(tiny_model().train())
         with context():
             result = BarberRefiner(model).refine(tmp_path / "s", RefineConfig(rounds=1), TOKENS, quiet=True)
-        found.append({name: mask.sha256 for name, mask in result.masks.items()})
+        actual.append({name: mask.sha256 for name, mask in result.masks.items()})
         assert model.training and all(parameter.requires_grad for parameter in model.parameters())
-    assert found[0] == found[1]
+    assert actual[0] == actual[1]
 
 
 def test_perplexity_needs_logits_of_every_token_and_leaves_the_mode():

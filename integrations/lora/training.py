@@ -10,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import write_json
+from optimum_barber.checkpoints.card import write_adapter_card
 from optimum_barber.checkpoints.pruned import PrunedModel
 from optimum_barber.integrations.lora.checkpoint import save_adapter
 from optimum_barber.integrations.lora.masked_lora import masked_lora, pruned_modules
@@ -81,6 +82,7 @@ def train_lora(
         }  # fmt: skip
         save_adapter(adapter, output, opened.reference.full_name)
         write_json(output / REPORT_NAME, report)
+        write_adapter_card(output, opened.reference, report)
     return report
 
 

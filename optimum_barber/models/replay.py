@@ -77,8 +77,8 @@ class _Recording:
         source, name = self.source, f"{self.source.path}.{index}"
         if index != len(self.layers):
             raise BarberError(f"model calls {name} out of turn: its layers cannot be replayed one after the other")
-        given = Call(args, kwargs)
-        call = source.working([given])[0]
+        model_call = Call(args, kwargs)
+        call = source.working([model_call])[0]
         if index > 0:
             self._take_returned(call, index)
         with source.opened(index) as module, forward_of(module, forward):
@@ -106,8 +106,8 @@ class _Recording:
         self.beside = tensors_beside(output), tensors_beside(other_output)
         if index + 1 == len(source.stack):
             raise ReachedError
-        _write(given, made, writes)
-        return as_given(output, given.hidden)
+        _write(model_call, made, writes)
+        return as_given(output, model_call.hidden)
 
     def _take_returned(self, call: Call, index: int) -> None:
         """Carry from layer to layer what the one before has returned for this one, out of its hidden states."""
@@ -170,11 +170,11 @@ def _made(name: str, module: nn.Module, call: Call) -> tuple[Any, Call, tuple[st
     return output, made, tuple(writes)
 
 
-def _write(given: Call, made: Call, writes: Sequence[str]) -> None:
+def _write(model_call: Call, made: Call, writes: Sequence[str]) -> None:
     """Put what a layer wrote to its mappings into those that the model gives to its layers."""
-    arguments = given.arguments
+    arguments = model_call.arguments
     for name in {place.partition(".")[0] for place in writes}:
-        arguments[name].update(as_given(made.arguments[name], given.hidden))
+        arguments[name].update(as_given(made.arguments[name], model_call.hidden))
 
 
 def _compare(layer: DecoderLayer, inputs: Sequence[Inputs], expected: Sequence[Tensor]) -> None:

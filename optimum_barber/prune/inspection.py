@@ -70,9 +70,9 @@ def _grouped(linears: Mapping[str, nn.Linear], layer: int) -> list[str]:
             [int(number[0])] if number else []
         )
     spelled = []
-    for text, found in numbers.items():
-        whole = found == list(range(len(found))) and len(found) > 1
-        among = f"{{0..{len(found) - 1}}}" if whole else "{" + ",".join(map(str, found)) + "}"
+    for text, indices in numbers.items():
+        whole = indices == list(range(len(indices))) and len(indices) > 1
+        among = f"{{0..{len(indices) - 1}}}" if whole else "{" + ",".join(map(str, indices)) + "}"
         spelled.append(text.replace("{}", among))
     return spelled
 

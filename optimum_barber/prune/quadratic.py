@@ -109,7 +109,7 @@ class InputSums:
     def __init__(
         self, trial: Trial, names: Sequence[str], shrinkage: float, grams: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.names, self.ranks, self.shrinkage, self.given = names, trial.ranks, shrinkage, dict(grams or {})
+        self.names, self.ranks, self.shrinkage, self.shrunk = names, trial.ranks, shrinkage, dict(grams or {})
         self.linears = trial.linears
         self.known = trial.cache.grams.setdefault(shrinkage, {})
         self.same_input: dict[str, str] = {}  # by Linear, the first one with its input
@@ -141,7 +141,7 @@ class InputSums:
             if closes:
                 self.residuals[name] = Products()
             self._check_known(name, None if closes else x)
-            if self.same_input[name] == name and name not in self.known and name not in self.given:
+            if self.same_input[name] == name and name not in self.known and name not in self.shrunk:
                 self.grams[name] = Products(symmetric=True)
 
     def _check_known(self, name: str, x: Tensor | None) -> None:
@@ -166,7 +166,7 @@ class InputSums:
                 self.known[name] = self.first_inputs[name], grams[name]
         for name, (_, gram) in self.known.items():
             grams.setdefault(name, gram)
-        grams |= self.given
+        grams |= self.shrunk
         residuals = {name: products.over(self.ranks) for name, products in self.residuals.items()}
         return {name: grams[self.same_input[name]] for name in self.names}, residuals
 

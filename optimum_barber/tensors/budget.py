@@ -21,11 +21,11 @@ class Shares:
 
     Attributes:
         sparsity: share of the prunable weights of each block that is pruned, in (0, 1), by name.
-        found: what it was concluded from, by block or layer, for `report.json`.
+        basis: what it was concluded from, by block or layer, for `report.json`.
     """
 
     sparsity: dict[str, float]
-    found: dict[str, Any] = field(default_factory=dict)
+    basis: dict[str, Any] = field(default_factory=dict)
 
 
 def patterns_of(shares: Mapping[str, float], sizes: Sizes, target: float) -> dict[str, SparsityPattern]:

@@ -52,7 +52,7 @@ def channel_order(scores: Tensor, keep: int, group: int, sweeps: int = 20) -> Te
     Returns:
         (channels,) int64 on the CPU: the channel that stands at each place.
     """
-    given = torch.arange(scores.shape[1], device=scores.device)
+    identity = torch.arange(scores.shape[1], device=scores.device)
     order = dealt_order(scores, group)
     before = dropped_scores(scores, order, keep, group)
     for _ in range(sweeps):
@@ -62,8 +62,8 @@ def channel_order(scores: Tensor, keep: int, group: int, sweeps: int = 20) -> Te
         if after >= before * (1 - STILL):
             break
         before = after
-    better = dropped_scores(scores, order, keep, group) < dropped_scores(scores, given, keep, group)
-    return (order if better else given).cpu()
+    better = dropped_scores(scores, order, keep, group) < dropped_scores(scores, identity, keep, group)
+    return (order if better else identity).cpu()
 
 
 def _exchanged(scores: Tensor, order: Tensor, place: int, keep: int, group: int) -> Tensor:

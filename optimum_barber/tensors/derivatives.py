@@ -25,13 +25,13 @@ def backward(
     output: Tensor,
     leaves: Mapping[str, Tensor],
     see: Callable[[str, Tensor], None],
-    given: Tensor | None = None,
+    output_gradient: Tensor | None = None,
     again: bool = False,
 ) -> None:
     """Show `see` the gradient of each leaf as soon as it is made, so that only one is there at a time.
 
     Args:
-        output: that is differentiated; a scalar unless its gradient is `given`.
+        output: that is differentiated; a scalar unless its gradient is `output_gradient`.
         leaves: by name, without a `grad`, which stays empty; several names may have the same one.
         see: takes a name and a gradient of the leaf's shape, which it may overwrite.
         again: whether the graph is needed once more.
@@ -51,4 +51,4 @@ def backward(
     with ExitStack() as stack:
         for leaf in names:
             stack.callback(leaf.register_post_accumulate_grad_hook(take).remove)
-        torch.autograd.backward(output, given, retain_graph=again, inputs=list(names))
+        torch.autograd.backward(output, output_gradient, retain_graph=again, inputs=list(names))

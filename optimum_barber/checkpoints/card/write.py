@@ -76,7 +76,7 @@ def _card(directory: Path, source: ModelReference | None, step: Step) -> str:
     base_name = root_name(records, source.full_name if source else None)
     metadata = metadata_of(records, base_name, card_metadata(before))
     commands = own_lines(marked(before, COMMANDS))
-    commands.append(one_line(step.line(_input_name(source, base_name, len(commands)), f"step-{len(commands) + 1}")))
+    commands.append(one_line(step.line(input_name(source, base_name, len(commands)), f"step-{len(commands) + 1}")))
     sections = [f"# {title(records, base_name)}", "\n".join(summary(records, base_name))]
     if records.sparsity is not None:
         sections += ["## Sparsity by part", "\n".join(sparsity_table(records.sparsity))]
@@ -89,7 +89,7 @@ def _card(directory: Path, source: ModelReference | None, step: Step) -> str:
     return str(ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{content}\n"))
 
 
-def _input_name(source: ModelReference | None, base_name: str | None, steps: int) -> str:
+def input_name(source: ModelReference | None, base_name: str | None, steps: int) -> str:
     """Return what the next command calls its input: the last step, the base, or a checkpoint of unknown making."""
     if steps:
         return f"step-{steps}"

@@ -28,16 +28,16 @@ def measured(budget: Budget, *, spread: float = 0.1, samples: int = 8) -> Shares
     if samples < 1:
         raise BarberError(f"samples {samples} of allocation 'measured' is not legal: at least 1")
     lowest, highest = budget.target - spread, budget.target + spread
-    found: dict[str, Any] = {}
+    basis: dict[str, Any] = {}
     curves: list[ErrorCurve] = []
     for _, block, trial in budget.trials(budget.plan.producer.needs, samples, relative=True):
         points = [_measure(budget, block, trial, sparsity) for sparsity in (lowest, budget.target, highest)]
         curve = ErrorCurve.through(*map(list, zip(*points, strict=True)))
         curves.append(curve)
-        found[block] = {"errors": [list(point) for point in points], **asdict(curve)}
-    weights = [budget.weights[block] for block in found]
+        basis[block] = {"errors": [list(point) for point in points], **asdict(curve)}
+    weights = [budget.weights[block] for block in basis]
     shares = least_error(curves, weights, budget.target, lowest, highest)
-    return Shares(dict(zip(found, shares, strict=True)), found)
+    return Shares(dict(zip(basis, shares, strict=True)), basis)
 
 
 def _measure(budget: Budget, block: str, trial: Trial, sparsity: float) -> tuple[float, float]:

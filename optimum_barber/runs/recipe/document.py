@@ -107,16 +107,16 @@ def _value(loader: _Loader, node: yaml.Node, path: Path_, lines: dict[Path_, int
 def _mapping(
     loader: _Loader, node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], seen: set[int], name: str
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise BarberError(f"{name}:{line}: a key must be a plain word")
-        if key in found:
+        if key in mapping:
             raise BarberError(f"{name}:{line}: {key!r} is given twice")
-        found[key] = _value(loader, value_node, (*path, key), lines, seen, name)
+        mapping[key] = _value(loader, value_node, (*path, key), lines, seen, name)
         lines[(*path, key)] = line
-    return found
+    return mapping
 
 
 def find_recipe(name: str) -> Path:

@@ -80,9 +80,9 @@ class SparseLM(HFLM):
             raise self._failure("NaN or Inf")
         return answers
 
-    def _failure(self, found: str) -> FailedCheckError:
+    def _failure(self, fault: str) -> FailedCheckError:
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return FailedCheckError(f"model gives {found} in {dtype}: no task has a result")
+        return FailedCheckError(f"model gives {fault} in {dtype}: no task has a result")
 
     def get_model_info(self) -> dict[str, Any]:
         """Return the results' `config`: with sparsity and structure, None where nothing went."""
