@@ -10,6 +10,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from optimum_barber import BarberConfig, BarberSparsifier
+from optimum_barber.base import memory
 from optimum_barber.base.memory import Heap, resident
 from optimum_barber.models.loading import resolve_model
 
@@ -36,6 +37,17 @@ def test_free_pages_between_buffers_go_back_where_they_are_many() -> None:
     heap.give_back(2**20)
     assert heap.settled == pytest.approx(settled, abs=2**20), "nothing has gathered since"
     assert all(float(buffer.sum()) == PAGE_RICH // 4 for buffer in buffers)
+
+
+@glibc
+def test_free_buffers_are_counted_only_where_the_process_has_grown(monkeypatch) -> None:
+    levels, counted = iter([300, 300, 300, 420, 400, 400, 360, 480, 480]), []
+    monkeypatch.setattr(memory, "resident", lambda: next(levels))
+    monkeypatch.setattr(memory, "_beside_buffers", lambda: counted.append(None) or 0)
+    heap = Heap()
+    for times in (1, 1, 2, 2, 2, 3):  # 300 and again, no growth, 420 and then 400, 400, 360, and 480: 120 more
+        heap.give_back(100)
+        assert len(counted) == times
 
 
 @pytest.mark.parametrize("make", [tiny_model, mixtral], ids=["dense", "experts"])

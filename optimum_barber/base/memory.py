@@ -62,20 +62,31 @@ class Heap:
 
     Attributes:
         settled: bytes resident beside the buffers in use, such as the interpreter's own, when last no page could go.
+        level: bytes resident when this was last asked for, or fewer since.
     """
 
     settled: int = 0
+    level: int = 0
 
     def give_back(self, from_bytes: int = 0) -> None:
-        """Give back the pages that are free, if `from_bytes` or more have gathered since the last time."""
+        """Give back the pages that are free, if `from_bytes` or more have gathered since the last time.
+
+        The C library walks through all free buffers to tell what they take, so it is asked only where the process has
+        grown by as much.
+        """
         malloc_trim = getattr(_libc(), "malloc_trim", None)
         if malloc_trim is None:
+            return
+        now = resident()
+        self.level = min(self.level, now)
+        if now - self.level < from_bytes:
             return
         beside = _beside_buffers()
         self.settled = min(self.settled, beside)
         if beside - self.settled >= from_bytes:
             malloc_trim(0)
             self.settled = _beside_buffers()
+        self.level = resident()
 
 
 heap = Heap()

@@ -42,8 +42,8 @@ class _Passed(argparse.Action):
     ) -> None:
         """Read the arguments of lm-eval."""
         passed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        passed.add_argument("--model", "-M")
-        passed.add_argument("--device")
+        passed.add_argument("--model", "-M", nargs="?")
+        passed.add_argument("--device", nargs="?")  # lm-eval itself says that a value is missing
         known, _ = passed.parse_known_args(list(values or ()))
         namespace.arguments, namespace.device = list(values or ()), known.device
         namespace.shared = namespace.subcommand == "run" and known.model == "barber"
