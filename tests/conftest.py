@@ -55,8 +55,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
-def pytest_collection_finish():
-    """Leave what is imported out of garbage collections, which every layer of a run from disk to disk makes."""
+@pytest.fixture(scope="module", autouse=True)
+def imported_for_good():
+    """Leave what is imported by now out of garbage collections, which every layer of a run from disk to disk makes."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
