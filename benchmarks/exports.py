@@ -51,7 +51,7 @@ def main() -> int:
             dense = dense or times
             ratios = [f"{1000 * took:.1f} ms ({took / whole:.2f})" for took, whole in zip(times, dense, strict=True)]
             difference, own, there = compared(checkpoint, model, arguments.runtime, place)
-            faults += not int8 and (difference > ROUNDING or there < own)
+            faults += not int8 and not (difference <= ROUNDING and there >= own)  # NaN is a fault
             kept = "not counted" if int8 else f"{min(own, there):,} of {own:,}"  # int8: codes of a row's zero point
             weights = "int8" if int8 else "float32"
             print(f"| {checkpoint.name} | {weights} | {difference:.1e} | {kept} | {' | '.join(ratios)} |", flush=True)

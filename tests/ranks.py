@@ -118,6 +118,14 @@ def refine(rank, directory, masks, windows):
     note(directory, rank, {"masks": hashes, "rounds": rounds})
 
 
+def evaluate_recipe(rank, directory, recipe):
+    """Open the model of a recipe for lm-eval, which its first rank makes."""
+    from optimum_barber.integrations.lm_eval.model import BarberLM
+
+    lm = BarberLM(recipe=str(recipe), device="cpu")
+    note(directory, rank, [lm.rank, lm.world_size, lm.sparsity["mask_fingerprint"]])
+
+
 def leave_a_group_open(_):
     """The first rank fails between two verbs of a group, the other waits in one."""
     with launch.joined() as voice:

@@ -8,10 +8,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from accelerate.state import AcceleratorState, is_initialized
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.files import read_json
 from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
@@ -24,6 +26,14 @@ from optimum_barber.runs.tasks.evaluate import evaluate_tasks
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("datasets")
+
+from lm_eval.models.huggingface import HFLM
+
+from optimum_barber.integrations.lm_eval import model as lm_eval_model
+from optimum_barber.integrations.lm_eval.model import BarberLM
+from optimum_barber.runs.tasks.lm import SparseLM
+
+from . import ranks
 
 ROW = {"question": "What is a list?", "choices": ["a mutable sequence", "a loop"], "gold": 0}
 MAGNITUDE = "producer=magnitude,sparsity=0.5,rebuild=none"
@@ -242,6 +252,73 @@ def test_two_devices_share_the_requests(harness, model_dir, tmp_path, cache, cap
     assert two["config"]["sparsity"] == one["config"]["sparsity"]
     assert main([*model, "--model", "hf", *several]) == 2
     assert "lm-eval works on one device, 'cpu,cpu' are 2: give cpu" in capfd.readouterr().err
+
+
+RECIPE = """\
+model: {model}
+calibration: {{texts: [pydoc], samples: 4, sequence_length: 16}}
+stages:
+  - prune: {{sparsity: 0.5, rebuild: swaps}}
+output: {output}
+"""
+
+
+def test_the_first_of_several_ranks_runs_the_recipe(tmp_path, model_dir):
+    recipe, notes = tmp_path / "recipe.yaml", tmp_path / "notes"
+    recipe.write_text(RECIPE.format(model=model_dir, output=tmp_path / "out"), encoding="utf-8")
+    notes.mkdir()
+    assert ranks.start(2, ranks.evaluate_recipe, notes, recipe) == [0, 0]
+    fingerprint = read_record(read_json(tmp_path / "out" / "run.json")["model"]).fingerprint
+    assert ranks.notes(notes) == [[0, 2, fingerprint], [1, 2, fingerprint]]
+
+
+def test_a_rank_answers_its_requests_alone(monkeypatch):
+    lm, counts = object.__new__(BarberLM), []
+    lm._world_size = 2
+    for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        monkeypatch.setattr(HFLM, name, lambda self, requests: counts.append(self.world_size) or [])
+        assert getattr(lm, name)([]) == []
+    assert counts == [1, 1, 1] and lm.world_size == 2
+
+
+def test_what_ranks_cannot_share_is_refused_in_one_line(monkeypatch, model_dir):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BarberError, match="call torch.distributed.init_process_group first"):
+        BarberLM(str(model_dir), sparsity=0.5)
+    monkeypatch.setattr(lm_eval_model, "several_ranks", lambda: True)
+    with pytest.raises(BarberError, match="tp_plan splits one model among processes"):
+        BarberLM(str(model_dir), tp_plan="auto")
+    with pytest.raises(BarberError, match="model argument device cpu is one for all processes: give --device"):
+        BarberLM.create_from_arg_obj({"pretrained": str(model_dir), "device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "shared"),
+    [
+        ([], None, False),
+        (["-M", "barber"], None, True),
+        (["--model=barber", "--device", "cuda:1"], "cuda:1", True),
+        (["--config", "FILE"], "all", True),
+        (["--config", "FILE", "--model", "hf", "--device", "cpu"], "cpu", False),
+        (["--config", "nowhere.yaml"], None, False),
+        (["--model"], None, False),
+    ],
+)
+def test_what_the_command_reads_of_lm_evals_arguments(tmp_path, arguments, device, shared):
+    (tmp_path / "FILE").write_text("model: barber\ndevice: all\n", encoding="utf-8")
+    arguments = [str(tmp_path / "FILE") if argument == "FILE" else argument for argument in arguments]
+    args = build_parser().parse_args(["lm-eval", "run", *arguments])
+    assert (args.device, args.shared, args.arguments) == (device, shared, arguments)
+
+
+def test_accelerate_forgets_that_it_saw_a_single_process(monkeypatch, model_dir):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lm = SparseLM(model_dir, device="cpu")
+    assert lm.world_size == 1 and not is_initialized() and os.environ["WORLD_SIZE"] == "2"
 
 
 def test_a_task_with_fewer_rows_than_processes_is_refused_in_one_line(monkeypatch, text_file):

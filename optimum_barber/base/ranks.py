@@ -9,6 +9,7 @@ import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from torch import distributed as dist
 from .devices import COLLECTIVES, make_current, number_of
 from .errors import BarberError, LostRankError
 
+_WORKS_ALONE = ContextVar("works alone", default=False)
 PIECE = 2**23  # values that are summed at once
 STUCK = timedelta(minutes=30)  # a rank that computes is never this far behind the others
 PATIENCE = timedelta(days=7)  # while the first rank reads back and writes all of a model
@@ -99,6 +101,10 @@ class Ranks:
     def collect(self, samples: Sequence[Tensor], total: int) -> Iterator[Tensor]:
         """Yield all samples in their order on the first rank, one at a time on the CPU; the others only send theirs."""
         return iter(samples)
+
+    def tell(self, text: str) -> str:
+        """Return the first rank's text; what the others pass does not count."""
+        return text
 
     def agree(self, settings: Mapping[str, Any]) -> None:
         """Wait for all ranks; other settings than the first rank's are a `BarberError`."""
@@ -214,12 +220,17 @@ class RankGroup(Ranks):
                     dist.recv(sample, rank, group=self._group)
                 yield sample
 
+    def tell(self, text: str) -> str:
+        """See `Ranks.tell`."""
+        content = text.encode()
+        length = int(self.broadcast(torch.tensor([len(content)])))
+        sent = self.broadcast(torch.tensor(list(content[:length].ljust(length)), dtype=torch.uint8))
+        return bytes(sent.tolist()).decode()
+
     def agree(self, settings: Mapping[str, Any]) -> None:
         """See `Ranks.agree`."""
-        text = json.dumps(settings, default=str).encode()
-        length = int(self.broadcast(torch.tensor([len(text)])))
-        sent = self.broadcast(torch.tensor(list(text[:length].ljust(length)), dtype=torch.uint8))
-        mine, theirs = json.loads(text), json.loads(bytes(sent.tolist()))
+        text = json.dumps(settings, default=str)
+        mine, theirs = json.loads(text), json.loads(self.tell(text))
         for key in sorted({*mine, *theirs}):
             if mine.get(key) != theirs.get(key):
                 values = f"{key} {mine.get(key)}, rank 0 {theirs.get(key)}"
@@ -267,6 +278,17 @@ def all_ranks(device: torch.device, ranks: Ranks | None = None) -> Iterator[Rank
         group.close()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works alone though a process group may be initialised."""
+    token = _WORKS_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _WORKS_ALONE.reset(token)
+
+
 def several_ranks() -> bool:
-    """True if a process group of more than one process is initialised."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """True if a process group of more than one process is initialised, and not `alone`."""
+    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return joined and not _WORKS_ALONE.get()

@@ -12,6 +12,7 @@ from ..base.errors import LostRankError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE = timedelta(seconds=3)  # a rank that knows what is wrong has printed it by then
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torch's own name: whoever starts the ranks holds their store
 FAILURES, PRINTED = "failures", "printed"
 
 
@@ -102,7 +103,8 @@ def joined() -> Iterator[Voice]:
     finally:
         for group in list(RankGroup.open):  # ranks that wait for this one would wait for ever
             group.close()
-        if first() and voice.failed:  # this rank holds the store, in which the others look who has failed first
+        holds_store = first() and os.environ.get(AGENT_STORE) != "True"
+        if holds_store and voice.failed:  # in which the others look who has failed first
             for other in range(1, count):
                 with suppress(RuntimeError):  # all that an ending rank sends is the end of the connection
                     dist.recv(torch.empty(1), other)

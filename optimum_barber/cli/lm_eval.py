@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from .launch import first
+from .launch import first, one_complaint, several
 
 HELP = "Run lm-eval with its own subcommands and flags; a model can be pruned or shrunk on the fly."
 EPILOG = """\
@@ -30,8 +31,8 @@ examples:
 """
 
 
-class _Passed(argparse.Action):
-    """Keeps what is passed on to lm-eval; sets the device that it names, and whether processes can share the work."""
+class _HarnessArguments(argparse.Action):
+    """Keeps the arguments of lm-eval; sets the device that they name, and whether processes can share the work."""
 
     def __call__(
         self,
@@ -41,18 +42,35 @@ class _Passed(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Read the arguments of lm-eval."""
-        passed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        passed.add_argument("--model", "-M", nargs="?")
-        passed.add_argument("--device", nargs="?")  # lm-eval itself says that a value is missing
-        known, _ = passed.parse_known_args(list(values or ()))
-        namespace.arguments, namespace.device = list(values or ()), known.device
-        namespace.shared = namespace.subcommand == "run" and known.model == "barber"
+        arguments = [str(value) for value in values or ()]
+        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for flags in (("--model", "-M"), ("--config", "-C"), ("--device",)):
+            reader.add_argument(*flags, nargs="?")  # lm-eval itself says that a value is missing
+        own, _ = reader.parse_known_args(arguments)
+        settings = _settings_in(own.config)
+        namespace.arguments, namespace.device = arguments, own.device or settings.get("device")
+        namespace.shared = namespace.subcommand == "run" and (own.model or settings.get("model")) == "barber"
+
+
+def _settings_in(path: str | None) -> dict[str, Any]:
+    """Return what a configuration file of lm-eval says; nothing where lm-eval will refuse the file."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add lm-eval's subcommand; all other arguments are passed on."""
     parser.add_argument("subcommand", choices=("run", "ls", "validate"), help="subcommand of lm-eval")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, action=_Passed, help="arguments of the subcommand")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, action=_HarnessArguments, help="arguments of the subcommand"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,13 +79,18 @@ def run(args: argparse.Namespace) -> int:
     from optimum_barber.runs.tasks.evaluate import check_installed
 
     check_installed()
-    arguments = [args.subcommand, *args.arguments]
-    if args.device is not None:
-        arguments += ["--device", args.device]  # of this process, where several were named: the last one counts
+    arguments, device = [args.subcommand, *args.arguments], args.device
+    if device is None and args.shared and several():
+        from ..models.device import choose_device
+
+        device = str(choose_device("auto"))  # lm-eval's own default is the first GPU, for all processes
+    if device is not None:
+        arguments += ["--device", device]  # of this process, where several were named: the last one counts
     if not first():
         os.environ["LMEVAL_LOG_LEVEL"] = "ERROR"
     try:
-        run_harness(arguments)
+        with one_complaint():
+            run_harness(arguments)
     except SystemExit as ended:
         if not ended.code and {"-h", "--help"} & set(args.arguments):
             sys.stdout.write("\n" + EPILOG)

@@ -12,10 +12,10 @@ from time import monotonic
 from typing import Any
 
 from ..base.errors import LostRankError
+from .launch import AGENT_STORE
 
 LEAVING = 20.0  # seconds that the other processes have to end after one has failed, or after an interrupt
 INTERRUPTED = 130  # exit status
-STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torch's own name: the process that starts the ranks holds their store
 
 
 def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[dict[str, Any]], int]) -> int:
@@ -26,7 +26,7 @@ def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, STORE: True}
+    shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, AGENT_STORE: True}
     if "OMP_NUM_THREADS" not in os.environ:
         shared["OMP_NUM_THREADS"] = max((os.cpu_count() or 1) // len(devices), 1)
     context, processes = get_context("spawn"), list[BaseProcess]()

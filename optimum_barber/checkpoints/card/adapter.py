@@ -8,9 +8,9 @@ from typing import Any
 from ...base.files import write_file
 from ...models.loading import ModelReference, brief
 from ..names import CARD_NAME
-from .body import base_link, calibration_text, escaped, evaluation_table, plain, settings_text, terms
+from .body import base_link, calibration_text, escaped, plain, settings_text, terms
 from .metadata import CARRIED, OWN_TAG, card_metadata, card_text, carried, is_hub_id
-from .write import COMMANDS, END, EVALUATION, Step, input_name, marked, one_line, own_lines
+from .write import COMMANDS, END, Step, input_name, marked, one_line, own_lines
 
 logger = logging.getLogger(__name__)
 SHOWN = ("rank", "alpha", "dropout", "use_rslora", "loss", "learning_rate", "scheduler", "steps", "batch_size", "seed")
@@ -39,7 +39,6 @@ def _card(source: ModelReference, report: Mapping[str, Any]) -> str:
     step = Step("lora", {name: report["settings"][name] for name in SHOWN if name in report["settings"]})
     commands.append(one_line(step.line(input_name(source, base, len(commands)), "ADAPTER")))
     sections = [f"# {plain(base)}, LoRA adapter", "\n".join(_summary(base, report))]
-    sections += ["## Evaluation", f"{EVALUATION}\n\n" + "\n".join(evaluation_table([])) + f"\n\n{END}"]
     sections += ["## How to load it", "\n".join(_loading(report))]
     sections += ["## How it was made", "\n".join([COMMANDS, "```bash", *commands, "```", END])]
     sections += ["## Licence", terms(base, metadata)]
@@ -76,7 +75,7 @@ def _summary(base: str, report: Mapping[str, Any]) -> list[str]:
     ]
     if report["mask_fingerprint"] is not None:
         fingerprint = escaped(report["mask_fingerprint"])
-        lines.insert(1, f"- **Masks:** fingerprint {fingerprint}; no zero of theirs is lost by merging")
+        lines.insert(1, f"- **Masks:** fingerprint {fingerprint}; merging keeps every zero")
     if report.get("dense_model"):
         lines.append(f"- **Learned from:** {plain(str(report['dense_model']))}, by the divergence from it")
     if report.get("perplexity_before") and report.get("perplexity_after"):
@@ -88,7 +87,7 @@ def _summary(base: str, report: Mapping[str, Any]) -> list[str]:
 def _loading(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "```python", "from optimum_barber.integrations.lora.checkpoint import load_adapter", "",
-        'model = load_adapter("ADAPTER")  # on the base model; another place of it is the second argument', "```",
+        'model = load_adapter("ADAPTER")  # if the base lies elsewhere, give its path as second argument', "```",
     ]  # fmt: skip
     if report["mask_fingerprint"] is not None:
         lines += [

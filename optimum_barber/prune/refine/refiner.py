@@ -106,6 +106,7 @@ class BarberRefiner(PretrainedTool):
         save_dir: str | Path | None = None,
         overwrite: bool = False,
         quiet: bool = False,
+        ranks: Ranks | None = None,
     ) -> RefineResult:
         """Refine the masks of a checkpoint and prune the model by them; with `save_dir`, write it.
 
@@ -118,6 +119,7 @@ class BarberRefiner(PretrainedTool):
             save_dir: where the checkpoint goes; written beside and renamed at the end.
             overwrite: whether `save_dir` may hold something already; it stays until the end.
             quiet: no progress bar.
+            ranks: `ranks.ALONE` to work alone though a process group is initialised.
 
         Raises:
             BarberError: bad input; nothing was written.
@@ -126,11 +128,26 @@ class BarberRefiner(PretrainedTool):
         output = None
         if save_dir is not None:
             output = check_output(save_dir, overwrite, self.inputs(sparse, config))
-        record = read_record(sparse)
         device = summing_device(config.device)
+        with all_ranks(device, ranks) as together:
+            result = self._refined(sparse, output, config, calibration, quiet, together, device)
+            together.wait()
+        return result
+
+    def _refined(
+        self,
+        sparse: Path,
+        output: Path | None,
+        config: RefineConfig,
+        calibration: Sequence[str] | Tensor | TokenWindows | None,
+        quiet: bool,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> RefineResult:
+        """Refine; where there is an output, it is in its place at the end."""
+        record = read_record(sparse)
         model = self.model.requires_grad_(False).to(device, torch.float32)
         with ExitStack() as stack:
-            ranks = stack.enter_context(all_ranks(device))
             source = ModelSource(model.eval())
             products = product_precision(config.precision, source.device, has_routed_experts(source))
             config = config.model_copy(update={"precision": products})
@@ -138,8 +155,8 @@ class BarberRefiner(PretrainedTool):
             linears = stack.enter_context(source.computing_by_linears())
             trial, windows = self._open(sparse, record, linears, config, calibration, ranks)
             partial = stack.enter_context(staged(output)) if output is not None and ranks.first else None
-            before, hidden = trial.masks, quiet or not ranks.first or None
-            with tqdm(total=config.rounds, unit="round", desc="refine", disable=hidden) as bar:
+            before, silent = trial.masks, quiet or not ranks.first or None
+            with tqdm(total=config.rounds, unit="round", desc="refine", disable=silent) as bar:
 
                 def show(done: Mapping[str, Any]) -> None:
                     bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
@@ -156,7 +173,6 @@ class BarberRefiner(PretrainedTool):
             if partial is not None:
                 self._save(partial, sparse, result, config)
                 result.directory = output
-            ranks.wait()
         return result
 
     def _open(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, is_initialized
 from lm_eval.models.huggingface import HFLM
 
 from ...base.errors import BarberError, FailedCheckError, unknown_name
 from ...base.fields import DTYPES
-from ...base.ranks import ALONE, Ranks
 from ...checkpoints.experts import read_experts
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
@@ -21,22 +21,17 @@ from ...models.device import SeveralDevicesError, choose_device
 from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
 from ..evaluate import load_adapted
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what accelerate knows a process of several by
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what accelerate knows a process of several by
 
 
 class SparseLM(HFLM):
     """A model with the record of its masks and of the heads and channels that it lost, and lm-eval's own arguments.
 
-    Args:
-        pretrained: directory or name of the model.
-        ranks: which share the requests, each on its own device.
-        arguments: lm-eval's own.
-
     Raises:
         BarberError: no such model, an unknown dtype, a broken record.
     """
 
-    def __init__(self, pretrained: str | Path, ranks: Ranks = ALONE, **arguments: Any) -> None:
+    def __init__(self, pretrained: str | Path, **arguments: Any) -> None:
         check_dtype(arguments)
         arguments["device"] = str(arguments.get("device") or choose_device("auto"))  # lm-eval's own default is cuda
         loaded: Any
@@ -56,15 +51,6 @@ class SparseLM(HFLM):
         self.sparsity, self.structure = _summaries(reference.directory)
         with _as_single_process():
             super().__init__(pretrained=loaded, **arguments)
-        self._ranks, self._rank, self._world_size = ranks, ranks.index, ranks.count
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the whole numbers of all ranks in their order, (ranks,)."""
-        return torch.tensor(self._ranks.gather(tensor.flatten().tolist()), dtype=tensor.dtype)
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self._ranks.wait()
 
     def loglikelihood(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Return log-likelihoods; a `FailedCheckError` where one is NaN, which a mean or an argmax would hide."""
@@ -92,14 +78,17 @@ class SparseLM(HFLM):
 @contextmanager
 def _as_single_process() -> Iterator[None]:
     """Inside, accelerate does not see a launcher: it would place the model on a device of its own choice."""
-    hidden = {}
-    for name in LAUNCHED:
+    variables = {}
+    for name in LAUNCHER:
         if name in os.environ:
-            hidden[name] = os.environ.pop(name)
+            variables[name] = os.environ.pop(name)
+    forget = bool(variables) and not is_initialized()
     try:
         yield
     finally:
-        os.environ |= hidden
+        os.environ |= variables
+        if forget:  # else a later Trainer in this process would take itself for a single one
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def check_dtype(arguments: Mapping[str, Any]) -> None:
