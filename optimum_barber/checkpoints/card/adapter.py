@@ -1,18 +1,14 @@
 """The model card of a LoRA adapter: which model it belongs on, under which masks, and how it was trained."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...base.files import write_file
-from ...models.loading import ModelReference, brief
-from ..names import CARD_NAME
+from ...models.loading import ModelReference
 from .body import base_link, calibration_text, escaped, plain, settings_text, terms
-from .metadata import CARRIED, OWN_TAG, card_metadata, card_text, carried, is_hub_id
-from .write import COMMANDS, END, Step, input_name, marked, one_line, own_lines
+from .metadata import OWN_TAG, card_metadata, card_text, carried_over, is_hub_id
+from .write import COMMANDS, Step, input_name, making, marked, one_line, own_lines, page, write_or_warn
 
-logger = logging.getLogger(__name__)
 SHOWN = ("rank", "alpha", "dropout", "use_rslora", "loss", "learning_rate", "scheduler", "steps", "batch_size", "seed")
 
 
@@ -24,15 +20,10 @@ def write_adapter_card(directory: Path, source: ModelReference, report: Mapping[
         source: the model that it was trained on.
         report: what is recorded of the training: settings, windows, mask fingerprint and perplexities.
     """
-    try:
-        write_file(directory / CARD_NAME, _card(source, report))
-    except Exception as error:  # of whatever a stranger's card holds: no training shall end here
-        logger.warning("no model card is written: %s", brief(error))
+    write_or_warn(directory, lambda: _card(source, report))
 
 
 def _card(source: ModelReference, report: Mapping[str, Any]) -> str:
-    from huggingface_hub import ModelCard, ModelCardData
-
     before, base = card_text(source.directory), source.full_name
     metadata = adapter_metadata(base, card_metadata(before), report["mask_fingerprint"] is not None)
     commands = own_lines(marked(before, COMMANDS))
@@ -40,10 +31,8 @@ def _card(source: ModelReference, report: Mapping[str, Any]) -> str:
     commands.append(one_line(step.line(input_name(source, base, len(commands)), "ADAPTER")))
     sections = [f"# {plain(base)}, LoRA adapter", "\n".join(_summary(base, report))]
     sections += ["## How to load it", "\n".join(_loading(report))]
-    sections += ["## How it was made", "\n".join([COMMANDS, "```bash", *commands, "```", END])]
-    sections += ["## Licence", terms(base, metadata)]
-    content = "\n\n".join(sections)
-    return str(ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{content}\n"))
+    sections += [*making(commands), "## Licence", terms(base, metadata)]
+    return page(metadata, sections)
 
 
 def adapter_metadata(base: str, source: Mapping[str, Any], masked: bool) -> dict[str, Any]:
@@ -54,11 +43,7 @@ def adapter_metadata(base: str, source: Mapping[str, Any], masked: bool) -> dict
         source: front matter of that model's card.
         masked: whether that model is pruned.
     """
-    content: dict[str, Any] = {}
-    for name in CARRIED:
-        value = carried(source.get(name))
-        if value:
-            content[name] = value
+    content = carried_over(source)
     content.setdefault("pipeline_tag", "text-generation")
     if is_hub_id(base):
         content |= {"base_model": base, "base_model_relation": "adapter"}

@@ -1,6 +1,7 @@
 """The front matter of a model card: what the Hub files a model under."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,22 @@ def metadata_of(records: Records, base_name: str | None, source: dict[str, Any])
         base_name: of the model at the beginning of the chain.
         source: front matter of the checkpoint that it was made of.
     """
-    content: dict[str, Any] = {}
-    for name in CARRIED:
-        value = carried(source.get(name))
-        if value:
-            content[name] = value
+    content = carried_over(source)
     content.setdefault("pipeline_tag", "image-text-to-text" if records.image_text else "text-generation")
     base = base_model_of(base_name, source)
     if base is not None:
         content["base_model"] = base
     return {**content, "library_name": "transformers", "tags": tags_of(records)}
+
+
+def carried_over(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the front matter of a source passes on: language, licence and pipeline tag."""
+    content: dict[str, Any] = {}
+    for name in CARRIED:
+        value = carried(source.get(name))
+        if value:
+            content[name] = value
+    return content
 
 
 def carried(value: Any) -> str | list[str] | None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,18 @@ def write_card(directory: Path, source: ModelReference | None, step: Step) -> No
             None for a model in memory.
         step: what made it.
     """
+    write_or_warn(directory, lambda: _card(directory, source, step))
+
+
+def write_or_warn(directory: Path, card: Callable[[], str]) -> None:
+    """Write what `card` returns as the model card of a directory; warn where it cannot be made."""
     try:
-        write_file(directory / CARD_NAME, _card(directory, source, step))
+        write_file(directory / CARD_NAME, card())
     except Exception as error:  # of whatever a stranger's record or card holds: no run of hours shall end here
         logger.warning("no model card is written: %s", brief(error))
 
 
 def _card(directory: Path, source: ModelReference | None, step: Step) -> str:
-    from huggingface_hub import ModelCard, ModelCardData
-
     records, before = Records.read(directory), card_text(source.directory if source else None)
     base_name = root_name(records, source.full_name if source else None)
     metadata = metadata_of(records, base_name, card_metadata(before))
@@ -82,9 +85,21 @@ def _card(directory: Path, source: ModelReference | None, step: Step) -> str:
         sections += ["## Sparsity by part", "\n".join(sparsity_table(records.sparsity))]
     sections += ["## Evaluation", f"{EVALUATION}\n\n" + "\n".join(evaluation_table([])) + f"\n\n{END}"]
     sections += ["## How to load it", "\n".join(loading(records))]
-    sections += ["## How it was made", "\n".join([COMMANDS, "```bash", *commands, "```", END])]
+    sections += making(commands)
     sections += [f"Versions: {_versions(records)}. Absolute paths are shortened to their last part."]
     sections += ["## Limits", "\n".join(limits(records)), "## Licence", terms(base_name, metadata)]
+    return page(metadata, sections)
+
+
+def making(commands: Sequence[str]) -> list[str]:
+    """Return the section of the commands that made a checkpoint, which later steps take over."""
+    return ["## How it was made", "\n".join([COMMANDS, "```bash", *commands, "```", END])]
+
+
+def page(metadata: Mapping[str, Any], sections: Sequence[str]) -> str:
+    """Return front matter and sections as one card."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     content = "\n\n".join(sections)
     return str(ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{content}\n"))
 

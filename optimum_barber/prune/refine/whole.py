@@ -61,7 +61,7 @@ def _logits_of(model: Any) -> Callable[[Tensor], Tensor]:
 
 def part_of(trial: Trial, samples: Sequence[int]) -> Trial:
     """The same on some of the samples of all ranks, by their ascending indices."""
-    inputs, targets = (trial_samples.some(samples) for trial_samples in (trial.inputs, trial.targets))
+    inputs, targets = trial.inputs.some(samples), trial.targets.some(samples)
     return replace(trial, inputs=inputs, targets=targets, cache=BlockCache())
 
 
