@@ -1,22 +1,30 @@
-"""Checkpoints in OpenVINO and ONNX Runtime: equal logits, zeros that are kept, and times beside the dense model.
+"""Checkpoints in OpenVINO, ONNX Runtime and llama.cpp: equal logits, zeros that are kept, times beside the dense model.
 
 Runs without this package, in an environment of its own, since the exporters ask for other versions of transformers:
 
     python -m venv EXPORTS && EXPORTS/bin/pip install "optimum-intel[openvino]"   # or "optimum-onnx[onnxruntime]"
     EXPORTS/bin/python -P benchmarks/exports.py openvino DENSE OUT ...               # or onnx
 
-The first checkpoint is the one that the others are compared with. `--int8` adds each with int8 weights (OpenVINO).
-`--check` ends with status 1 where float32 logits differ or a zero is lost; `make exports` does that.
+    python -m venv GGUF && GGUF/bin/pip install llama-cpp-python torch transformers sentencepiece protobuf
+    GGUF/bin/pip download --no-deps --no-binary :all: llama-cpp-python   # unpacked, it holds vendor/llama.cpp
+    GGUF/bin/python -P benchmarks/exports.py llama.cpp DENSE OUT ... --source vendor/llama.cpp
+
+The first checkpoint is the one that the others are compared with. `--smaller` adds each in the smaller formats of the
+runtime. `--check` ends with status 1 where float32 logits differ or a zero is lost; `make exports` does that.
 """
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,100 +32,239 @@ COUNTS = (1, 16)  # tokens of the timed inputs
 PROBE = 40  # tokens of the compared logits
 REPEATS = 15
 ROUNDING = 1e-2  # of logits that reach 30
+COLUMNS = ("checkpoint", "weights", "largest logit difference", "zeros kept", "1 token", "16 tokens")
+Zeros = Counter[tuple[int, int, int]]  # matrices by their smaller side, their larger side, and their number of zeros
+
+
+class Exported(ABC):
+    """A checkpoint that another runtime has opened.
+
+    Attributes:
+        FORMATS: in which weights can be stored, float32 first.
+    """
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("float32",)
+
+    def __init__(self, checkpoint: Path, place: Path, weights: str) -> None:
+        self.checkpoint, self.place, self.weights = checkpoint, place, weights
+
+    @abstractmethod
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """Compute the logits of a text, (tokens, vocabulary), without a cache before it."""
+
+    @abstractmethod
+    def constants(self) -> Iterator[Any]:
+        """Yield the stored tensors as arrays."""
+
+    def kept(self, own: Zeros) -> int | None:
+        """Return how many zeros of the checkpoint are left; None where they cannot be told from small codes.
+
+        A matrix keeps its zeros if there is one of its shape, or of its transpose's, with exactly as many.
+        """
+        return total(own & zeros_of(self.constants())) if self.weights == "float32" else None
+
+
+def optimum_cli(runtime: str, checkpoint: Path, place: Path, *flags: str) -> None:
+    """Export a checkpoint by optimum-cli."""
+    command = [Path(sys.executable).with_name("optimum-cli"), "export", runtime, "--model", checkpoint]
+    command += ["--task", "text-generation-with-past", *flags, place]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+
+def inputs_of(tokens: list[int]) -> dict[str, torch.Tensor]:
+    """Return token ids and their mask, (1, tokens)."""
+    return {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+
+
+class OpenVino(Exported):
+    """A model in OpenVINO on the CPU, its products in float32."""
+
+    FORMATS = ("float32", "int8")
+
+    def __init__(self, checkpoint: Path, place: Path, weights: str) -> None:
+        super().__init__(checkpoint, place, weights)
+        from optimum.intel import OVModelForCausalLM
+
+        optimum_cli("openvino", checkpoint, place, "--weight-format", "int8" if weights == "int8" else "fp32")
+        self.model = OVModelForCausalLM.from_pretrained(place, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """See `Exported.logits`."""
+        return torch.as_tensor(self.model(**inputs_of(tokens)).logits)[0]
+
+    def constants(self) -> Iterator[Any]:
+        """See `Exported.constants`."""
+        for node in self.model.model.get_ops():
+            if node.get_type_name() == "Constant":
+                yield node.get_data()
+
+
+class Onnx(Exported):
+    """A model in ONNX Runtime on the CPU."""
+
+    def __init__(self, checkpoint: Path, place: Path, weights: str) -> None:
+        super().__init__(checkpoint, place, weights)
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        optimum_cli("onnx", checkpoint, place)
+        self.model = ORTModelForCausalLM.from_pretrained(place)
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """See `Exported.logits`."""
+        return torch.as_tensor(self.model(**inputs_of(tokens)).logits)[0]
+
+    def constants(self) -> Iterator[Any]:
+        """See `Exported.constants`."""
+        import onnx
+        from onnx import numpy_helper
+
+        for tensor in onnx.load(str(self.place / "model.onnx")).graph.initializer:
+            yield numpy_helper.to_array(tensor)
+
+
+class LlamaCpp(Exported):
+    """A model in llama.cpp on the CPU, its cache in float32.
+
+    Attributes:
+        source: folder of llama.cpp's source, which holds the converter.
+    """
+
+    FORMATS = ("float32", "Q8_0", "Q4_0")
+    source: ClassVar[Path]
+
+    def __init__(self, checkpoint: Path, place: Path, weights: str) -> None:
+        super().__init__(checkpoint, place, weights)
+        import llama_cpp
+
+        place.mkdir()
+        self.float32 = self.file = place / "float32.gguf"
+        converter = self.source / "convert_hf_to_gguf.py"
+        command = [sys.executable, converter, checkpoint, "--outtype", "f32", "--outfile", self.float32]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        if weights != "float32":
+            self.file = place / f"{weights}.gguf"
+            how = llama_cpp.llama_model_quantize_default_params()
+            how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}")
+            names = str(self.float32).encode(), str(self.file).encode()
+            if llama_cpp.llama_model_quantize(*names, ctypes.byref(how)):
+                raise RuntimeError(f"llama.cpp cannot quantize {checkpoint} to {weights}")
+        cache = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
+        threads = dict.fromkeys(("n_threads", "n_threads_batch"), torch.get_num_threads())
+        self.model = llama_cpp.Llama(
+            str(self.file), n_ctx=2 * PROBE, logits_all=True, verbose=False, **cache, **threads
+        )
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """See `Exported.logits`."""
+        self.model.reset()
+        self.model.eval(tokens)
+        return torch.from_numpy(self.model.scores[: len(tokens)].copy())
+
+    def constants(self) -> Iterator[Any]:
+        """See `Exported.constants`; in float32, whatever the format."""
+        return tensors_in(self.file)
+
+    def kept(self, own: Zeros) -> int | None:
+        """See `Exported.kept`; in smaller formats the zeros that the float32 file has, and this one at their places."""
+        kept = total(own & zeros_of(tensors_in(self.float32)))
+        for before, after in zip(tensors_in(self.float32), self.constants(), strict=True):
+            kept -= int(((before == 0) & (after != 0)).sum())
+        return kept
+
+
+def tensors_in(path: Path) -> Iterator[Any]:
+    """Yield the tensors of a GGUF file in float32, in the order of their names."""
+    import gguf
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name in sorted(tensors):
+        yield gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+
+
+def zeros_of(arrays: Iterable[Any]) -> Zeros:
+    """Count the matrices among arrays by their sides and their zeros."""
+    counts: Zeros = Counter()
+    for array in arrays:
+        if array.ndim == 2:
+            counts[min(array.shape), max(array.shape), int((array == 0).sum())] += 1
+    return counts
+
+
+def total(counts: Zeros) -> int:
+    """Return the zeros of all matrices that were counted."""
+    return sum(zeros * count for (_, _, zeros), count in counts.items())
+
+
+RUNTIMES: dict[str, type[Exported]] = {"openvino": OpenVino, "onnx": Onnx, "llama.cpp": LlamaCpp}
+
+
+def median_time(model: Exported, count: int) -> float:
+    """Return the median seconds of a forward pass over so many tokens."""
+    tokens, times = text(count), []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        model.logits(tokens)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[3:])
+
+
+def text(count: int) -> list[int]:
+    """Return as many token ids."""
+    return list(range(100, 100 + count))
+
+
+def compared(model: Exported) -> tuple[float, int | None, int]:
+    """Return the largest difference of logits from transformers', the zeros that were kept, and all there were."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(model.checkpoint, dtype=torch.float32)
+    tokens = text(PROBE)
+    with torch.no_grad():
+        expected = plain(**inputs_of(tokens)).logits[0]
+    own = zeros_of(weight.detach().numpy() for weight in plain.parameters())
+    return float((model.logits(tokens) - expected).abs().max()), model.kept(own), total(own)
 
 
 def main() -> int:
     """Export, compare and time every checkpoint; print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runtime", choices=("openvino", "onnx"))
+    parser.add_argument("runtime", choices=RUNTIMES)
     parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--int8", action="store_true", help="each with int8 weights too (openvino)")
+    parser.add_argument("--smaller", action="store_true", help="each in the smaller formats of the runtime too")
     parser.add_argument("--check", action="store_true", help="fail where logits differ or a zero is lost")
+    parser.add_argument("--source", type=Path, help="folder of llama.cpp's source, for llama.cpp")
     arguments = parser.parse_args()
-    kinds = [False, True] if arguments.int8 else [False]
-    print("| checkpoint | weights | largest logit difference | zeros kept | 1 token | 16 tokens |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    dense: list[float] = []
-    faults = 0
+    if arguments.runtime == "llama.cpp":
+        if arguments.source is None:
+            parser.error("llama.cpp needs --source, the folder of its source")
+        LlamaCpp.source = arguments.source
+    runtime = RUNTIMES[arguments.runtime]
+    formats = runtime.FORMATS if arguments.smaller else runtime.FORMATS[:1]
+    print(f"| {' | '.join(COLUMNS)} |\n" + "| --- " * len(COLUMNS) + "|")
     with TemporaryDirectory() as folder:
-        models: list[tuple[Path, bool, Any, Path]] = []
+        models: list[Exported] = []
         for checkpoint in arguments.checkpoints:
-            for int8 in kinds:
-                place = Path(folder) / f"{len(models)}"
-                export(arguments.runtime, checkpoint, place, int8)
-                models.append((checkpoint, int8, opened(arguments.runtime, place), place))
-        for checkpoint, int8, model, place in models:
-            times = [median_time(model, count) for count in COUNTS]
-            dense = dense or times
-            ratios = [f"{1000 * took:.1f} ms ({took / whole:.2f})" for took, whole in zip(times, dense, strict=True)]
-            difference, own, there = compared(checkpoint, model, arguments.runtime, place)
-            faults += not int8 and not (difference <= ROUNDING and there >= own)  # NaN is a fault
-            kept = "not counted" if int8 else f"{min(own, there):,} of {own:,}"  # int8: codes of a row's zero point
-            weights = "int8" if int8 else "float32"
-            print(f"| {checkpoint.name} | {weights} | {difference:.1e} | {kept} | {' | '.join(ratios)} |", flush=True)
+            for weights in formats:
+                models.append(runtime(checkpoint, Path(folder) / f"{len(models)}", weights))
+        faults = table(models)
     return 1 if arguments.check and faults else 0
 
 
-def export(runtime: str, checkpoint: Path, place: Path, int8: bool) -> None:
-    """Export a checkpoint by optimum-cli."""
-    command = [Path(sys.executable).with_name("optimum-cli"), "export", runtime, "--model", checkpoint]
-    command += ["--task", "text-generation-with-past", place]
-    if runtime == "openvino":
-        command += ["--weight-format", "int8" if int8 else "fp32"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-
-
-def opened(runtime: str, place: Path) -> Any:
-    """Open an exported model on the CPU, its products in float32."""
-    if runtime == "onnx":
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        return ORTModelForCausalLM.from_pretrained(place)
-    from optimum.intel import OVModelForCausalLM
-
-    return OVModelForCausalLM.from_pretrained(place, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def inputs_of(count: int) -> dict[str, torch.Tensor]:
-    """Return token ids and their mask, (1, count)."""
-    return {"input_ids": torch.arange(100, 100 + count)[None], "attention_mask": torch.ones(1, count, dtype=torch.long)}
-
-
-def median_time(model: Any, count: int) -> float:
-    """Return the median seconds of a forward pass over so many tokens, without a cache before it."""
-    inputs, times = inputs_of(count), []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        model(**inputs)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[3:])
-
-
-def compared(checkpoint: Path, model: Any, runtime: str, place: Path) -> tuple[float, int, int]:
-    """Return the largest difference of logits from transformers', and the zeros of the checkpoint and of the export."""
-    from transformers import AutoModelForCausalLM
-
-    plain = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    with torch.no_grad():
-        expected = plain(**inputs_of(PROBE)).logits
-    difference = float((torch.as_tensor(model(**inputs_of(PROBE)).logits) - expected).abs().max())
-    own = sum(int((weight == 0).sum()) for weight in plain.parameters() if weight.ndim == 2)
-    return difference, own, zeros_in(model, runtime, place)
-
-
-def zeros_in(model: Any, runtime: str, place: Path) -> int:
-    """Return how many zeros the matrices of an exported model hold."""
-    if runtime == "onnx":
-        import onnx
-        from onnx import numpy_helper
-
-        graph = onnx.load(str(place / "model.onnx")).graph
-        return sum(int((numpy_helper.to_array(t) == 0).sum()) for t in graph.initializer if len(t.dims) == 2)
-    zeros = 0
-    for node in model.model.get_ops():
-        if node.get_type_name() == "Constant" and len(node.shape) == 2:
-            zeros += int((node.get_data() == 0).sum())
-    return zeros
+def table(models: list[Exported]) -> int:
+    """Print a row for each model, its times beside those of the first; return the number of faults."""
+    dense: list[float] = []
+    faults = 0
+    for model in models:
+        times = [median_time(model, count) for count in COUNTS]
+        dense = dense or times
+        ratios = [f"{1000 * took:.1f} ms ({took / whole:.2f})" for took, whole in zip(times, dense, strict=True)]
+        difference, kept, own = compared(model)
+        exact = model.weights != "float32" or difference <= ROUNDING  # NaN is a fault
+        faults += not exact or kept not in (own, None)
+        zeros = "not counted" if kept is None else f"{kept:,} of {own:,}"
+        cells = [model.checkpoint.name, model.weights, f"{difference:.1e}", zeros, *ratios]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    return faults
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from optimum_barber.base.errors import BarberError
 from optimum_barber.base.files import read_json
+from optimum_barber.base.launcher import environment_of
 from optimum_barber.checkpoints.record import read_record
 from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.prune import config_from
@@ -282,8 +283,8 @@ def test_a_rank_answers_its_requests_alone(monkeypatch):
 
 
 def test_what_ranks_cannot_share_is_refused_in_one_line(monkeypatch, model_dir):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in environment_of(rank=0, count=2, port=1).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(BarberError, match="call torch.distributed.init_process_group first"):
         BarberLM(str(model_dir), sparsity=0.5)
     monkeypatch.setattr(lm_eval_model, "several_ranks", lambda: True)

@@ -13,7 +13,8 @@ import torch
 
 from optimum_barber import BarberConfig, SweepConfig
 from optimum_barber.base.errors import BarberError
-from optimum_barber.cli import build_parser, launch, main
+from optimum_barber.base.launcher import environment_of
+from optimum_barber.cli import build_parser, main
 from optimum_barber.cli.main import _run
 from optimum_barber.cli.processes import run_on, status_of
 from optimum_barber.models import device
@@ -211,8 +212,8 @@ def test_all_are_the_accelerators_of_the_machine(monkeypatch):
 def test_other_commands_work_on_one_device(monkeypatch, model_dir, text_file, capsys):
     assert main(["eval", str(model_dir), "--perplexity", str(text_file), "--device", "cpu,cpu"]) == 2
     assert "eval works on one device, 'cpu,cpu' are 2: give cpu" in capsys.readouterr().err
-    for name in launch.ENVIRONMENT:
-        monkeypatch.setenv(name, "2")
+    for name, value in environment_of(rank=1, count=2, port=1).items():
+        monkeypatch.setenv(name, value)
     args = build_parser().parse_args(["prune", str(model_dir), *QUICK, "--device", "cpu,cpu", "-o", "out"])
     with pytest.raises(BarberError, match="'cpu,cpu' starts a process for each device: start it without a launcher"):
         _run(args)

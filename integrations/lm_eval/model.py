@@ -1,7 +1,6 @@
 """`--model barber` of lm-eval: a Hugging Face causal LM, pruned or shrunk first, that says so in the results."""
 
 import inspect
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.launcher import launched_several
 from optimum_barber.base.ranks import ALONE, RankGroup, Ranks, alone, rank_errors, several_ranks
 from optimum_barber.integrations.lm_eval.checkpoint import checkpoint_for
 from optimum_barber.runs.tasks.lm import SparseLM, available_device, check_dtype
@@ -114,7 +114,7 @@ def ranks_for(evaluation: Mapping[str, Any]) -> Ranks:
         BarberError: they were launched without a process group, or are to share one model.
     """
     if not several_ranks():
-        if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_several():
             raise BarberError(
                 "model 'barber' shares requests in a process group: call torch.distributed.init_process_group first, "
                 "or start optimum-barber lm-eval"

@@ -9,10 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from ..base.errors import LostRankError
+from ..base.launcher import holds_store, launched_first, launched_several
 
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE = timedelta(seconds=3)  # a rank that knows what is wrong has printed it by then
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torch's own name: whoever starts the ranks holds their store
 FAILURES, PRINTED = "failures", "printed"
 
 
@@ -65,20 +64,10 @@ class Voice:
             return False
 
 
-def several() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def first() -> bool:
-    """Whether this process is the only one, or the first of several."""
-    return not several() or os.environ["RANK"] == "0"
-
-
 @contextmanager
 def joined() -> Iterator[Voice]:
     """Make the processes of a launcher ranks of a process group, of which only the first prints results."""
-    if not several():
+    if not launched_several():
         yield Voice()
         return
     import torch
@@ -93,7 +82,7 @@ def joined() -> Iterator[Voice]:
     dist.init_process_group("gloo", store=PrefixStore("ranks", store), rank=rank, world_size=count)
     try:
         with ExitStack() as stack:
-            if not first():
+            if not launched_first():
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             yield voice
     except BaseException:  # an unexpected error: its traceback says what it is
@@ -103,8 +92,7 @@ def joined() -> Iterator[Voice]:
     finally:
         for group in list(RankGroup.open):  # ranks that wait for this one would wait for ever
             group.close()
-        holds_store = first() and os.environ.get(AGENT_STORE) != "True"
-        if holds_store and voice.failed:  # in which the others look who has failed first
+        if holds_store() and voice.failed:  # in which the others look who has failed first
             for other in range(1, count):
                 with suppress(RuntimeError):  # all that an ending rank sends is the end of the connection
                     dist.recv(torch.empty(1), other)
@@ -114,7 +102,7 @@ def joined() -> Iterator[Voice]:
 @contextmanager
 def one_complaint() -> Iterator[None]:
     """Let only the first process complain about the command line; the others leave it the time to do so."""
-    if first():
+    if launched_first():
         yield
         return
     try:

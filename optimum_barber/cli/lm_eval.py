@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .launch import first, one_complaint, several
+from ..base.launcher import launched_first, launched_several
+from .launch import one_complaint
 
 HELP = "Run lm-eval with its own subcommands and flags; a model can be pruned or shrunk on the fly."
 EPILOG = """\
@@ -80,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
     check_installed()
     arguments, device = [args.subcommand, *args.arguments], args.device
-    if device is None and args.shared and several():
+    if device is None and args.shared and launched_several():
         from ..models.device import choose_device
 
         device = str(choose_device("auto"))  # lm-eval's own default is the first GPU, for all processes
     if device is not None:
         arguments += ["--device", device]  # of this process, where several were named: the last one counts
-    if not first():
+    if not launched_first():
         os.environ["LMEVAL_LOG_LEVEL"] = "ERROR"
     try:
         with one_complaint():

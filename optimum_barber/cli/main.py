@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..base.bars import hidden_bars
 from ..base.errors import BarberError
 from ..base.fields import one_line
+from ..base.launcher import launched_first, launched_several
 from ..base.memory import keep_few_kernels, return_freed_buffers
 from . import (
     compare,
@@ -33,7 +34,7 @@ from . import (
     verify,
 )
 from . import run as run_command
-from .launch import Voice, first, joined, one_complaint, several
+from .launch import Voice, joined, one_complaint
 from .processes import run_on
 from .terminal import hush_transformers
 
@@ -102,7 +103,7 @@ def execute(args: argparse.Namespace) -> int:
     """
     own = args.command in OWN and not _shared(args)
     with nullcontext(Voice()) if own else joined() as voice:
-        args.quiet = getattr(args, "quiet", False) or not (own or first())
+        args.quiet = getattr(args, "quiet", False) or not (own or launched_first())
         try:
             return _run(args)
         except ValidationError as error:
@@ -113,7 +114,7 @@ def execute(args: argparse.Namespace) -> int:
             sys.stdout = open(os.devnull, "w")  # the rest of the buffer is dropped
             return 0
         except KeyboardInterrupt:
-            if first():
+            if launched_first():
                 sys.stderr.write("interrupted: nothing was left half-written\n")
             return 130
         voice.say(str(failure), failure)  # the faults of a recipe are a line each
@@ -140,7 +141,7 @@ def _devices(args: argparse.Namespace) -> list[str]:
     devices = device_names(asked)
     if len(devices) > 1 and not _shared(args):
         raise BarberError(f"{args.command} works on one device, {asked!r} are {len(devices)}: give {devices[0]}")
-    if len(devices) > 1 and several():
+    if len(devices) > 1 and launched_several():
         raise BarberError(
             f"device {asked!r} starts a process for each device: start it without a launcher, or give auto"
         )
@@ -151,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
     level = logging.ERROR if args.quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     hush_transformers(args.quiet)
-    if several() and args.command not in OWN and not _shared(args):
+    if launched_several() and args.command not in OWN and not _shared(args):
         raise BarberError(f"{args.command} works in one process: start it without a launcher of several")
     devices = _devices(args)
     if len(devices) > 1:

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from ..base.errors import LostRankError
-from .launch import AGENT_STORE
+from ..base.launcher import environment_of
 
 LEAVING = 20.0  # seconds that the other processes have to end after one has failed, or after an interrupt
 INTERRUPTED = 130  # exit status
@@ -26,13 +26,13 @@ def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"WORLD_SIZE": len(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, AGENT_STORE: True}
+    threads = {}
     if "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = max((os.cpu_count() or 1) // len(devices), 1)
+        threads["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // len(devices), 1))
     context, processes = get_context("spawn"), list[BaseProcess]()
     with ended(processes):
         for rank, device in enumerate(devices):
-            environment = {**shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": len(devices)}
+            environment = threads | environment_of(rank, len(devices), store.port)
             process = context.Process(target=run_rank, args=(environment, work, {**settings, "device": device}))
             process.start()
             processes.append(process)
@@ -40,11 +40,9 @@ def run_on(devices: Sequence[str], settings: Mapping[str, Any], work: Callable[[
     return INTERRUPTED
 
 
-def run_rank(
-    environment: Mapping[str, object], work: Callable[[dict[str, Any]], int], settings: dict[str, Any]
-) -> None:
+def run_rank(environment: Mapping[str, str], work: Callable[[dict[str, Any]], int], settings: dict[str, Any]) -> None:
     """Be one rank: do the work in the environment of a rank, and end with its exit status."""
-    os.environ |= {name: str(value) for name, value in environment.items()}  # before torch is imported
+    os.environ |= environment  # before torch is imported
     Thread(target=end_with_parent, daemon=True).start()
     sys.exit(work(settings))
 

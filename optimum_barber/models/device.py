@@ -1,6 +1,5 @@
 """Which device a run works on, in which dtype, with how exact matrix products."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..base.devices import accelerator, accelerator_count, fast_precision, has_float64
 from ..base.errors import BarberError
+from ..base.launcher import local_rank
 
 CPU = torch.device("cpu")
 
@@ -116,9 +116,9 @@ def working_dtype(dtype: str, device: torch.device, on_gpu: str = "auto") -> str
 
 def _own_device(kind: torch.device) -> torch.device:
     number, count, own = 0, accelerator_count(), kind
-    if "LOCAL_RANK" in os.environ:
-        number = int(os.environ["LOCAL_RANK"])
-        own = torch.device(kind.type, min(number, count - 1))
+    rank = local_rank()
+    if rank is not None:
+        number, own = rank, torch.device(kind.type, min(rank, count - 1))
     if not has_float64(own):
         return CPU
     if number >= count:

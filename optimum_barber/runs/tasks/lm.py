@@ -1,7 +1,6 @@
 """lm-eval's view of a causal LM, with the record of its masks and of the heads and channels that it lost."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from ...base.errors import BarberError, FailedCheckError, unknown_name
 from ...base.fields import DTYPES
+from ...base.launcher import hidden_launcher
 from ...checkpoints.experts import read_experts
 from ...checkpoints.names import ADAPTER_CONFIG_NAME, EXPERTS_NAME, SPARSITY_NAME, STRUCTURE_NAME
 from ...checkpoints.record import read_record
@@ -20,8 +20,6 @@ from ...checkpoints.structure import PrunedStructure, read_structure
 from ...models.device import SeveralDevicesError, choose_device
 from ...models.loading import load_config, load_model, load_tokenizer, resolve_model
 from ..evaluate import load_adapted
-
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what accelerate knows a process of several by
 
 
 class SparseLM(HFLM):
@@ -78,17 +76,13 @@ class SparseLM(HFLM):
 @contextmanager
 def _as_single_process() -> Iterator[None]:
     """Inside, accelerate does not see a launcher: it would place the model on a device of its own choice."""
-    variables = {}
-    for name in LAUNCHER:
-        if name in os.environ:
-            variables[name] = os.environ.pop(name)
-    forget = bool(variables) and not is_initialized()
-    try:
-        yield
-    finally:
-        os.environ |= variables
-        if forget:  # else a later Trainer in this process would take itself for a single one
-            AcceleratorState._reset_state(reset_partial_state=True)
+    with hidden_launcher() as launched:
+        forget = launched and not is_initialized()
+        try:
+            yield
+        finally:
+            if forget:  # else a later Trainer in this process would take itself for a single one
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def check_dtype(arguments: Mapping[str, Any]) -> None:
