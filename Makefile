@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?= demo
 
-.PHONY: demo test docs lowest latest pythons exports lint types clean
+.PHONY: demo test docs lowest latest pythons exports llama-cpp lint types clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.demo --output $(DEMO_DIR)
@@ -15,7 +15,7 @@ test: $(VENV)/.installed  # two tests at once, of one thread each
 docs: $(VENV)/.installed  # into .site; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet -f website/mkdocs.yml
 
-lowest latest pythons exports: $(VENV)/.installed  # environments of their own; see noxfile.py
+lowest latest pythons exports llama-cpp: $(VENV)/.installed  # environments of their own; see noxfile.py
 	$(VENV)/bin/nox -s $@
 
 lint: $(VENV)/.installed

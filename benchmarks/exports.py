@@ -5,12 +5,13 @@ Runs without this package, in an environment of its own, since the exporters ask
     python -m venv EXPORTS && EXPORTS/bin/pip install "optimum-intel[openvino]"   # or "optimum-onnx[onnxruntime]"
     EXPORTS/bin/python -P benchmarks/exports.py openvino DENSE OUT ...               # or onnx
 
-    python -m venv GGUF && GGUF/bin/pip install llama-cpp-python torch transformers sentencepiece protobuf
-    GGUF/bin/pip download --no-deps --no-binary :all: llama-cpp-python   # unpacked, it holds vendor/llama.cpp
+    python -m venv GGUF
+    CMAKE_ARGS=-DGGML_NATIVE=OFF GGUF/bin/pip install llama-cpp-python gguf torch transformers sentencepiece protobuf
+    GGUF/bin/pip download --no-deps --no-binary llama-cpp-python llama-cpp-python   # unpacked: vendor/llama.cpp
     GGUF/bin/python -P benchmarks/exports.py llama.cpp DENSE OUT ... --source vendor/llama.cpp
 
 The first checkpoint is the one that the others are compared with. `--smaller` adds each in the smaller formats of the
-runtime. `--check` ends with status 1 where float32 logits differ or a zero is lost; `make exports` does that.
+runtime. `--check` ends with status 1 where float32 logits differ or a zero is lost: `make exports`, `make llama-cpp`.
 """
 
 import argparse

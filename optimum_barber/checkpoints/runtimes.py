@@ -25,21 +25,23 @@ class Verdict(NamedTuple):
     loads: str  # yes, converted (by a tool or call of the runtime), or no
     faster: str  # than the dense model in its 16-bit dtype: yes, no, maybe, or - where it does not load or is it
     why: str
+    tested: bool = False  # by the suite, `make exports` or `make llama-cpp`; others by source and maintainers
 
 
 NO_KERNEL = "its kernels multiply zeros like any other weight"
-GGUF = "by its convert_hf_to_gguf.py; no sparse kernels; Q8_0 and Q4_0 keep zeros, types with a minimum do not"
+GGUF = "by its convert_hf_to_gguf.py; equal logits, zeros kept by Q8_0 and Q4_0, not by types with a minimum"
 ONNX = "by optimum-cli export onnx; equal logits, all zeros kept; sparse initializers are made dense on loading"
 OPENVINO = "by optimum-cli export openvino; equal logits, all zeros kept; times in benchmarks/RESULTS.md, Exports"
 COLUMNS = ("runtime", "loads", "faster", "tested here", "why")
-TESTED = ("transformers",)  # of the others, the verdicts come from their source and their maintainers
 RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
     "transformers": {
-        "dense": Verdict("yes", "-", "what the others are compared with"),
-        "unstructured": Verdict("yes", "no", NO_KERNEL),
-        "2:4": Verdict("yes", "no", f"{NO_KERNEL}; on CUDA see torch semi-structured"),
-        "N:M": Verdict("yes", "no", NO_KERNEL),
-        "quantized": Verdict("yes", "no", "needs compressed-tensors; smaller on disk, unpacked before it computes"),
+        "dense": Verdict("yes", "-", "what the others are compared with", tested=True),
+        "unstructured": Verdict("yes", "no", NO_KERNEL, tested=True),
+        "2:4": Verdict("yes", "no", f"{NO_KERNEL}; on CUDA see torch semi-structured", tested=True),
+        "N:M": Verdict("yes", "no", NO_KERNEL, tested=True),
+        "quantized": Verdict(
+            "yes", "no", "needs compressed-tensors; smaller on disk, unpacked before it computes", tested=True
+        ),
     },
     "vLLM": {
         "dense": Verdict("yes", "-", "an ordinary checkpoint"),
@@ -63,23 +65,23 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
         "quantized": Verdict("no", "-", "no format for packed integer groups"),
     },
     "llama.cpp": {
-        "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py"),
-        "unstructured": Verdict("converted", "no", GGUF),
-        "2:4": Verdict("converted", "no", GGUF),
+        "dense": Verdict("converted", "-", "by its convert_hf_to_gguf.py", tested=True),
+        "unstructured": Verdict("converted", "no", GGUF, tested=True),
+        "2:4": Verdict("converted", "no", GGUF, tested=True),
         "N:M": Verdict("converted", "no", GGUF),
         "quantized": Verdict("converted", "no", "its converter unpacks groups, not whole rows; quantize again in GGUF"),
     },
     "ONNX Runtime": {
-        "dense": Verdict("converted", "-", "by optimum-cli export onnx"),
-        "unstructured": Verdict("converted", "no", ONNX),
-        "2:4": Verdict("converted", "no", ONNX),
+        "dense": Verdict("converted", "-", "by optimum-cli export onnx", tested=True),
+        "unstructured": Verdict("converted", "no", ONNX, tested=True),
+        "2:4": Verdict("converted", "no", ONNX, tested=True),
         "N:M": Verdict("converted", "no", ONNX),
         "quantized": Verdict("no", "-", "no export of packed weights is known; quantize the ONNX model"),
     },
     "OpenVINO": {
-        "dense": Verdict("converted", "-", "by optimum-cli export openvino"),
-        "unstructured": Verdict("converted", "no", OPENVINO),
-        "2:4": Verdict("converted", "no", OPENVINO),
+        "dense": Verdict("converted", "-", "by optimum-cli export openvino", tested=True),
+        "unstructured": Verdict("converted", "no", OPENVINO, tested=True),
+        "2:4": Verdict("converted", "no", OPENVINO, tested=True),
         "N:M": Verdict("converted", "no", "by optimum-cli export openvino; not measured"),
         "quantized": Verdict("no", "-", "no export of packed weights is known; export with --weight-format int8"),
     },
@@ -118,7 +120,7 @@ def _rows(kind: str) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for name, verdicts in RUNTIMES.items():
         verdict = verdicts[kind]
-        tested = "yes" if name in TESTED else "no"
+        tested = "yes" if verdict.tested else "no"
         lines.append((name, verdict.loads, verdict.faster, tested, verdict.why))
     return lines
 
