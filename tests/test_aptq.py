@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from optimum_barber.base.errors import BarberError
+from optimum_barber.checkpoints.record import read_record
 from optimum_barber.checkpoints.verify import verify_checkpoint
+from optimum_barber.cli import main
 from optimum_barber.integrations.quantization.attention import (
     attention_statistics,
+    fused_units,
     mean_bits,
     mixed_bits,
     sensitivities,
@@ -17,7 +20,9 @@ from optimum_barber.integrations.quantization.attention import (
 )
 from optimum_barber.integrations.quantization.quantize import quantize_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
+from optimum_barber.models.linears import linear_shapes
 from optimum_barber.models.source import ModelSource
+from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.shrink.scan import dense_pass
 from optimum_barber.text.windows import TokenWindows
 
@@ -29,29 +34,19 @@ LENGTH = 5
 
 
 def exact_gram(model, window, name):
-    """Sum over tokens of c_t x_t x_t^T, c_t = mean over rows of |dF / dy_t|^2, out of the whole Jacobian."""
+    """Mean over the rows w of the sum over the entries f of F of (df / dw)^T (df / dw), out of the whole Jacobian."""
     attention = model.model.layers[0].self_attn
-    linear, seen = getattr(attention, name), {}
-
-    def replaced(_, args, output):
-        seen["x"], seen["y"] = args[0].detach()[0], output.detach().requires_grad_()
-        return seen["y"]
-
-    handles = [
-        linear.register_forward_hook(replaced),
-        attention.o_proj.register_forward_pre_hook(lambda _, args: seen.update(heads=args[0])),
-    ]
+    weight, seen = getattr(attention, name).weight.requires_grad_(), []
+    handle = attention.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(window)
-    for handle in handles:
-        handle.remove()
-    squares = torch.zeros_like(seen["y"])
-    for entry in seen["heads"].flatten():
-        (slope,) = torch.autograd.grad(entry, seen["y"], retain_graph=True, allow_unused=True)
-        squares += 0 if slope is None else slope.square()
-    gram = torch.zeros(seen["x"].shape[1], seen["x"].shape[1])
-    for x, square in zip(seen["x"], squares[0], strict=True):
-        gram += square.mean() * torch.outer(x, x)
-    return gram
+    handle.remove()
+    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    for entry in seen[0].flatten():
+        (slope,) = torch.autograd.grad(entry, weight, retain_graph=True)
+        for row in slope.double():
+            gram += torch.outer(row, row) / len(slope)
+    weight.requires_grad_(False)
+    return gram.float()
 
 
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
@@ -108,8 +103,24 @@ SENSITIVITY = {"a": 1.0, "b": 4.0, "c": 3.0, "d": 2.0}
     ],
 )
 def test_the_most_sensitive_get_more_bits_as_far_as_they_fit(average, expected):
-    bits = mixed_bits(SENSITIVITY, SIZES, average)
+    alone = [[name] for name in SIZES]
+    bits = mixed_bits(alone, SENSITIVITY, SIZES, average, QuantizeSettings(method="aptq", average_bits=average).widths)
     assert bits == expected and mean_bits(bits, SIZES) <= average
+
+
+def test_units_get_the_same_bits_by_the_mean_of_their_weights():
+    assert mixed_bits([["a", "d"], ["b"], ["c"]], SENSITIVITY, SIZES, 3, (2, 4)) == {"a": 2, "b": 4, "c": 4, "d": 2}
+    assert mixed_bits([["a", "b"], ["c", "d"]], SENSITIVITY, SIZES, 3.4, (2, 4)) == {"a": 4, "b": 4, "c": 2, "d": 2}
+
+
+def test_what_runtimes_fuse_is_a_unit():
+    source = ModelSource(tiny_model())
+    units = fused_units(structure_of(source), list(linear_shapes(source)))
+    assert sorted(map(len, units)) == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"] in units
+    assert [f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up")] in units
+    fused = ModelSource(tiny_model("phi3"))
+    assert all(len(unit) == 1 for unit in fused_units(structure_of(fused), list(linear_shapes(fused))))
 
 
 @pytest.mark.parametrize("average", [3, 4, 5.5])
@@ -122,12 +133,29 @@ def test_an_average_is_kept_and_no_zero_is_lost(average, tmp_path, tokenizer):
     assert outcome.faults == [] and outcome.zeros == outcome.pruned > 0
     groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert len(groups) == (1 if average == 4 else 2)
+    (step,) = read_record(tmp_path / "out").steps
+    assert step["mean_bits"] == figures["bits"] and "bits" not in step
+
+
+def test_a_recipe_mixes_bits(tmp_path, model_dir):
+    stages = [{"quantize": {"method": "aptq", "average_bits": 3, "group_size": 16}}]
+    recipe = {"name": "mixed", "model": str(model_dir), "stages": stages, "output": str(tmp_path / "run")}
+    recipe |= {"calibration": {"texts": ["pydoc"], "samples": 2, "sequence_length": 16}, "dtype": "bfloat16"}
+    (tmp_path / "mixed.json").write_text(json.dumps(recipe))
+    assert main(["run", str(tmp_path / "mixed.json"), "--quiet"]) == 0
+    config = json.loads((tmp_path / "run" / "01-quantize" / "model" / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"].values()
+    assert config["dtype"] == "bfloat16" and [group["weights"]["num_bits"] for group in groups] == [2, 4]
+    recipe["stages"][0]["quantize"]["bits"] = 4
+    (tmp_path / "mixed.json").write_text(json.dumps(recipe))
+    with pytest.raises(BarberError, match="average_bits 3 excludes bits and bits_of"):
+        run_recipe(tmp_path / "mixed.json", quiet=True)
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="average_bits 3 goes with method aptq, not with gptq"):
         QuantizeSettings(average_bits=3)
-    with pytest.raises(ValueError, match="average_bits excludes bits and bits_of"):
+    with pytest.raises(ValueError, match="average_bits 3 excludes bits and bits_of"):
         QuantizeSettings(method="aptq", average_bits=3, bits=4)
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         QuantizeSettings(method="aptq", average_bits=1.5)
@@ -135,6 +163,11 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, tokenizer):
     unknown = QuantizeSettings(group_size=16, bits_of={"*.w1": 8})
     with pytest.raises(BarberError, match=r"bits_of '\*\.w1' matches no Linear"):
         quantize_model(source, tmp_path / "out", unknown, WINDOWS, quiet=True)
+    shadowed = QuantizeSettings(group_size=16, bits_of={"*proj": 2, "*.down_proj": 8})
+    with pytest.raises(BarberError, match=r"bits_of '\*\.down_proj' decides nothing: globs before it"):
+        quantize_model(source, tmp_path / "out", shadowed, WINDOWS, quiet=True)
+    with pytest.raises(ValueError, match="sweeps goes with gptq and aptq, not with round-to-nearest"):
+        QuantizeSettings(method="round-to-nearest", sweeps=1)
 
 
 def test_a_family_whose_attention_is_unknown_is_refused(monkeypatch):
@@ -145,5 +178,5 @@ def test_a_family_whose_attention_is_unknown_is_refused(monkeypatch):
         "optimum_barber.integrations.quantization.attention.architecture_of",
         lambda model: replace(source.architecture, structure=None),
     )
-    with pytest.raises(BarberError, match="method 'aptq' does not know the attention of llama"):
+    with pytest.raises(BarberError, match="does not know the attention of llama: give gptq, or a model of gemma, "):
         structure_of(source)

@@ -15,6 +15,7 @@ from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.integrations.quantization.quantize import (
     ANY_PATTERN,
     MaskedQuantizer,
+    fill_dead,
     quantize_blocks,
     quantize_model,
 )
@@ -199,6 +200,52 @@ def test_inputs_that_were_never_seen_leave_rounding(pruned):
     form = IntegerFormat(4, 16, torch.float32)
     assert torch.equal(made.keep, opened.keep(name))
     assert torch.equal(made.weight, round_to_nearest(weight, made.keep, form).dequantize())
+
+
+def test_inputs_that_were_never_seen_do_not_drown_small_ones_in_damping():
+    small = 1e-3 * torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    gram = small.t() @ small
+    gram[3] = gram[:, 3] = 0
+    expected = gram.diagonal()[gram.diagonal() > 0].mean()
+    fill_dead(gram)
+    assert gram[3, 3] == expected and gram.diagonal().mean() == pytest.approx(float(expected), rel=1e-5)
+    none = torch.zeros(4, 4)
+    fill_dead(none)
+    assert torch.equal(none, torch.eye(4))
+
+
+def test_another_tools_zeros_stay_without_a_record(tmp_path, tokenizer):
+    model = tiny_model()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[::2, ::3] = 0
+    model.save_pretrained(tmp_path / "zeros")
+    tokenizer.save_pretrained(tmp_path / "zeros")
+    quantize_model(tmp_path / "zeros", tmp_path / "out", QuantizeSettings(group_size=16), WINDOWS, quiet=True)
+    made = SafetensorsWeights.open(tmp_path / "out").linear("model.layers.0.mlp.up_proj")
+    assert not made[::2, ::3].any() and made.count_nonzero() > 0.3 * made.numel()
+
+
+def test_an_output_is_neither_the_input_nor_replaced_unasked(pruned, tmp_path):
+    settings = QuantizeSettings(group_size=16)
+    before = {path.name: path.read_bytes() for path in pruned.iterdir()}
+    with pytest.raises(BarberError, match="is the input"):
+        quantize_model(pruned, pruned, settings, WINDOWS, quiet=True, overwrite=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "note.txt").touch()
+    with pytest.raises(BarberError, match="is not empty"):
+        quantize_model(pruned, tmp_path / "out", settings, WINDOWS, quiet=True)
+    quantize_model(pruned, tmp_path / "out", settings, WINDOWS, quiet=True, overwrite=True, dtype="bfloat16")
+    assert not (tmp_path / "out" / "note.txt").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {path.name: path.read_bytes() for path in pruned.iterdir()} == before
+
+
+def test_a_failure_while_it_writes_leaves_nothing(pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_barber.integrations.quantization.quantize.carry_masks", None)
+    with pytest.raises(TypeError):
+        quantize_model(pruned, tmp_path / "out", QuantizeSettings(group_size=16), WINDOWS, quiet=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_are_the_originals(tmp_path, tokenizer):

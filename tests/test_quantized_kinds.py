@@ -48,16 +48,10 @@ def pruned(folder, tokenizer, kind, dtype=torch.float32):
     return folder / "sparse"
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_transformers_loads_the_logits_that_were_measured_and_every_zero(tmp_path, tokenizer, kind):
-    size, ignore, count = CASES[kind]
-    dtype = torch.bfloat16 if kind in ("qwen3_moe", "lfm2") else torch.float32
-    sparse, output = pruned(tmp_path, tokenizer, kind, dtype), tmp_path / "out"
-    settings = QuantizeSettings(group_size=size, ignore=ignore)
+def check_loaded(sparse, output, settings):
+    """Plain transformers and this package load the logits that quantizing in memory gives, and every zero."""
     opened = PrunedModel.load(sparse)
     quantize_blocks(opened, settings, WINDOWS, quiet=True)
-    figures = quantize_model(sparse, output, settings, WINDOWS, quiet=True)
-    assert figures["modules"] == count and figures["bytes_after"] < figures["bytes_before"]
     for model in (
         auto_class(opened.model.config).from_pretrained(output).eval(),
         load_model(resolve_model(str(output)), quantized=True),
@@ -66,6 +60,45 @@ def test_transformers_loads_the_logits_that_were_measured_and_every_zero(tmp_pat
             assert torch.equal(model(WINDOWS.tokens).logits, opened.model(WINDOWS.tokens).logits)
     outcome = verify_checkpoint(output)
     assert not outcome.faults and outcome.zeros == outcome.pruned > 0
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_transformers_loads_the_logits_that_were_measured_and_every_zero(tmp_path, tokenizer, kind):
+    size, ignore, count = CASES[kind]
+    dtype = torch.bfloat16 if kind in ("qwen3_moe", "lfm2") else torch.float32
+    sparse, output = pruned(tmp_path, tokenizer, kind, dtype), tmp_path / "out"
+    settings = QuantizeSettings(group_size=size, ignore=ignore)
+    figures = quantize_model(sparse, output, settings, WINDOWS, quiet=True)
+    assert figures["modules"] == count and figures["bytes_after"] < figures["bytes_before"]
+    check_loaded(sparse, output, settings)
+
+
+MIXED = {
+    "experts of more bits": ("qwen3_moe", {"*experts*": 8}),
+    "experts of fewer bits, all projections": ("mixtral", {"*self_attn*": 8, "*": 2}),
+    "attention of fewer bits": ("mixtral", {"*.v_proj": 2}),
+    "shared experts of their own bits": ("deepseek_v3", {"*.shared_experts.*": 8, "*.experts.*": 2}),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_transformers_loads_what_was_measured_where_bits_differ(tmp_path, tokenizer, case):
+    kind, bits_of = MIXED[case]
+    sparse, output = pruned(tmp_path, tokenizer, kind), tmp_path / "out"
+    settings = QuantizeSettings(group_size=16, bits_of=bits_of)
+    quantize_model(sparse, output, settings, WINDOWS, quiet=True)
+    check_loaded(sparse, output, settings)
+
+
+@pytest.mark.parametrize("bits_of", [{"*.w2": 8}, {"*.experts.0.*": 8}])
+def test_experts_of_different_bits_are_refused(tmp_path, tokenizer, bits_of):
+    dense = dense_checkpoint(tmp_path / "dense", tokenizer, "mixtral")
+    settings = QuantizeSettings(group_size=16, bits_of=bits_of)
+    with pytest.raises(
+        BarberError, match=r"bits of experts are 4 of model\..* and 8 of model\..*: transformers decodes"
+    ):
+        quantize_model(dense, tmp_path / "out", settings, WINDOWS, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_expert_is_quantized_by_the_tokens_that_its_router_sends(tmp_path, tokenizer):

@@ -12,7 +12,10 @@ from optimum_barber.checkpoints.verify import Verification
 from optimum_barber.cli import main
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.document import find_recipe
+from optimum_barber.runs.recipe.runner import _fingerprint_of
+from optimum_barber.runs.recipe.stage import STAGES
 from optimum_barber.runs.recipe.stages.prune import PruneStage
+from optimum_barber.runs.recipe.validation import read_recipe
 
 from .killer import killed
 
@@ -75,6 +78,13 @@ def test_a_second_run_redoes_only_what_changed(recipe):
     assert changed.reused == ["01-prune"]
     back = run_recipe(recipe, ["evaluate.windows=3", "rebuild.rounds=1"], quiet=True)
     assert back.reused == ["01-prune", "02-rebuild"]
+
+
+def test_the_order_of_globs_counts(recipe):
+    shared = read_recipe(recipe)
+    globs = {"*.down_proj": 8, "*proj": 2}
+    stages = [STAGES["quantize"](bits_of=bits_of) for bits_of in (globs, dict(reversed(globs.items())))]
+    assert len({_fingerprint_of(shared, stage, "start") for stage in stages}) == 2
 
 
 def test_a_changed_text_or_model_is_noticed(recipe, tmp_path, text_file):

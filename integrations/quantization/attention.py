@@ -1,9 +1,11 @@
 """APTQ (arXiv 2402.14866): Hessians of attention projections by attention's output, and the bits that follow."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from optimum_barber.base.errors import BarberError
-from optimum_barber.models.architectures import Structure, architecture_of
+from optimum_barber.models.architectures import ARCHITECTURES, Structure, architecture_of
 from optimum_barber.models.blocks import DecoderLayer
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.trial import Trial
@@ -20,6 +22,7 @@ from optimum_barber.tensors.input_statistics import InputStatistics
 from optimum_barber.tensors.sums import Products
 
 NORM = frozenset({"input_norm"})
+DRAWS = 4  # of signs for each window
 
 
 @dataclass
@@ -41,6 +44,18 @@ class Capture:
         self.inputs[name] = args[0].detach().flatten(0, -2)
         self.outputs[name] = leaf = output.detach().requires_grad_()
         return leaf
+
+    def slopes(self, seed: int) -> dict[str, Tensor]:
+        """Return d(F . u) / dW of every projection for random signs u, (out, in), over the root of out * `DRAWS`."""
+        assert self.heads is not None
+        with torch.enable_grad():
+            product = (self.heads * random_signs(self.heads, seed)).sum()
+        gradients = torch.autograd.grad(product, list(self.outputs.values()), retain_graph=True)
+        slopes = {}
+        for name, gradient in zip(self.outputs, gradients, strict=True):
+            rows = gradient.flatten(0, -2).t()
+            slopes[name] = rows @ self.inputs[name] / math.sqrt(len(rows) * DRAWS)
+        return slopes
 
     def reached(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Keep what the output projection is given."""
@@ -66,8 +81,10 @@ def structure_of(source: ModelSource) -> Structure:
     """
     structure = architecture_of(source.model).structure
     if structure is None:
+        known = [name for name, architecture in ARCHITECTURES.items() if architecture.structure is not None]
         raise BarberError(
-            f"method 'aptq' does not know the attention of {source.model_type}: give gptq, or bits_of by glob"
+            f"method 'aptq' does not know the attention of {source.model_type}: give gptq, or a model of "
+            + ", ".join(known)
         )
     return structure
 
@@ -75,9 +92,9 @@ def structure_of(source: ModelSource) -> Structure:
 def attention_statistics(structure: Structure, layer: DecoderLayer, trial: Trial) -> dict[str, InputStatistics]:
     """Return the Gram matrices of the projections of queries, keys and values by what they do to attention's output F.
 
-    Around the weights w of one row, |F(w + d) - F(w)|^2 is about d^T H d with H = sum over tokens t of c_t x_t x_t^T,
-    c_t = |dF / dy_t|^2 for the row's output y_t at the token (Levenberg-Marquardt). All rows get the mean c_t of the
-    Linear. It is estimated by one random sign vector u for each window: E (dF / dy_t . u)^2 = |dF / dy_t|^2.
+    Around the weights w of one row, |F(w + d) - F(w)|^2 is about d^T H d with H = sum over the entries f of F of
+    (df / dw)^T (df / dw) (Levenberg-Marquardt). All rows get the mean H of the Linear. It is estimated by random sign
+    vectors u, `DRAWS` of them for each window: H is the mean of (dF.u / dw)^T (dF.u / dw) over them.
 
     Returns:
         By the Linear's name, `gram` = H, (in, in) float32; empty for blocks without attention.
@@ -92,14 +109,10 @@ def attention_statistics(structure: Structure, layer: DecoderLayer, trial: Trial
     for index, x in enumerate(trial.inputs):
         with captured(projections, output) as capture, torch.enable_grad():
             trial.forward(x)
-            assert capture.heads is not None
-            signs = random_signs(capture.heads, index)
-            gradients = torch.autograd.grad((capture.heads * signs).sum(), list(capture.outputs.values()))
-        for name, gradient in zip(capture.outputs, gradients, strict=True):
-            weight = gradient.flatten(0, -2).square().mean(1, keepdim=True).sqrt()
-            scaled = weight * capture.inputs[name]
-            grams[name].add(scaled, scaled)
-        tokens += gradients[0][..., 0].numel()
+        for draw in range(DRAWS):
+            for name, slopes in capture.slopes(DRAWS * index + draw).items():
+                grams[name].add(slopes, slopes)
+        tokens += len(capture.inputs[next(iter(projections))])
     return {name: InputStatistics(gram=gram.over(trial.ranks), tokens=tokens) for name, gram in grams.items()}
 
 
@@ -137,23 +150,50 @@ def mean_trace(trace: float, linear: nn.Linear, tokens: int) -> float:
     return 2 * trace / (linear.in_features * max(tokens, 1))
 
 
-def mixed_bits(sensitivity: Mapping[str, float], sizes: Mapping[str, int], average: float) -> dict[str, int]:
-    """Return 2 or 4 bits for every Linear, or 4 or 8, so that a weight has at most `average` bits in the mean.
+def fused_units(structure: Structure, names: Sequence[str]) -> list[list[str]]:
+    """Group Linears that runtimes fuse into one matrix: queries, keys and values of a layer, and its gate and up."""
+    units: dict[str, list[str]] = {}
+    for name in names:
+        unit = name
+        for parts in (structure.attention, structure.makers):
+            for part in parts:
+                if name.endswith(f".{part}"):
+                    unit = name.removesuffix(part) + parts[0]
+        units.setdefault(unit, []).append(name)
+    return list(units.values())
 
-    The most sensitive Linears get the more, as long as they fit.
+
+def mixed_bits(
+    units: Sequence[Sequence[str]],
+    sensitivity: Mapping[str, float],
+    sizes: Mapping[str, int],
+    average: float,
+    widths: tuple[int, int],
+) -> dict[str, int]:
+    """Return the fewer or the more bits for every Linear, so that a weight has at most `average` bits in the mean.
+
+    The most sensitive units get the more, as long as they fit.
 
     Args:
+        units: Linears that get the same bits; a unit is as sensitive as its weights in the mean.
         sensitivity: by Linear.
         sizes: weights of each Linear.
-        average: from 2 to 8.
+        average: from the fewer bits to the more.
+        widths: the fewer and the more bits.
     """
-    low, high = (2, 4) if average < 4 else (4, 8)
+    low, high = widths
     bits = dict.fromkeys(sizes, low)
     room = (average - low) / (high - low) * sum(sizes.values())
-    for name in sorted(sizes, key=lambda name: sensitivity[name], reverse=True):
-        if sizes[name] <= room * (1 + 1e-9):
-            bits[name] = high
-            room -= sizes[name]
+    ranked: list[tuple[float, int, Sequence[str]]] = []
+    for unit in units:
+        weights = sum(sizes[name] for name in unit)
+        trace = sum(sensitivity[name] * sizes[name] for name in unit)
+        ranked.append((trace / weights, weights, unit))
+    ranked.sort(key=itemgetter(0), reverse=True)
+    for _, weights, unit in ranked:
+        if weights <= room * (1 + 1e-9):
+            bits |= dict.fromkeys(unit, high)
+            room -= weights
     return bits
 
 

@@ -3,7 +3,7 @@
 import copy
 import io
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from optimum_barber.models.matrices import ROUTERS, is_transposed
 from optimum_barber.models.source import ModelSource
 
 FORMAT = "pack-quantized"
+EXPERTS = "re:.*\\.experts\\..*"  # by such a target transformers knows the scheme of experts
 
 
 def check_packable(source: ModelSource, targets: Sequence[str]) -> None:
@@ -50,10 +51,29 @@ def check_readable(source: ModelSource, shapes: Mapping[str, tuple[int, int]], s
     tensors = tensors_of_files(source.model, values=False)
     scales = {name: torch.empty(rows, width // size, device="meta") for name, (rows, width) in shapes.items()}
     bits = trial.bits_by_name(shapes)
+    check_experts(source, bits)
+    if trial.average_bits is not None:  # any bits that differ
+        bits = {name: trial.widths[index % 2] for index, name in enumerate(shapes)}
     pack(tensors, scales, trial, bits)
     reason = _load(source.model, tensors, quantization_config(source, trial, bits))
     if reason:
         raise BarberError(f"quantization is not supported for {source.model_type}: {_cause(source, shapes) or reason}")
+
+
+def check_experts(source: ModelSource, bits: Mapping[str, int]) -> None:
+    """Refuse experts of different bits: transformers decodes all of them by one scheme."""
+    first: dict[int, str] = {}
+    for name in sorted(routed_experts(source, bits)):
+        first.setdefault(bits[name], name)
+    if len(first) > 1:
+        told = " and ".join(f"{width} of {name}" for width, name in sorted(first.items()))
+        raise BarberError(f"bits of experts are {told}: transformers decodes all by one scheme, give all the same")
+
+
+def routed_experts(source: ModelSource, names: Iterable[str]) -> set[str]:
+    """Return those matrices that belong to experts to which a router sends tokens."""
+    linears = matrices_of_model(source)
+    return {name for name in names if getattr(linears[name], "expert", None) is not None}
 
 
 def _obstacle(name: str, linear: nn.Linear, tensors: Mapping[str, Tensor]) -> str | None:
@@ -142,22 +162,30 @@ def quantization_config(source: ModelSource, settings: QuantizeSettings, bits: M
         if (router or isinstance(module, nn.Linear)) and name not in packed:
             pieces = source.names.of_parameter(f"{name}.weight", module.get_parameter("weight"))
             ignored |= dict.fromkeys([pieces[0].matrix, name])
+    groups = _groups(settings, bits, modules, routed_experts(source, bits))
     return QuantizationConfig(
-        config_groups=_groups(settings, bits, modules), ignore=list(ignored), format=FORMAT,
+        config_groups=groups, ignore=list(ignored), format=FORMAT,
         quantization_status=QuantizationStatus.COMPRESSED,
     )  # fmt: skip
 
 
-def _groups(settings: QuantizeSettings, bits: Mapping[str, int], modules: Mapping[str, str]) -> dict[str, Any]:
-    """Return a scheme for each number of bits; where there are several, with its matrices by name."""
+def _groups(
+    settings: QuantizeSettings, bits: Mapping[str, int], modules: Mapping[str, str], experts: Collection[str]
+) -> dict[str, Any]:
+    """Return a scheme for each number of bits; where there are several, with its matrices by name.
+
+    That of the experts comes first, with a pattern: transformers decodes experts by the first scheme that has one.
+    """
     widths = sorted(set(bits.values()))
     if len(widths) == 1:
         return {"group_0": _scheme(settings, widths[0], ["Linear"])}
+    of_experts = {bits[name] for name in experts}
+    widths.sort(key=lambda width: width not in of_experts)
     groups = {}
     for index, width in enumerate(widths):
-        targets: dict[str, None] = {}
+        targets: dict[str, None] = {EXPERTS: None} if width in of_experts else {}
         for name in bits:
-            if bits[name] == width:
+            if bits[name] == width and name not in experts:
                 targets |= dict.fromkeys([modules.get(name, name), name])
         groups[f"group_{index}"] = _scheme(settings, width, list(targets))
     return groups

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from optimum_barber.base.errors import MissingExtraError
+from optimum_barber.base.errors import BarberError, MissingExtraError
+from optimum_barber.base.output import check_output, staged
 from optimum_barber.checkpoints.card import Step, write_card
 from optimum_barber.checkpoints.pruned import PrunedModel, carry_masks
 from optimum_barber.integrations.quantization.attention import (
     attention_statistics,
+    fused_units,
     mean_bits,
     mixed_bits,
     sensitivities,
@@ -34,6 +35,7 @@ from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.device import summing_device
 from optimum_barber.models.file_names import tensors_of_files
 from optimum_barber.models.linears import check_globs, check_weights, linear_shapes, target_names
+from optimum_barber.models.loading import resolve_model
 from optimum_barber.models.source import ModelSource
 from optimum_barber.prune.pipeline import BlockReport, Plan, prune
 from optimum_barber.prune.producers import LinearInput, Produced, Producer
@@ -63,7 +65,7 @@ class MaskedQuantizer:
     def __call__(self, linear: LinearInput) -> Produced:
         """Return mask and dequantized weights of one Linear."""
         record = self.opened.record
-        keep = torch.ones_like(linear.weight, dtype=torch.bool)
+        keep = linear.weight != 0  # without a record: another tool's zeros stay
         if record is not None and linear.name in record.modules:
             keep = self.opened.keep(linear.name).to(keep.device)
         quantized = self._quantize(linear, keep)
@@ -76,53 +78,68 @@ class MaskedQuantizer:
         if linear.statistics.gram is None:
             return round_to_nearest(linear.weight, keep, form)
         gram = linear.statistics.gram.clone()
-        gram.diagonal()[gram.diagonal() == 0] = 1  # inputs that are always zero: their weights cause no error
+        fill_dead(gram)
         factor = inverse_factor(gram, settings.damping, linear.name)
         first = gptq(linear.weight, keep, factor, form, settings.block_size)
         gram.diagonal().add_(settings.damping * gram.diagonal().mean())
         return descend(linear.weight, keep, first, gram, form, settings.sweeps, settings.block_size)
 
 
+def fill_dead(gram: Tensor) -> None:
+    """Give inputs that are always zero the mean diagonal entry of the others: their weights cause no error."""
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1 if dead.all() else diagonal[~dead].mean()
+
+
 def quantize_model(
     model: str | Path,
-    output: Path,
+    output: str | Path,
     settings: QuantizeSettings,
     windows: TokenWindows,
     quiet: bool = False,
     device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Quantize all Linears of the decoder blocks and write a compressed-tensors checkpoint, masks and record with it.
 
     Args:
         model: a pruned checkpoint, or any dense model: hub id, directory, GGUF file or `installed:PACKAGE`.
-        output: the directory to write into, made if need be.
+        output: the directory to write, which appears when all is done.
         settings: method and format.
         windows: calibration tokens.
         quiet: no progress bar.
         device: where blocks are worked on.
+        dtype: of scales and of all that is not quantized; `auto`: as stored.
+        overwrite: whether what `output` holds may be replaced.
 
     Returns:
         `error`, the sum of the blocks' output errors E; `seconds`; `bytes_before` and `bytes_after` of all weights;
         `modules`, how many were quantized; `bits`, of a weight in the mean; `blocks`, name, error and seconds of each.
 
     Raises:
-        BarberError: no compressed-tensors, a group size that does not divide a width, an unknown glob, sick weights.
+        BarberError: no compressed-tensors, a group size that does not divide a width, an unknown glob, sick weights, or
+            an output that is not empty or is the input.
     """
     started = time.perf_counter()
-    opened = PrunedModel.load(model)
+    output = check_output(output, overwrite, [resolve_model(model).path])
+    opened = PrunedModel.load(model, dtype)
     quantizer, reports = quantize_blocks(opened, settings, windows, quiet, device)
     source, tensors = ModelSource(opened.model), tensors_of_files(opened.model)
     before = sum(tensor.nbytes for tensor in tensors.values())
     pack(tensors, quantizer.scales, settings, quantizer.bits)
     after = sum(tensor.nbytes for tensor in tensors.values())
-    save_packed(output, opened, tensors, quantization_config(source, settings, quantizer.bits))
-    step = {"name": "quantize", **settings.model_dump(), "calibration": windows.as_dict()}
-    carry_masks(opened.reference.directory, output, step)
-    write_card(output, opened.reference, Step("quantize", settings.model_dump(exclude_unset=True)))
+    bits = mean_bits(quantizer.bits, sizes_of(source, quantizer.bits))
+    step = {"name": "quantize", **settings.as_dict(), "mean_bits": bits, "calibration": windows.as_dict()}
+    with staged(output) as stage:
+        save_packed(stage, opened, tensors, quantization_config(source, settings, quantizer.bits))
+        carry_masks(opened.reference.directory, stage, step)
+        write_card(stage, opened.reference, Step("quantize", settings.model_dump(exclude_unset=True)))
     return {
         "error": sum(report.error_after for report in reports), "seconds": time.perf_counter() - started,
         "bytes_before": before, "bytes_after": after, "modules": len(quantizer.scales),
-        "bits": mean_bits(quantizer.bits, sizes_of(source, quantizer.bits)),
+        "bits": bits,
         "blocks": [{"block": r.block, "error": r.error_after, "seconds": r.seconds} for r in reports],
     }  # fmt: skip
 
@@ -160,7 +177,8 @@ def bits_of(source: ModelSource, settings: QuantizeSettings, windows: TokenWindo
     if settings.average_bits is None:
         return settings.bits_by_name(names)
     sensitivity = sensitivities(source, windows.tokens, quiet)
-    return mixed_bits(sensitivity, sizes_of(source, names), settings.average_bits)
+    units = fused_units(structure_of(source), names)
+    return mixed_bits(units, sensitivity, sizes_of(source, names), settings.average_bits, settings.widths)
 
 
 def sizes_of(source: ModelSource, names: Iterable[str]) -> dict[str, int]:
@@ -181,6 +199,10 @@ def check_quantizable(source: ModelSource, settings: QuantizeSettings) -> None:
     shapes = linear_shapes(source)
     targets = target_names(shapes, settings.ignore)
     check_globs("bits_of", list(settings.bits_of), targets)
+    deciding = {settings.glob_of(name) for name in targets}
+    for glob in settings.bits_of:
+        if glob not in deciding:
+            raise BarberError(f"bits_of {glob!r} decides nothing: globs before it match all its Linears")
     if settings.method == "aptq":
         structure_of(source)
     check_packable(source, targets)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,7 +11,7 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.base.fields import one_of
 
 METHODS = ("gptq", "round-to-nearest", "aptq")
-WIDTHS = (2, 4, 8)
+GPTQ_ALONE = {"damping", "sweeps", "block_size"}
 
 
 class QuantizeSettings(BaseModel):
@@ -32,8 +32,8 @@ class QuantizeSettings(BaseModel):
         None,
         ge=2,
         le=8,
-        description="aptq, instead of bits: largest mean over all weights; below 4 Linears get 2 or 4 bits, else 4 or "
-        "8, the most sensitive ones the more",
+        description="aptq, instead of bits: largest mean over the weights of all quantized Linears; below 4 they get 2 "
+        "or 4 bits, else 4 or 8, the most sensitive ones the more",
     )
     group_size: int | None = Field(
         128, description="consecutive inputs that share a scale, a divisor of every width; -1 or null: a whole row"
@@ -55,23 +55,44 @@ class QuantizeSettings(BaseModel):
         return None if size == -1 else size
 
     @model_validator(mode="after")
+    def _check_method(self) -> "QuantizeSettings":
+        unused = self.model_fields_set & GPTQ_ALONE if self.method == "round-to-nearest" else None
+        if unused:
+            raise BarberError(f"{min(unused)} goes with gptq and aptq, not with {self.method}")
+        return self
+
+    @model_validator(mode="after")
     def _check_bits(self) -> "QuantizeSettings":
         if self.average_bits is None:
             return self
         if self.method != "aptq":
             raise BarberError(f"average_bits {self.average_bits:g} goes with method aptq, not with {self.method}")
         if self.bits_of or "bits" in self.model_fields_set:
-            raise BarberError("average_bits excludes bits and bits_of: it chooses them")
+            raise BarberError(f"average_bits {self.average_bits:g} excludes bits and bits_of: it chooses them")
         return self
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The fewer and the more bits that a Linear can get under `average_bits`."""
+        assert self.average_bits is not None
+        return (2, 4) if self.average_bits < 4 else (4, 8)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings that count, for a record."""
+        unused = {"bits", "bits_of"} if self.average_bits is not None else set()
+        return self.model_dump(exclude=unused)
 
     def bits_by_name(self, names: Iterable[str]) -> dict[str, int]:
         """Return the bits of every Linear by `bits` and `bits_of`."""
         chosen: dict[str, int] = {}
         for name in names:
-            globs = (glob for glob in self.bits_of if fnmatchcase(name, glob))
-            glob = next(globs, None)
+            glob = self.glob_of(name)
             chosen[name] = self.bits if glob is None else self.bits_of[glob]
         return chosen
+
+    def glob_of(self, name: str) -> str | None:
+        """Return the glob of `bits_of` that decides the bits of a Linear."""
+        return next((glob for glob in self.bits_of if fnmatchcase(name, glob)), None)
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse a group size that does not divide the input width of every Linear.

@@ -49,7 +49,7 @@ RUNTIMES: dict[str, dict[str, Verdict]] = {  # by name, by kind out of `KINDS`
         "2:4": Verdict("yes", "no", "an ordinary checkpoint; its 2:4 kernels were removed in 2026 (PR 36799)"),
         "N:M": Verdict("yes", "no", "an ordinary checkpoint; no sparse kernels"),
         "quantized": Verdict(
-            "yes", "yes", "weight-only kernels for 4 and 8 bits read fewer bytes a token; zeros add nothing"
+            "yes", "yes", "weight-only kernels for 4 and 8 bits, not 2, read fewer bytes a token; zeros add nothing"
         ),
     },
     "torch semi-structured, CUDA": {

@@ -278,7 +278,7 @@ def produce(trial: Trial, plan: Plan) -> Masks:
     if plan.producer.needs:
         unreached = [name for name in trial.linears if not trial.statistics[name].tokens]
         if unreached:
-            message = "no token reaches %d of %d Linears of a block, such as %s: they are pruned by magnitude"
+            message = "no token reaches %d of %d Linears of a block, such as %s: only the size of their weights counts"
             logger.warning(message, len(unreached), len(trial.linears), unreached[0])
     for name in trial.linears:
         stored = is_transposed(trial.linears[name])

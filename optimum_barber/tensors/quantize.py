@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHRINKS = tuple(1 - step / 40 for step in range(25))  # tried for every scale: 1, 0.975, ..., 0.4
+STEP = 1 / 40  # between the shares of max|w| / highest code that are tried as a scale
+STEPS = {2: 38, 4: 25, 8: 25}  # shares by bits: 1, 0.975, ..., 0.075 for 2, and down to 0.4
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def round_to_nearest(weight: Tensor, keep: Tensor, form: IntegerFormat) -> Quant
 
 
 def choose_scale(weight: Tensor, form: IntegerFormat) -> Tensor:
-    """The scale of each row by least squared error: of max|w| / highest code times each of `SHRINKS`, the best.
+    """The scale of each row by least squared error: the best share of max|w| / highest code, out of `STEPS`.
 
     Scales are rounded to the format's dtype before they are tried.
 
@@ -60,8 +61,8 @@ def choose_scale(weight: Tensor, form: IntegerFormat) -> Tensor:
     """
     largest = weight.abs().amax(1, keepdim=True) / form.highest
     best, least = torch.ones_like(largest, dtype=form.dtype), torch.full_like(largest, torch.inf)
-    for shrink in SHRINKS:
-        scale = (largest * shrink).to(form.dtype)
+    for step in range(STEPS[form.bits]):
+        scale = (largest * (1 - step * STEP)).to(form.dtype)
         scale[scale == 0] = 1
         error = (weight - scaled(nearest_codes(weight, scale, form), scale)).square_().sum(1, keepdim=True)
         better = error < least

@@ -93,7 +93,7 @@ def _fingerprint_of(recipe: Recipe, stage: Stage, start: str) -> str:
     shared = recipe.model_dump(include={"calibration", "device", "dtype"})
     shared["precision"] = stated_precision(recipe.precision, choose_device(recipe.device))
     files = [path_digest(name) for name in (*recipe.calibration.texts, *stage.texts(), *stage.files())]
-    return digest([__version__, stage.kind, stage.model_dump(), shared, start, files])
+    return digest([__version__, stage.kind, stage.model_dump_json(), shared, start, files])
 
 
 def run_recipe(

@@ -135,8 +135,12 @@ class Stage(BaseModel):
     reshapes: ClassVar[bool] = False
 
     def part(self, settings: type[Settings]) -> Settings:
-        """Return those settings of the stage that are fields of `settings`."""
-        return settings(**{name: getattr(self, name) for name in settings.model_fields})
+        """Return those settings of the stage that are fields of `settings`; what a recipe leaves out stays unset."""
+        chosen = {}
+        for name in settings.model_fields:
+            if name in self.model_fields_set:
+                chosen[name] = getattr(self, name)
+        return settings(**chosen)
 
     def files(self) -> list[str]:
         """Return files and directories that the stage reads, beside its model."""

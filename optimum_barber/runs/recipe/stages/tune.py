@@ -198,5 +198,5 @@ class QuantizeStage(Stage, QuantizeSettings):
         )  # fmt: skip
         return quantize_model(
             context.input_model, context.output_model, self.part(QuantizeSettings), windows, quiet=context.quiet,
-            device=context.shared.device,
+            device=context.shared.device, dtype=context.shared.dtype,
         )  # fmt: skip
