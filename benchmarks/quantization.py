@@ -20,7 +20,7 @@ from optimum_barber.integrations.quantization.quantize import quantize_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 
-from .table import emit, evaluation_windows, windows_of
+from .table import add_windows, emit, evaluation_windows, windows_of
 
 ROWS = ["gptq", "aptq", "aptq average_bits=3.5", "aptq average_bits=5", "gptq bits=8"]
 COLUMNS = ("method", "bits in the mean", "perplexity", "zeros lost", "seconds")
@@ -30,14 +30,10 @@ def main() -> int:
     """Run the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a pruned checkpoint")
-    parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", nargs="+", required=True, help="one text or several")
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
+    add_windows(parser)
     args = parser.parse_args()
 
     tokenizer = load_tokenizer(resolve_model(args.model))

