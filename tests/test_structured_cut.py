@@ -6,6 +6,7 @@ import transformers
 
 from optimum_barber import BarberShrinker, ShrinkConfig
 from optimum_barber.base.errors import BarberError
+from optimum_barber.models.measure import cache_argument
 from optimum_barber.models.source import ModelSource
 from optimum_barber.shrink.cut import cut_model, smaller_config
 from optimum_barber.shrink.units import CHANNELS, HEADS, structure_of, units_of
@@ -95,7 +96,7 @@ def test_a_small_model_decodes_with_its_cache():
     small, *_ = cut(model)
     whole = small(windows).logits[0, -1]
     cache = small(windows[:, :-1], use_cache=True).past_key_values
-    assert torch.allclose(small(windows[:, -1:], past_key_values=cache).logits[0, -1], whole, atol=1e-5)
+    assert torch.allclose(small(windows[:, -1:], **{cache_argument(small): cache}).logits[0, -1], whole, atol=1e-5)
 
 
 def test_a_llama_that_its_config_refuses_becomes_the_same_mistral():

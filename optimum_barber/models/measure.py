@@ -1,6 +1,7 @@
 """How large, how costly and how fast a causal LM is: parameters, bytes, MACs a token, prefill and decode latency."""
 
 import copy
+import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
         return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def decode(cache: Any) -> Any:
-        return model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return model(input_ids=ids[:, -1:], **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1)
 
     prefills, decodes = [], []
     for _ in range(warmup + repeats):
@@ -82,6 +83,11 @@ def latency(model: Any, prompt: int, batch: int = 1, repeats: int = 5, warmup: i
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
         "prefill": _spread(prefills[warmup:]), "decode": _spread(decodes[warmup:]),
     }  # fmt: skip
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward pass calls its cache, which transformers renamed in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

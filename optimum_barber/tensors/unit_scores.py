@@ -73,7 +73,7 @@ def exchange_units(matrix: Tensor, kept: Sequence[int], groups: int = 1, shortli
     """
     count = len(matrix)
     out = torch.ones(count, dtype=torch.bool, device=matrix.device)
-    out[list(kept)] = False
+    out[torch.tensor(kept, dtype=torch.long, device=out.device)] = False
     slope, own = matrix[:, out].sum(1), matrix.diagonal()
     group = torch.arange(count, device=matrix.device) // (count // groups)
     for _ in range(count):
