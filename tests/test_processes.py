@@ -183,7 +183,8 @@ def test_nothing_outlives_the_command(tmp_path, model_dir, text_file, sent, grou
     told = run.communicate(timeout=120)[1]
     assert run.returncode == status and len(processes) == 2
     assert "Traceback" not in IGNORED.sub("", told)
-    assert told.count("interrupted") == int(group)
+    if not IGNORED.search(told):  # there Python has swallowed the interrupt, and only the exit status tells it
+        assert told.count("interrupted") == int(group)
     ended_by = time.monotonic() + 60
     while any(map(alive, processes)):
         assert time.monotonic() < ended_by
