@@ -42,6 +42,7 @@ class Exported(ABC):
 
     Attributes:
         FORMATS: in which weights can be stored, float32 first.
+        place: a folder for all formats of the checkpoint.
     """
 
     FORMATS: ClassVar[tuple[str, ...]] = ("float32",)
@@ -77,7 +78,17 @@ def inputs_of(tokens: list[int]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
 
 
-class OpenVino(Exported):
+class ByOptimum(Exported):
+    """A model that optimum-cli exported and optimum opened."""
+
+    model: Any
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """See `Exported.logits`."""
+        return torch.as_tensor(self.model(**inputs_of(tokens)).logits)[0]
+
+
+class OpenVino(ByOptimum):
     """A model in OpenVINO on the CPU, its products in float32."""
 
     FORMATS = ("float32", "int8")
@@ -86,12 +97,9 @@ class OpenVino(Exported):
         super().__init__(checkpoint, place, weights)
         from optimum.intel import OVModelForCausalLM
 
-        optimum_cli("openvino", checkpoint, place, "--weight-format", "int8" if weights == "int8" else "fp32")
-        self.model = OVModelForCausalLM.from_pretrained(place, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
-
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        """See `Exported.logits`."""
-        return torch.as_tensor(self.model(**inputs_of(tokens)).logits)[0]
+        output = place / weights
+        optimum_cli("openvino", checkpoint, output, "--weight-format", "int8" if weights == "int8" else "fp32")
+        self.model = OVModelForCausalLM.from_pretrained(output, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
 
     def constants(self) -> Iterator[Any]:
         """See `Exported.constants`."""
@@ -100,7 +108,7 @@ class OpenVino(Exported):
                 yield node.get_data()
 
 
-class Onnx(Exported):
+class Onnx(ByOptimum):
     """A model in ONNX Runtime on the CPU."""
 
     def __init__(self, checkpoint: Path, place: Path, weights: str) -> None:
@@ -109,10 +117,6 @@ class Onnx(Exported):
 
         optimum_cli("onnx", checkpoint, place)
         self.model = ORTModelForCausalLM.from_pretrained(place)
-
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        """See `Exported.logits`."""
-        return torch.as_tensor(self.model(**inputs_of(tokens)).logits)[0]
 
     def constants(self) -> Iterator[Any]:
         """See `Exported.constants`."""
@@ -137,11 +141,12 @@ class LlamaCpp(Exported):
         super().__init__(checkpoint, place, weights)
         import llama_cpp
 
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         self.float32 = self.file = place / "float32.gguf"
-        converter = self.source / "convert_hf_to_gguf.py"
-        command = [sys.executable, converter, checkpoint, "--outtype", "f32", "--outfile", self.float32]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        if not self.float32.exists():  # the other formats are made of it
+            converter = self.source / "convert_hf_to_gguf.py"
+            command = [sys.executable, converter, checkpoint, "--outtype", "f32", "--outfile", self.float32]
+            subprocess.run(list(map(str, command)), check=True, capture_output=True)
         if weights != "float32":
             self.file = place / f"{weights}.gguf"
             how = llama_cpp.llama_model_quantize_default_params()
@@ -244,9 +249,9 @@ def main() -> int:
     print(f"| {' | '.join(COLUMNS)} |\n" + "| --- " * len(COLUMNS) + "|")
     with TemporaryDirectory() as folder:
         models: list[Exported] = []
-        for checkpoint in arguments.checkpoints:
+        for index, checkpoint in enumerate(arguments.checkpoints):
             for weights in formats:
-                models.append(runtime(checkpoint, Path(folder) / f"{len(models)}", weights))
+                models.append(runtime(checkpoint, Path(folder) / f"{index}", weights))
         faults = table(models)
     return 1 if arguments.check and faults else 0
 

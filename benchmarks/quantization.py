@@ -20,7 +20,7 @@ from optimum_barber.integrations.quantization.quantize import quantize_model
 from optimum_barber.integrations.quantization.settings import QuantizeSettings
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 
-from .table import add_windows, emit, evaluation_windows, windows_of
+from .table import add_windows, emit, evaluation_windows, windows_to_calibrate
 
 ROWS = ["gptq", "aptq", "aptq average_bits=3.5", "aptq average_bits=5", "gptq bits=8"]
 COLUMNS = ("method", "bits in the mean", "perplexity", "zeros lost", "seconds")
@@ -37,9 +37,8 @@ def main() -> int:
     args = parser.parse_args()
 
     tokenizer = load_tokenizer(resolve_model(args.model))
-    texts, args.evaluation = args.evaluation, args.evaluation[0]
-    _, calibration = windows_of(args, tokenizer)
-    evaluations = [evaluation_windows(text, args, tokenizer) for text in texts]
+    calibration = windows_to_calibrate(args, tokenizer)
+    evaluations = [evaluation_windows(text, args, tokenizer) for text in args.evaluation]
 
     def measured(model: str | Path) -> str:
         opened = load_model(resolve_model(str(model)), quantized=True)

@@ -106,11 +106,14 @@ def add_windows(parser: argparse.ArgumentParser) -> None:
 
 def windows_of(args: argparse.Namespace, tokenizer: Any) -> tuple[TokenWindows, TokenWindows]:
     """The windows to evaluate on and those to calibrate on, as the flags of a benchmark say."""
-    evaluation = evaluation_windows(args.evaluation, args, tokenizer)
-    calibration = calibration_windows(
+    return evaluation_windows(args.evaluation, args, tokenizer), windows_to_calibrate(args, tokenizer)
+
+
+def windows_to_calibrate(args: argparse.Namespace, tokenizer: Any) -> TokenWindows:
+    """The windows to calibrate on."""
+    return calibration_windows(
         [args.calibration], Encoder(tokenizer), samples=args.samples, length=args.sequence_length, seed=args.seed
     )
-    return evaluation, calibration
 
 
 def evaluation_windows(name: str, args: argparse.Namespace, tokenizer: Any) -> TokenWindows:

@@ -56,8 +56,8 @@ class QuantizeSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check_method(self) -> "QuantizeSettings":
-        unused = self.model_fields_set & GPTQ_ALONE if self.method == "round-to-nearest" else None
-        if unused:
+        unused = self.model_fields_set & GPTQ_ALONE
+        if unused and self.method == "round-to-nearest":
             raise BarberError(f"{min(unused)} goes with gptq and aptq, not with {self.method}")
         return self
 
