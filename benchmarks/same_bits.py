@@ -594,8 +594,9 @@ def refinement() -> Cases:
     unstructured = pruned(*HALF, "--rebuild", "swaps", to="first")
     cases["refine"] = [unstructured, barber(*refined), barber("verify", "out")]
     cases["refine-settings"] = [
-        unstructured, barber(*refined, "--rounds", "3", "--exchanges", "4", "--shrinkage", "0.1", "--base", model()),
-    ]  # fmt: skip
+        unstructured,
+        barber(*refined, "--steps", "6", "--batch-size", "2", "--exchanges", "4", "--shrinkage", "0.1"),
+    ]
     cases["refine-2:4"] = [pruned("--pattern", "2:4", "--rebuild", "none", to="first"), barber(*refined)]
     for name in ("opt", "gemma2", "llama-bfloat16"):
         cases[f"refine-{name}"] = [pruned(*HALF, "--rebuild", "none", of=name, to="first"), barber(*refined)]
@@ -663,7 +664,7 @@ def recipes() -> Cases:
     half = "  - prune: {producer: wanda, sparsity: 0.5}\n"
     cases["recipe-chain"] = recipe(
         "  - prune: {producer: wanda, pattern: 2:4}\n  - rebuild: {method: swaps+gauss-newton}\n"
-        "  - refine: {rounds: 1}\n" + lora + gptq + evaluate
+        "  - refine: {steps: 4}\n" + lora + gptq + evaluate
     )  # fmt: skip
     cases["recipe-rslora"] = recipe(
         half + "  - lora: {steps: 3, batch_size: 2, gradient_accumulation: 2, rank: 4, use_rslora: true, dropout: 0.1, "

@@ -22,8 +22,8 @@ from optimum_barber import BarberConfig, BarberSparsifier, SparsifyResult, perpl
 from optimum_barber.base.memory import peak_memory, reset_peak_memory, return_freed_buffers, trim
 from optimum_barber.models.loading import load_model, load_tokenizer, resolve_model
 from optimum_barber.prune.rebuild_settings import RebuildConfig
-from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.steps import refined
 from optimum_barber.prune.refine.whole import trial_of
 from optimum_barber.text.sources import read_texts
 from optimum_barber.text.tokens import Encoder
@@ -74,7 +74,7 @@ def main() -> int:
     columns = "producer", "rebuild", "pattern", "perplexity", "swaps", "sum of E", "seconds", "MiB"
     emit(f"| {' | '.join(columns)} |\n" + "| --- " * len(columns) + "|")
     for row in args.rows:
-        config, cells, rounds = config_of(row, args.sparsity)
+        config, cells, steps = config_of(row, args.sparsity)
         model.load_state_dict(weights)
         return_freed_buffers()
         trim()
@@ -83,9 +83,9 @@ def main() -> int:
         started = time.perf_counter()
         result = BarberSparsifier(model, tokenizer).sparsify(config, calibration, quiet=True)
         report = result.as_report()
-        if rounds:
+        if steps:
             model.load_state_dict(weights)
-            refine(model, result, rounds, calibration.tokens)
+            refine(model, result, steps, calibration.tokens)
         seconds, memory = time.perf_counter() - started, peak_memory() - resident
         actual = perplexity(model, evaluation, quiet=True).perplexity
         emit(
@@ -123,29 +123,29 @@ def evaluation_windows(name: str, args: argparse.Namespace, tokenizer: Any) -> T
 
 
 def config_of(row: str, sparsity: float) -> tuple[BarberConfig, list[str], int]:
-    """What a row means, its cells (producer, rebuild with further settings, pattern), and rounds of refinement."""
+    """What a row means, its cells (producer, rebuild with further settings, pattern), and steps of refinement."""
     producer, rebuild, *rest = row.split()
     name, arguments = PRODUCERS[producer]
     pairs = [word.split("=") for word in rest if "=" in word]
     further = {key: json.loads(value) if value.startswith("{") else value for key, value in pairs}
     pattern = next((word for word in rest if "=" not in word), None)
     cells = [producer, " ".join([rebuild, *(f"{key} {value}" for key, value in further.items())])]
-    rounds = int(further.pop("refine", 0))
+    steps = int(further.pop("refine", 0))
     own = {key: value for key, value in further.items() if key in RebuildConfig.model_fields}
     config = BarberConfig(
         producer=name, producer_args=arguments, rebuild={**REBUILDS.get(rebuild, {"method": rebuild}), **own},
         pattern=pattern, sparsity=None if pattern else sparsity,
         **{key: value for key, value in further.items() if key not in own},
     )  # fmt: skip
-    return config, [*cells, pattern or f"{sparsity:g}"], rounds
+    return config, [*cells, pattern or f"{sparsity:g}"], steps
 
 
-def refine(model: Any, result: SparsifyResult, rounds: int, windows: Tensor) -> None:
+def refine(model: Any, result: SparsifyResult, steps: int, windows: Tensor) -> None:
     """Refine the masks of a result, laid over the dense model."""
     linears = {name: model.get_submodule(name) for name in result.masks}
     trial = trial_of(model, linears, windows, result.sparsity_config.sparsity_pattern())
     masks = {name: mask.unpack() for name, mask in result.masks.items()}
-    trial.masks, _ = refined(trial, masks, RefineSettings(rounds=rounds))
+    trial.masks, _ = refined(trial, masks, RefineSettings(steps=steps))
     trial.commit()
 
 

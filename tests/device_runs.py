@@ -137,7 +137,7 @@ def files(folder):
 @run("refine")
 def refined(device):
     refiner = BarberRefiner(load_model(resolve_model("model")))
-    result = refiner.refine("sparse", RefineConfig(device=device, rounds=1, exchanges=2), tiny_windows(), quiet=True)
+    result = refiner.refine("sparse", RefineConfig(device=device, steps=2, exchanges=2), tiny_windows(), quiet=True)
     return {name: mask.unpack() for name, mask in result.masks.items()}, result.rounds
 
 

@@ -18,8 +18,8 @@ from optimum_barber import BarberConfig, BarberSparsifier
 from optimum_barber.base.ranks import RankGroup, all_ranks
 from optimum_barber.cli import launch, main
 from optimum_barber.models.loading import load_model, resolve_model
-from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.steps import refined
 from optimum_barber.prune.refine.whole import trial_of
 from optimum_barber.tensors.masks import PackedMask
 from optimum_barber.tensors.patterns import SparsityPattern
@@ -113,9 +113,9 @@ def refine(rank, directory, masks, windows):
     linears = {name: model.get_submodule(name) for name in masks}
     with all_ranks(torch.device("cpu")) as group:
         trial = trial_of(model, linears, windows, SparsityPattern(0.5), group)
-        masks, rounds = refined(trial, masks, RefineSettings(rounds=3))
+        masks, looks = refined(trial, masks, RefineSettings(steps=12, batch_size=3))
     hashes = {name: PackedMask.pack(keep).sha256 for name, keep in masks.items()}
-    note(directory, rank, {"masks": hashes, "rounds": rounds})
+    note(directory, rank, {"masks": hashes, "looks": looks})
 
 
 def evaluate_recipe(rank, directory, recipe):

@@ -61,7 +61,7 @@ def recipe(tmp_path, dense, text_file):
 def test_the_chain_from_the_first_mask_to_the_report(recipe, kind):
     lora, quantize = KINDS[kind]
     stages = [
-        "prune: {sparsity: 0.5, rebuild: {rounds: 1}}", "refine: {rounds: 1}",
+        "prune: {sparsity: 0.5, rebuild: {rounds: 1}}", "refine: {steps: 2}",
         f"lora: {{steps: 1, batch_size: 1, rank: 2{lora and ', ' + lora}}}", "merge",
     ]  # fmt: skip
     if quantize is not None:

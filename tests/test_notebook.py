@@ -74,9 +74,9 @@ def test_a_pruning_run_and_each_of_its_blocks(sparse):
 
 def test_the_other_tools(sparse, model_dir):
     refined = BarberRefiner.for_checkpoint(sparse.directory).refine(
-        sparse.directory, RefineConfig(rounds=1), tiny_windows(), quiet=True
+        sparse.directory, RefineConfig(steps=2), tiny_windows(), quiet=True
     )
-    assert f"{refined.rounds[0]['before']:.5g}" in cells_of(refined._repr_html_())
+    assert f"{refined.looks[0]['divergence']:.5g}" in cells_of(refined._repr_html_())
     small = BarberShrinker(tiny_model()).shrink(ShrinkConfig(remove=0.3), tiny_windows(), latency=False, quiet=True)
     assert f"{small.report['after']['parameters']:,}" in cells_of(small._repr_html_())
     permuted = BarberPermuter(tiny_model()).permute(PermuteConfig(pattern="2:4"), tiny_windows(), quiet=True)

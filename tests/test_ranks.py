@@ -251,7 +251,7 @@ def test_a_rank_without_a_window_that_measures(tmp_path):
     refine = (ranks.refine, tmp_path, random_masks(blocks(tiny_model())), tiny_windows(6))
     ranks.refine(0, *refine[1:])
     (alone,) = ranks.notes(tmp_path)
-    assert sum(record["swaps"] for record in alone["rounds"]) > 0
+    assert sum(record["swaps"] for record in alone["looks"]) > 0
     assert ranks.start(3, *refine) == [0, 0, 0]
     assert ranks.notes(tmp_path) == [alone] * 3
 

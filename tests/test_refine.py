@@ -1,4 +1,4 @@
-"""Refinement: the divergence against loops and Hessians, rounds that never do harm, checkpoints that stay whole."""
+"""Refinement: the divergence against loops and Hessians, steps that never do harm, checkpoints that stay whole."""
 
 import json
 import shutil
@@ -11,10 +11,11 @@ from optimum_barber.base.errors import BarberError
 from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.cli import main
+from optimum_barber.prune.block_quadratic import row_worth
 from optimum_barber.prune.refine import whole
 from optimum_barber.prune.refine.refiner import check_windows, seen_share
-from optimum_barber.prune.refine.rounds import refined
 from optimum_barber.prune.refine.settings import RefineSettings
+from optimum_barber.prune.refine.steps import MEASURING, PATIENCE, RowModel, Search, batches_of, refined, spread
 from optimum_barber.prune.refine.whole import Divergence, trial_of
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
@@ -121,21 +122,21 @@ def test_a_head_that_is_not_all_is_refused():
 
 @pytest.mark.parametrize("pattern", [SparsityPattern(0.5), SparsityPattern(0.5, 2, 4)])
 @pytest.mark.parametrize("exchanges", [1, 3])
-def test_rounds_lower_the_divergence_and_keep_every_row_and_group(pattern, exchanges):
+def test_steps_lower_the_divergence_and_keep_every_row_and_group(pattern, exchanges):
     model = tiny_model()
     linears = blocks(model)
-    trial = trial_of(model, linears, tiny_windows(8), pattern)
+    settings = RefineSettings(steps=15, batch_size=3, exchanges=exchanges)
     masks = random_masks(linears, pattern if pattern.semi_structured else None)
     before = {name: keep.clone() for name, keep in masks.items()}
     told = []
-    actual, rounds = refined(trial, masks, RefineSettings(rounds=3, exchanges=exchanges), told.append)
-    assert told == rounds and sum(r["swaps"] for r in rounds) > 0
-    assert all(record["after"] <= record["before"] for record in rounds)
-    assert rounds[-1]["after"] < rounds[0]["before"]
-    assert [r["before"] for r in rounds[1:]] == [r["after"] for r in rounds[:-1]]
-    again, _ = refined(
-        trial_of(model, linears, tiny_windows(8), pattern), before, RefineSettings(rounds=3, exchanges=exchanges)
-    )
+    trial = trial_of(model, linears, tiny_windows(12), pattern)
+    actual, looks = refined(trial, masks, settings, lambda *said: told.append(said))
+    divergences = [look["divergence"] for look in looks]
+    assert [look["step"] for look in looks] == [0, 10, 15] and sum(look["swaps"] for look in looks) > 0
+    assert [step for step, _ in told] == list(range(1, 16)) and told[-1][1] == min(divergences) < divergences[0]
+    measuring = whole.part_of(trial, range(12)[::MEASURING])
+    assert measuring.error(actual) == pytest.approx(min(divergences), rel=1e-6)
+    again, _ = refined(trial_of(model, linears, tiny_windows(12), pattern), before, settings)
     for name, keep in actual.items():
         assert torch.equal(masks[name], before[name])  # what was given is not touched
         assert torch.equal(keep.sum(1), before[name].sum(1))
@@ -147,8 +148,81 @@ def test_masks_that_cannot_gain_come_back_as_they_are():
     model = tiny_model()
     linears = blocks(model)
     masks = {name: torch.ones_like(linear.weight, dtype=torch.bool) for name, linear in linears.items()}
-    actual, rounds = refined(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, RefineSettings())
-    assert actual is masks and len(rounds) == 1 and rounds[0]["swaps"] == 0
+    actual, looks = refined(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, RefineSettings())
+    assert actual is masks and [look["swaps"] for look in looks] == [0] * (1 + PATIENCE)
+
+
+def test_a_look_without_a_gain_goes_back_and_halves_the_length():
+    worse, better, start = ({"a": torch.tensor([[k == i for k in range(3)]])} for i in range(3))
+    search = Search(start, start, 1.0, 0.5)
+    search.masks = better
+    search.look(10, 0.75)
+    assert search.best is search.masks is better and (search.length, search.vain) == (0.5, 0)
+    search.masks = worse
+    search.look(20, 0.75)
+    assert search.best is search.masks is better
+    assert (search.length, search.lowest, search.vain) == (0.25, 0.75, 1)
+    assert search.looks == [
+        {"step": 0, "divergence": 1.0, "swaps": 0, "length": 0.5},
+        {"step": 10, "divergence": 0.75, "swaps": 1, "length": 0.5},
+        {"step": 20, "divergence": 0.75, "swaps": 1, "length": 0.5},
+    ]
+
+
+def test_every_window_is_learned_from_once_a_turn():
+    for count, size in ((7, 3), (8, 4), (3, 4), (84, 4)):
+        batches = batches_of(range(count), size)
+        assert sorted(window for batch in batches for window in batch) == list(range(count))
+        assert {len(batch) for batch in batches} <= {min(size, count), size + 1}
+    assert spread(range(84), 32) == list(range(0, 84, 2)) and spread(range(40), 32) == list(range(40))
+
+
+def hidden_state_of(model, linears, masks):
+    """The dense weights, and the model with its weights under the masks."""
+    dense = {name: linear.weight.detach().clone() for name, linear in linears.items()}
+    for name, linear in linears.items():
+        linear.weight.data *= masks[name]
+    return dense
+
+
+def test_the_running_gradient_is_that_of_the_whole_model():
+    """After learning without memory, C' h / (1 - rho) less its shrinkage is the gradient of the summed divergence."""
+    model, windows, shrinkage = tiny_model(), tiny_windows(8), 0.3
+    linears = blocks(model)
+    masks = random_masks(linears)
+    dense_logits = [model(input_ids=window).logits.detach() for window in windows.split(1)]
+    trial = trial_of(model, linears, windows, SparsityPattern(0.5))
+    rows = RowModel(whole.part_of(trial, range(6)), masks, RefineSettings(shrinkage=shrinkage))
+    rows.forget()
+    rows.learn(whole.part_of(trial, [6, 7]), masks)
+    dense = hidden_state_of(model, linears, masks)
+    for window, logits in zip(windows[6:].split(1), dense_logits[6:], strict=True):
+        sparse = model(input_ids=window).logits.log_softmax(-1)
+        (logits.softmax(-1) * (logits.log_softmax(-1) - sparse)).sum().backward()
+    for name, linear in linears.items():
+        quadratic = rows.expansion.models[name]
+        worth = row_worth(rows.expansion.worth[name], quadratic.gram)[:, None]
+        missing = dense[name] - linear.weight.detach()
+        own = shrinkage * missing * quadratic.gram.diagonal()
+        actual = (quadratic.correlation - own) * worth / (1 - shrinkage)
+        expected = -linear.weight.grad * (6 / 2)  # in units of the six windows of the Gram matrix
+        assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+
+
+def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
+    model = tiny_model()
+    linears = blocks(model)
+    masks = random_masks(linears)
+    trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
+    rows = RowModel(trial, masks, RefineSettings())
+    before = {name: quadratic.correlation.clone() for name, quadratic in rows.expansion.models.items()}
+    after = rows.exchanged(masks, 0.5)
+    name, row = next((n, r) for n in masks for r in range(len(masks[n])) if not torch.equal(masks[n][r], after[n][r]))
+    weight, expected = linears[name].weight[row].double(), before[name][row].double()
+    for column in range(len(weight)):
+        turn = int(after[name][row, column]) - int(masks[name][row, column])
+        expected = expected - turn * weight[column] * rows.expansion.models[name].gram[column].double()
+    assert torch.allclose(rows.expansion.models[name].correlation[row].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +234,8 @@ def pruned(tmp_path_factory, model_dir, text_file):
 
 
 def test_a_refined_checkpoint_is_whole_and_better(pruned, model_dir, text_file, tmp_path, capsys):
-    output, flags = tmp_path / "refined", ["--calibration", str(text_file), "--rounds", "3", *QUICK[:-1]]
+    steps = ["--steps", "12", "--batch-size", "2"]
+    output, flags = tmp_path / "refined", ["--calibration", str(text_file), *steps, *QUICK[:-1]]
     before = {path.name: path.read_bytes() for path in pruned.iterdir()}
     assert main(["refine", str(pruned), *flags, "-o", str(output)]) == 0
     said = capsys.readouterr().out
@@ -181,7 +256,7 @@ def test_a_refined_checkpoint_is_whole_and_better(pruned, model_dir, text_file, 
         changed += int((kept & (sparse.linear(name) == 0)).sum())
     assert changed == report["refine"]["swaps"]
     assert main(["report", str(output), "-o", str(tmp_path / "page")]) == 0
-    assert "Rounds of refine" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Steps of refine" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert main(["refine", str(output), *flags, "--quiet", "-o", str(tmp_path / "again")]) == 0
 
 
@@ -198,7 +273,7 @@ def test_a_model_in_memory_is_refined_without_a_file(tmp_path):
 BAD = {
     "not pruned": ({"sparse": "model"}, "is no pruned checkpoint"),
     "one window": ({"flags": ["--samples", "1"]}, "samples 1 is not legal: at least 2"),
-    "no rounds": ({"flags": ["--rounds", "0"]}, "rounds"),
+    "no steps": ({"flags": ["--steps", "0"]}, "steps"),
     "another base": ({"flags": ["--base", "other"]}, "is not the dense model's weight under its mask"),
     "missing base": ({"flags": ["--base", "nowhere"]}, "nowhere"),
     "itself": ({"output": "sparse"}, "not empty"),
@@ -234,7 +309,7 @@ model: {model}
 calibration: {{texts: [pydoc], samples: 8, sequence_length: 16}}
 stages:
   - prune: {{pattern: 2:4, {reconstruct}}}
-  - refine: {{rounds: 2}}
+  - refine: {{steps: 4}}
   - quantize: {{bits: 4, group_size: 16}}
 output: {output}
 """

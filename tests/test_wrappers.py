@@ -238,7 +238,7 @@ def test_refine_serves_the_same_and_leaves_the_modes(tmp_path):
     for context, hold in ((nullcontext, lambda model: model), (torch.inference_mode, torch.compile)):
         model = hold(tiny_model().train())
         with context():
-            result = BarberRefiner(model).refine(tmp_path / "s", RefineConfig(rounds=1), TOKENS, quiet=True)
+            result = BarberRefiner(model).refine(tmp_path / "s", RefineConfig(steps=1), TOKENS, quiet=True)
         actual.append({name: mask.sha256 for name, mask in result.masks.items()})
         assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert actual[0] == actual[1]

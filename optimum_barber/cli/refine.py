@@ -14,7 +14,7 @@ weight changes its value. The dense model must fit in memory as a whole, in floa
 
 examples:
   optimum-barber refine OUT --calibration pydoc --samples 32 --sequence-length 512 -o OUT_REFINED
-  optimum-barber refine OUT --base MODEL --rounds 4 --calibration text.txt -o OUT_REFINED
+  optimum-barber refine OUT --base MODEL --steps 200 --calibration text.txt -o OUT_REFINED
 """
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "divergence": f"{before:.5g} -> {after:.5g} nats a token",
                 "weights swapped": f"{report['swaps']:,}",
-                "rounds": str(len(report["rounds"])),
+                "steps": str(report["looks"][-1]["step"]),
                 "written to": args.output,
             }
         )

@@ -14,7 +14,7 @@ for random signs u, G = sum of x x^T the Gram matrix of the Linear's inputs. Row
 there; the damping mu stands for that, and whoever takes a step finds it by the measured error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +37,12 @@ class Expansion:
     Attributes:
         models: by Linear, of each row in units of h_r; mu is left to whoever takes a step.
         worth: by Linear, E ||(J^T u)_r||^2 summed over the samples, (out,).
+        samples: how many there were, those of all ranks.
     """
 
     models: dict[str, Quadratic]
     worth: dict[str, Tensor]
+    samples: int
 
 
 def expand(
@@ -69,12 +71,33 @@ def expand(
         worth = {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
     models = {}
     for name, gram in grams.items():
+        correlation = slopes.total(name, trial).div_(row_worth(worth[name], gram)[:, None])
         missing = trial.weight(name) - trial.weight(name, masks[name])
-        row_worth = worth[name] / gram.diagonal().sum()
-        row_worth.clamp_(min=LEAST_WORTH * float(row_worth.mean())).clamp_(min=torch.finfo(row_worth.dtype).tiny)
-        correlation = slopes.correlation[name].or_zeros(missing).over(trial.ranks).div_(row_worth[:, None])
         models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
-    return Expansion(models, worth)
+    return Expansion(models, worth, trial.inputs.total)
+
+
+def correlations(
+    trial: Trial, masks: Masks, expansion: Expansion, shrinkage: float = 0.0
+) -> Iterator[tuple[str, Tensor]]:
+    """C' of an expansion anew, around other masks and on other samples, in the expansion's units; name by name.
+
+    Its Gram matrices and worths stay, so that a forward and a backward pass is all that this takes.
+    """
+    slopes = _Slopes(trial, list(expansion.models), probing=False)
+    trial.differentiate(masks, slopes.add)
+    as_many = expansion.samples / trial.inputs.total
+    for name, model in expansion.models.items():
+        worth = row_worth(expansion.worth[name], model.gram).div_(as_many)
+        correlation = slopes.total(name, trial).div_(worth[:, None])
+        missing = trial.weight(name) - trial.weight(name, masks[name])
+        yield name, shrink_correlation(correlation, missing, model.gram, shrinkage)
+
+
+def row_worth(worth: Tensor, gram: Tensor) -> Tensor:
+    """h of each row, (out,) and positive, from its worth over the samples of the Gram matrix."""
+    by_row = worth / gram.diagonal().sum()
+    return by_row.clamp_(min=LEAST_WORTH * float(by_row.mean())).clamp_(min=torch.finfo(by_row.dtype).tiny)
 
 
 class _Slopes:
@@ -103,6 +126,10 @@ class _Slopes:
             signs = self.objective.probe(result.output, result.token_weights, self.sample)
             backward(result.output, self.leaves, self._add_worth, signs)
         self.sample += 1
+
+    def total(self, name: str, trial: Trial) -> Tensor:
+        """C of one Linear over the samples of all ranks, (out, in); to be asked for once."""
+        return self.correlation[name].or_zeros(trial.weight(name)).over(trial.ranks)
 
     def _add_worth(self, name: str, gradient: Tensor) -> None:
         self.worth[name].add(gradient.square_().sum(1).div_(self.share))

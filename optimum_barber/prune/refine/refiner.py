@@ -37,8 +37,8 @@ from ...text.sources import text_files
 from ...text.windows import TokenWindows, windows_for
 from ..rebuilders.base import swap_count
 from ..trial import Trial
-from .rounds import MEASURING, refined
 from .settings import RefineConfig
+from .steps import MEASURING, refined
 from .whole import trial_of
 
 logger = logging.getLogger(__name__)
@@ -54,27 +54,28 @@ class RefineResult(Published):
         masks: keep mask of each pruned Linear, packed.
         sparsity_config: the record that goes into `sparsity_config.json`.
         swaps: kept weights that differ between the masks before and after.
-        rounds: one record a round: exchanges, length, and the divergence before and after, in nats a token.
+        looks: at the windows that measure, before the first step and after every few: the step, the divergence in
+            nats a token, the weights exchanged since the best masks before, the length of steps.
         directory: where the checkpoint was written; None if it was not.
     """
 
     masks: Mapping[str, PackedMask]
     sparsity_config: SparsityConfig
     swaps: int = 0
-    rounds: list[dict[str, Any]] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)
     directory: Path | None = None
 
     def _repr_html_(self) -> str:
         title = f"{self.swaps:,} weights exchanged; divergence in nats a token"
-        return notebook_table(title, self.rounds, ["before", "after", "swaps", "length"])
+        return notebook_table(title, self.looks, ["step", "divergence", "swaps", "length"])
 
     def as_report(self) -> dict[str, Any]:
         """What `report.json` says of the refinement."""
         return {
             "swaps": self.swaps,
-            "divergence_before": self.rounds[0]["before"],
-            "divergence_after": self.rounds[-1]["after"],
-            "rounds": self.rounds,
+            "divergence_before": self.looks[0]["divergence"],
+            "divergence_after": min(look["divergence"] for look in self.looks),
+            "looks": self.looks,
         }
 
 
@@ -156,20 +157,20 @@ class BarberRefiner(PretrainedTool):
             trial, windows = self._open(sparse, record, linears, config, calibration, ranks)
             partial = stack.enter_context(staged(output)) if output is not None and ranks.first else None
             before, silent = trial.masks, quiet or not ranks.first or None
-            with tqdm(total=config.rounds, unit="round", desc="refine", disable=silent) as bar:
+            with tqdm(total=config.steps, unit="step", desc="refine", disable=silent) as bar:
 
-                def show(done: Mapping[str, Any]) -> None:
-                    bar.set_postfix_str(f"divergence {done['before']:.4g} -> {done['after']:.4g}")
+                def show(step: int, lowest: float) -> None:
+                    bar.set_postfix_str(f"divergence {lowest:.4g}")
                     bar.update()
 
-                trial.masks, rounds = refined(trial, before, config, show)
+                trial.masks, looks = refined(trial, before, config, show)
             trial.commit()
             packed = {name: PackedMask.pack(keep) for name, keep in trial.masks.items()}
             swaps = swap_count(before, trial.masks)
-            step = _refine_step(config, windows, len(rounds), swaps)
+            step = _refine_step(config, windows, looks[-1]["step"], swaps)
             modules = {name: module_sparsity(mask, record.modules[name].transposed) for name, mask in packed.items()}
             record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
-            result = RefineResult(packed, record, swaps, rounds)
+            result = RefineResult(packed, record, swaps, looks)
             if partial is not None:
                 self._save(partial, sparse, result, config)
                 result.directory = output
@@ -222,10 +223,10 @@ class BarberRefiner(PretrainedTool):
             raise BarberError(f"the masks do not hold: {fault}; nothing was written")
 
 
-def _refine_step(config: RefineConfig, windows: TokenWindows, rounds_made: int, swaps: int) -> dict[str, Any]:
+def _refine_step(config: RefineConfig, windows: TokenWindows, steps_made: int, swaps: int) -> dict[str, Any]:
     return {
-        "name": "refine", "rounds": config.rounds, "rounds_made": rounds_made, "exchanges": config.exchanges,
-        "shrinkage": config.shrinkage, "precision": config.precision, "swaps": swaps,
+        "name": "refine", "steps": config.steps, "steps_made": steps_made, "batch_size": config.batch_size,
+        "exchanges": config.exchanges, "shrinkage": config.shrinkage, "precision": config.precision, "swaps": swaps,
         "calibration": windows.as_dict(config.seed),
     }  # fmt: skip
 

@@ -13,12 +13,11 @@ class RefineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rounds: int = Field(
-        2,
-        ge=1,
-        description="largest number of rounds, each of gradient, exchange and measurement; stops early if none helps",
+    steps: int = Field(
+        60, ge=1, description="largest number of steps, each of a gradient and exchanges; they end early if none helps"
     )
-    exchanges: int = Field(1, ge=1, description="largest number of exchanges per row and round")
+    batch_size: int = Field(4, ge=1, description="windows that the gradient of a step is learned from")
+    exchanges: int = Field(1, ge=1, description="largest number of exchanges per row and step")
     shrinkage: float = Field(
         0.3, ge=0, lt=1,
         description="share by which Gram matrices shrink towards their diagonal, and gradients towards the gain of "
@@ -33,7 +32,7 @@ class RefineConfig(Calibrated, RefineSettings):
 
     calibration: Annotated[CalibrationConfig, at_least("samples", 2)] = Field(
         CalibrationConfig(),
-        description="the calibration windows; every fourth measures, the others are learned from",
+        description="the calibration windows; every eighth measures, the others are learned from",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the windows")
     device: str = Field(

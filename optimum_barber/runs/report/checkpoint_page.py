@@ -86,10 +86,10 @@ def _record_tables(record: SparsityConfig) -> list[Table]:
 
 def _refinement_table(refined: Mapping[str, Any]) -> Table:
     rows: Rows = []
-    for number, record in enumerate(refined["rounds"], start=1):
-        rows.append([number, record["swaps"], record["length"], record["before"], record["after"]])
-    columns = ["round", "exchanges", "length of the step", "divergence before, nats a token", "after"]
-    return Table("Rounds of refine, after all of the above", columns, rows)
+    for look in refined["looks"]:
+        rows.append([look["step"], look["divergence"], look["swaps"], look["length"]])
+    columns = ["step", "divergence, nats a token", "exchanged since the best masks before", "length of a step"]
+    return Table("Steps of refine, after all of the above", columns, rows)
 
 
 def _perplexity_items(evaluation: Evaluation) -> list[Any]:

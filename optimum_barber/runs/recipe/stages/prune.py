@@ -100,7 +100,7 @@ class RefineStage(Stage, RefineSettings):
 
     follows = ("pruned",)
     gives = "pruned"
-    first = "rounds"
+    first = "steps"
 
     def check(self, shared: SharedSettings, earlier: Sequence[Stage]) -> None:
         """Refuse too few windows, and weights that were changed before."""
@@ -123,8 +123,8 @@ class RefineStage(Stage, RefineSettings):
         refiner = BarberRefiner.for_checkpoint(context.input_model, context.dense_model)
         result = refiner.refine(context.input_model, config, save_dir=context.output_model, quiet=context.quiet)
         report = result.as_report()
-        for index, entry in enumerate(report["rounds"], start=1):
-            context.log({"divergence_before": entry["before"], "divergence_after": entry["after"]}, index)
+        for look in report["looks"]:
+            context.log({"divergence": look["divergence"]}, look["step"])
         return {name: report[name] for name in ("swaps", "divergence_before", "divergence_after")}
 
 
