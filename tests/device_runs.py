@@ -138,7 +138,7 @@ def files(folder):
 def refined(device):
     refiner = BarberRefiner(load_model(resolve_model("model")))
     result = refiner.refine("sparse", RefineConfig(device=device, steps=2, exchanges=2), tiny_windows(), quiet=True)
-    return {name: mask.unpack() for name, mask in result.masks.items()}, result.rounds
+    return {name: mask.unpack() for name, mask in result.masks.items()}, result.looks
 
 
 @run("shrink: bip", scorer="bip", compensate=True)

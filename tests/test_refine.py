@@ -8,6 +8,7 @@ import torch
 
 from optimum_barber import BarberConfig, BarberRefiner, BarberSparsifier, RefineConfig
 from optimum_barber.base.errors import BarberError
+from optimum_barber.base.ranks import share_of
 from optimum_barber.checkpoints.safetensors import SafetensorsWeights
 from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.cli import main
@@ -15,7 +16,19 @@ from optimum_barber.prune.block_quadratic import row_worth
 from optimum_barber.prune.refine import whole
 from optimum_barber.prune.refine.refiner import check_windows, seen_share
 from optimum_barber.prune.refine.settings import RefineSettings
-from optimum_barber.prune.refine.steps import MEASURING, PATIENCE, RowModel, Search, batches_of, refined, spread
+from optimum_barber.prune.refine.steps import (
+    GRAM_WINDOWS,
+    MOMENTUM,
+    MOVING,
+    PATIENCE,
+    RowModel,
+    Search,
+    batches_of,
+    gram_windows,
+    measuring_stride,
+    refined,
+    rows_changed,
+)
 from optimum_barber.prune.refine.whole import Divergence, trial_of
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
@@ -132,9 +145,11 @@ def test_steps_lower_the_divergence_and_keep_every_row_and_group(pattern, exchan
     trial = trial_of(model, linears, tiny_windows(12), pattern)
     actual, looks = refined(trial, masks, settings, lambda *said: told.append(said))
     divergences = [look["divergence"] for look in looks]
-    assert [look["step"] for look in looks] == [0, 10, 15] and sum(look["swaps"] for look in looks) > 0
-    assert [step for step, _ in told] == list(range(1, 16)) and told[-1][1] == min(divergences) < divergences[0]
-    measuring = whole.part_of(trial, range(12)[::MEASURING])
+    looked = [look["step"] for look in looks]
+    assert looked == [0, *range(2, 15, 2), 15][: len(looks)] and sum(look["swaps"] for look in looks) > 0
+    assert [step for step, _ in told] == list(range(1, looked[-1] + 1))
+    assert told[-1][1] == min(divergences) < divergences[0]
+    measuring = whole.part_of(trial, range(12)[::6])
     assert measuring.error(actual) == pytest.approx(min(divergences), rel=1e-6)
     again, _ = refined(trial_of(model, linears, tiny_windows(12), pattern), before, settings)
     for name, keep in actual.items():
@@ -156,28 +171,42 @@ def test_a_look_without_a_gain_goes_back_and_halves_the_length():
     worse, better, start = ({"a": torch.tensor([[k == i for k in range(3)]])} for i in range(3))
     search = Search(start, start, 1.0, 0.5)
     search.masks = better
-    search.look(10, 0.75)
+    search.look(10, 0.75, 0.4)
     assert search.best is search.masks is better and (search.length, search.vain) == (0.5, 0)
     search.masks = worse
-    search.look(20, 0.75)
+    search.look(20, 0.75, 0.3)
     assert search.best is search.masks is better
     assert (search.length, search.lowest, search.vain) == (0.25, 0.75, 1)
     assert search.looks == [
-        {"step": 0, "divergence": 1.0, "swaps": 0, "length": 0.5},
-        {"step": 10, "divergence": 0.75, "swaps": 1, "length": 0.5},
-        {"step": 20, "divergence": 0.75, "swaps": 1, "length": 0.5},
+        {"step": 0, "divergence": 1.0, "swaps": 0, "length": 0.0},
+        {"step": 10, "divergence": 0.75, "swaps": 1, "length": 0.4},
+        {"step": 20, "divergence": 0.75, "swaps": 1, "length": 0.3},
     ]
+    search.look(30, 0.75, 0.2)  # nothing was exchanged: the length is not to blame
+    assert (search.length, search.vain) == (0.25, 2)
 
 
 def test_every_window_is_learned_from_once_a_turn():
-    for count, size in ((7, 3), (8, 4), (3, 4), (84, 4)):
+    for count, size in ((7, 3), (7, 4), (11, 4), (8, 4), (3, 4), (84, 4), (14, 8)):
         batches = batches_of(range(count), size)
         assert sorted(window for batch in batches for window in batch) == list(range(count))
-        assert {len(batch) for batch in batches} <= {min(size, count), size + 1}
-    assert spread(range(84), 32) == list(range(0, 84, 2)) and spread(range(40), 32) == list(range(40))
+        lengths = {len(batch) for batch in batches}
+        assert max(lengths) - min(lengths) <= 1 and max(lengths) <= 1.5 * size
+    assert [measuring_stride(count) for count in (2, 3, 4, 8, 15, 16, 96)] == [2, 2, 2, 4, 7, 8, 8]
 
 
-def hidden_state_of(model, linears, masks):
+@pytest.mark.parametrize("ranks", [1, 2, 3, 21, 32, 64])
+def test_the_gram_matrices_take_windows_of_every_rank(ranks):
+    for windows in (2 * ranks, 4 * ranks + 1, 256):
+        learned = [window for window in range(windows) if window % measuring_stride(windows)]
+        some = gram_windows(learned, ranks)
+        assert len(some) >= min(GRAM_WINDOWS, len(learned))
+        for rank in range(ranks):
+            share = share_of(windows, rank, ranks)
+            assert any(share.first <= window < share.end for window in some)
+
+
+def masked_in_place(model, linears, masks):
     """The dense weights, and the model with its weights under the masks."""
     dense = {name: linear.weight.detach().clone() for name, linear in linears.items()}
     for name, linear in linears.items():
@@ -186,16 +215,16 @@ def hidden_state_of(model, linears, masks):
 
 
 def test_the_running_gradient_is_that_of_the_whole_model():
-    """After learning without memory, C' h / (1 - rho) less its shrinkage is the gradient of the summed divergence."""
+    """What learning adds to a fifth, C' h / (1 - rho) less its shrinkage, is the gradient of the summed divergence."""
     model, windows, shrinkage = tiny_model(), tiny_windows(8), 0.3
     linears = blocks(model)
     masks = random_masks(linears)
     dense_logits = [model(input_ids=window).logits.detach() for window in windows.split(1)]
     trial = trial_of(model, linears, windows, SparsityPattern(0.5))
     rows = RowModel(whole.part_of(trial, range(6)), masks, RefineSettings(shrinkage=shrinkage))
-    rows.forget()
+    before = {name: quadratic.correlation.clone() for name, quadratic in rows.expansion.models.items()}
     rows.learn(whole.part_of(trial, [6, 7]), masks)
-    dense = hidden_state_of(model, linears, masks)
+    dense = masked_in_place(model, linears, masks)
     for window, logits in zip(windows[6:].split(1), dense_logits[6:], strict=True):
         sparse = model(input_ids=window).logits.log_softmax(-1)
         (logits.softmax(-1) * (logits.log_softmax(-1) - sparse)).sum().backward()
@@ -204,7 +233,8 @@ def test_the_running_gradient_is_that_of_the_whole_model():
         worth = row_worth(rows.expansion.worth[name], quadratic.gram)[:, None]
         missing = dense[name] - linear.weight.detach()
         own = shrinkage * missing * quadratic.gram.diagonal()
-        actual = (quadratic.correlation - own) * worth / (1 - shrinkage)
+        learned = (quadratic.correlation - MOMENTUM * before[name]) / (1 - MOMENTUM)
+        actual = (learned - own) * worth / (1 - shrinkage)
         expected = -linear.weight.grad * (6 / 2)  # in units of the six windows of the Gram matrix
         assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
 
@@ -216,13 +246,39 @@ def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
     trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
     rows = RowModel(trial, masks, RefineSettings())
     before = {name: quadratic.correlation.clone() for name, quadratic in rows.expansion.models.items()}
-    after = rows.exchanged(masks, 0.5)
+    after = rows.step(masks, 0.5)
     name, row = next((n, r) for n in masks for r in range(len(masks[n])) if not torch.equal(masks[n][r], after[n][r]))
     weight, expected = linears[name].weight[row].double(), before[name][row].double()
     for column in range(len(weight)):
         turn = int(after[name][row, column]) - int(masks[name][row, column])
         expected = expected - turn * weight[column] * rows.expansion.models[name].gram[column].double()
     assert torch.allclose(rows.expansion.models[name].correlation[row].double(), expected, rtol=1e-4, atol=1e-5)
+    rows.follow(after, masks)
+    for name, quadratic in rows.expansion.models.items():
+        assert torch.allclose(quadratic.correlation, before[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_length_counts_rows_among_those_that_can_move():
+    model = tiny_model()
+    linears = blocks(model)
+    masks = random_masks(linears)
+    for name in masks:
+        if "mlp" in name:
+            masks[name] = torch.ones_like(masks[name])  # nothing to exchange
+    for exchanges in (1, 4):
+        settings = RefineSettings(exchanges=exchanges)
+        rows = RowModel(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, settings)
+        length = rows.first_length(masks)
+        moving, all_that_can = (rows_changed(masks, rows._stepped(masks, each)) for each in (length, 1.0))
+        shorter = rows_changed(masks, rows._stepped(masks, length / 2))
+        assert shorter < MOVING * all_that_can <= moving and length < 1
+
+
+def test_rows_of_which_nothing_is_known_have_no_slope():
+    gram = torch.eye(3)
+    assert torch.isinf(row_worth(torch.zeros(4), gram)).all()
+    assert torch.isinf(row_worth(torch.zeros(4), torch.zeros(3, 3))).all()
+    assert torch.equal(row_worth(torch.tensor([3.0, 0.0]), gram), torch.tensor([1.0, 5e-7]))
 
 
 @pytest.fixture(scope="module")

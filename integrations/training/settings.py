@@ -59,10 +59,10 @@ class RecoverSettings(TrainingSettings):
         "distill",
         description="distill (divergence from the dense model's next token) or lm (cross-entropy of the text's)",
     )
-    steps: int = Field(200, ge=1, description="largest number of optimizer steps")
+    steps: int = Field(400, ge=1, description="largest number of optimizer steps")
     learning_rate: float = Field(1e-4, gt=0, description="the highest, after the warmup")
-    batch_size: int = Field(4, ge=1, description="windows on the device at once")
-    gradient_accumulation: int = Field(2, ge=1, description="batches an optimizer step")
+    batch_size: int = Field(2, ge=1, description="windows on the device at once")
+    gradient_accumulation: int = Field(1, ge=1, description="batches an optimizer step")
     parameters: list[str] = Field(
         [], description="parameters to train, by glob of their full name in memory; default: all of the model"
     )

@@ -80,24 +80,32 @@ def expand(
 def correlations(
     trial: Trial, masks: Masks, expansion: Expansion, shrinkage: float = 0.0
 ) -> Iterator[tuple[str, Tensor]]:
-    """C' of an expansion anew, around other masks and on other samples, in the expansion's units; name by name.
+    """C' of an expansion anew, around other masks and on other samples; Linear by Linear.
 
-    Its Gram matrices and worths stay, so that a forward and a backward pass is all that this takes.
+    Its Gram matrices and worths stay, so that a forward and a backward pass is all that this takes. They are sums over
+    the samples of the expansion, so C is scaled as if it were summed over as many.
     """
     slopes = _Slopes(trial, list(expansion.models), probing=False)
     trial.differentiate(masks, slopes.add)
-    as_many = expansion.samples / trial.inputs.total
+    scale = expansion.samples / trial.inputs.total
     for name, model in expansion.models.items():
-        worth = row_worth(expansion.worth[name], model.gram).div_(as_many)
-        correlation = slopes.total(name, trial).div_(worth[:, None])
+        worth = row_worth(expansion.worth[name], model.gram)
+        correlation = slopes.total(name, trial).mul_(scale).div_(worth[:, None])
         missing = trial.weight(name) - trial.weight(name, masks[name])
         yield name, shrink_correlation(correlation, missing, model.gram, shrinkage)
 
 
 def row_worth(worth: Tensor, gram: Tensor) -> Tensor:
-    """h of each row, (out,) and positive, from its worth over the samples of the Gram matrix."""
+    """h of each row, (out,) and positive, from its worth over the samples of the Gram matrix.
+
+    It is infinite where nothing is known of any row (an expert that no probed sample reaches): the gradient then counts
+    for nothing, and what shrinkage leaves is each weight on its own.
+    """
     by_row = worth / gram.diagonal().sum()
-    return by_row.clamp_(min=LEAST_WORTH * float(by_row.mean())).clamp_(min=torch.finfo(by_row.dtype).tiny)
+    mean = float(by_row.mean())
+    if not mean > 0:  # NaN too, of an expert without tokens
+        return torch.full_like(by_row, torch.inf)
+    return by_row.clamp_(min=LEAST_WORTH * mean).clamp_(min=torch.finfo(by_row.dtype).tiny)
 
 
 class _Slopes:

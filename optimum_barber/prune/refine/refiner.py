@@ -38,7 +38,7 @@ from ...text.windows import TokenWindows, windows_for
 from ..rebuilders.base import swap_count
 from ..trial import Trial
 from .settings import RefineConfig
-from .steps import MEASURING, refined
+from .steps import measuring_stride, refined
 from .whole import trial_of
 
 logger = logging.getLogger(__name__)
@@ -288,11 +288,11 @@ def check_windows(tokens: Tensor, ranks: int = 1) -> None:
 def seen_share(windows: Tensor) -> float:
     """Share of the windows that measure, (samples, length) int64 in all, whose middle stands in one that is learned."""
     length = windows.shape[1]
-    piece = min(PIECE, length)
+    piece, stride = min(PIECE, length), measuring_stride(len(windows))
     start = (length - piece) // 2
     learned: set[tuple[int, ...]] = set()
     for index, window in enumerate(windows):
-        if index % MEASURING:
+        if index % stride:
             learned.update(map(tuple, window.unfold(0, piece, 1).tolist()))
-    middles = windows[::MEASURING, start : start + piece].tolist()
+    middles = windows[::stride, start : start + piece].tolist()
     return sum(tuple(middle) in learned for middle in middles) / len(middles)

@@ -1,4 +1,4 @@
-"""The steps of a refinement: the gradient on a few windows, then one exchange in every row that gains by it."""
+"""The steps of a refinement: the gradient on a few windows, then exchanges in every row that gains by them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from .settings import RefineSettings
 from .whole import part_of
 
 MEASURING = 8  # every eighth window measures, the others are learned from
-EXPANDED = 24  # at least so many windows, if there are, make the Gram matrices of all steps
+GRAM_WINDOWS = 24  # the Gram matrices of all steps come from at least so many windows, or from all
 MOMENTUM = 0.8  # share of the gradient before in that of a step
-MOVING = 0.7  # share of the rows that make an exchange in the first step
-SHORTEST = 2**-16  # step that is tried
-LOOK = 10  # steps between two measurements
-PATIENCE = 3  # measurements without a gain after which the steps end
+MOVING = 0.65  # share of the rows that the first step exchanges in, of those that exchange at length 1
+SHORTEST = 2**-16  # first length that is looked at
+LOOK = 10  # steps between two measurements, fewer where there are few steps
+PATIENCE = 3  # measurements in a row without a gain after which the steps end
 
 
 def refined(
@@ -35,7 +35,7 @@ def refined(
     A step takes the divergence for quadratic around the masks, by the rows of all Linears (`block_quadratic`), with the
     gradient on the next few windows. In each row it exchanges the pruned weight that gains most by itself for the kept
     one that then suits it best (inside N:M groups the best pair), if that lowers the row's part. Windows that are not
-    learned from measure the masks after every `LOOK` steps, and those with the least divergence are returned.
+    learned from measure the masks every few steps, and those with the least divergence are returned.
 
     `trial` is the whole model; `report` is told after each step how many there were, and the least divergence so far.
 
@@ -43,20 +43,23 @@ def refined(
         BarberError: the divergence is not finite.
     """
     windows = range(trial.inputs.total)
-    measuring = part_of(trial, windows[::MEASURING])
-    learned = [window for window in windows if window % MEASURING]
+    stride = measuring_stride(len(windows))
+    measuring = part_of(trial, windows[::stride])
+    learned = [window for window in windows if window % stride]
     divergence = _finite_error(measuring, masks)
-    model = RowModel(part_of(trial, spread(learned, EXPANDED)), masks, settings)
+    model = RowModel(part_of(trial, gram_windows(learned, trial.ranks.count)), masks, settings)
     search = Search(masks, masks, divergence, model.first_length(masks))
     batches = batches_of(learned, settings.batch_size)
+    every = min(LOOK, max(settings.steps // 6, 1))
     for step in range(settings.steps):
         if step:
             model.learn(part_of(trial, batches[step % len(batches)]), search.masks)
-        search.masks = model.exchanged(search.masks, search.length * (1 - step / settings.steps))
-        if (step + 1) % LOOK == 0 or step + 1 == settings.steps:
-            search.look(step + 1, measuring.error(search.masks))
-            if search.vain:
-                model.forget()
+        length = search.length * (1 - step / settings.steps)
+        search.masks = model.step(search.masks, length)
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            candidate = search.masks
+            search.look(step + 1, measuring.error(candidate), length)
+            model.follow(candidate, search.masks)
         report(step + 1, search.lowest)
         if search.vain == PATIENCE:
             break
@@ -72,12 +75,13 @@ def _finite_error(trial: Trial, masks: Masks) -> float:
 
 @dataclass
 class Search:
-    """The masks of now and the best ones so far.
+    """The masks of now, and the best ones that a look has measured.
 
     Attributes:
-        length: of a step at the beginning; halved, and the best masks taken up again, where a look finds no gain.
-        vain: looks without a gain since the last one with.
-        looks: a record of each.
+        lowest: divergence of the best masks.
+        length: of the next step, before it falls with the number of steps.
+        vain: looks in a row without a gain.
+        looks: a record of each, the first of the masks that were given.
     """
 
     masks: Masks
@@ -88,76 +92,88 @@ class Search:
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._record(0, self.lowest)
+        self.looks.append({"step": 0, "divergence": self.lowest, "swaps": 0, "length": 0.0})
 
-    def look(self, step: int, divergence: float) -> None:
-        """Compare the masks of now, of this divergence, with the best ones, and go on with the better."""
-        self._record(step, divergence)
+    def look(self, step: int, divergence: float, length: float) -> None:
+        """Go on from the masks of now if their divergence is the least, else from the best ones in steps half as long.
+
+        `length` is that of the latest step, for the record.
+        """
+        swaps = swap_count(self.best, self.masks)
+        self.looks.append({"step": step, "divergence": divergence, "swaps": swaps, "length": length})
         if divergence < self.lowest:
             self.best, self.lowest, self.vain = self.masks, divergence, 0
-        else:
-            self.masks, self.length, self.vain = self.best, self.length / 2, self.vain + 1
-
-    def _record(self, step: int, divergence: float) -> None:
-        swaps = swap_count(self.best, self.masks)
-        self.looks.append({"step": step, "divergence": divergence, "swaps": swaps, "length": self.length})
+            return
+        self.vain += 1
+        self.masks = self.best
+        if swaps:
+            self.length /= 2
 
 
 class RowModel:
     """Twice the divergence as a quadratic function of every row's weights, whose gradient follows the masks.
 
-    Gram matrices and worths of rows are those of the first windows. The gradient is a running mean over the batches
-    that were learned from; after an exchange in a row it is that of the row's quadratic at the new weights.
+    Gram matrices and worths of rows are of the windows of `sample`. The gradient is a running mean over the batches
+    that were learned from; where a row's weights change, its part changes as the row's quadratic says.
     """
 
-    def __init__(self, first: Trial, masks: Masks, settings: RefineSettings) -> None:
-        self._first, self._settings = first, settings
-        self.expansion = expand(first, masks, list(first.linears), settings.shrinkage)
-        self._forgotten = False
+    def __init__(self, sample: Trial, masks: Masks, settings: RefineSettings) -> None:
+        self._sample, self._settings = sample, settings
+        self.expansion = expand(sample, masks, list(sample.linears), settings.shrinkage)
 
     def learn(self, batch: Trial, masks: Masks) -> None:
         """Take the gradient on a batch of windows into the running mean."""
-        share = 1.0 if self._forgotten else 1 - MOMENTUM
         for name, correlation in correlations(batch, masks, self.expansion, self._settings.shrinkage):
-            self.expansion.models[name].correlation.lerp_(correlation, share)
-        self._forgotten = False
-
-    def forget(self) -> None:
-        """Drop the running mean: what is learned next replaces it."""
-        self._forgotten = True
+            self.expansion.models[name].correlation.lerp_(correlation, 1 - MOMENTUM)
 
     def first_length(self, masks: Masks) -> float:
-        """The least power of two, at most 1, of a step in which a share of `MOVING` of the rows makes an exchange."""
-        enough = MOVING * sum(len(keep) for keep in masks.values())
+        """The least power of two, at most 1, of a step in which a share of `MOVING` of the rows takes part.
+
+        Rows that not even a step of length 1 changes do not count, such as those of an expert without tokens.
+        """
+        enough = MOVING * rows_changed(masks, self._stepped(masks, 1.0))
         length = SHORTEST
-        while length < 1 and swap_count(masks, self._stepped(masks, length)) < enough:
+        while length < 1 and rows_changed(masks, self._stepped(masks, length)) < enough:
             length *= 2
         return length
 
-    def exchanged(self, masks: Masks, length: float) -> Masks:
-        """The masks after a step of this length; the gradient moves with them."""
+    def step(self, masks: Masks, length: float) -> Masks:
+        """The masks after a step of this length, by which the gradient changes too."""
         candidate = self._stepped(masks, length)
-        if candidate is not masks:
-            self._follow(masks, candidate)
+        self.follow(masks, candidate)
         return candidate
 
     def _stepped(self, masks: Masks, length: float) -> Masks:
         models = shortened(self.expansion.models, length)
-        return with_exchanges(self._first, masks, models, self._settings.exchanges)
+        return with_exchanges(self._sample, masks, models, self._settings.exchanges)
 
-    def _follow(self, before: Masks, after: Masks) -> None:
+    def follow(self, before: Masks, after: Masks) -> None:
+        """Make the gradient at some masks that at others: C' loses D G' for the change D of a row."""
+        if before is after:
+            return
         for name, model in self.expansion.models.items():
-            moved = (before[name] != after[name]).any(1)
-            change = self._first.weight(name, after[name])[moved] - self._first.weight(name, before[name])[moved]
-            model.correlation[moved] -= change @ model.gram
+            rows = (before[name] != after[name]).any(1)
+            change = self._sample.weight(name, after[name])[rows] - self._sample.weight(name, before[name])[rows]
+            model.correlation[rows] -= change @ model.gram
+
+
+def rows_changed(before: Masks, after: Masks) -> int:
+    """The number of rows whose mask is another one."""
+    return sum(int((before[name] != after[name]).any(1).sum()) for name in before)
+
+
+def measuring_stride(windows: int) -> int:
+    """Every how many windows one measures: at most `MEASURING`, so that two do where there are four or more."""
+    return max(min(MEASURING, windows // 2), 2)
 
 
 def batches_of(windows: Sequence[int], size: int) -> list[list[int]]:
-    """All windows in batches of this size or one more, each from the whole text and so from all ranks."""
-    count = max(len(windows) // size, 1)
+    """All windows in batches of about this size, each from the whole text and so from all ranks."""
+    count = max(round(len(windows) / size), 1)
     return [list(windows[first::count]) for first in range(count)]
 
 
-def spread(windows: Sequence[int], least: int) -> list[int]:
-    """At least so many of the windows, all if there are fewer than twice as many, evenly spread."""
+def gram_windows(windows: Sequence[int], ranks: int) -> list[int]:
+    """Every n-th of the windows, n as large as leaves `GRAM_WINDOWS`, and some of every rank; all if there are few."""
+    least = max(GRAM_WINDOWS, 2 * ranks)
     return list(windows[:: max(len(windows) // least, 1)])
