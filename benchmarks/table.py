@@ -6,7 +6,7 @@
 
 Prints one Markdown row after each run, with its peak memory above the loaded model. A row names a producer; a rebuild,
 by a name below or a chain; a pattern; and further settings as KEY=VALUE, such as 'wanda default allocation=measured
-allocation_args={"spread":0.15} reconstruct=least-squares'. refine=ROUNDS refines the masks afterwards, on the same
+allocation_args={"spread":0.15} reconstruct=least-squares'. refine=STEPS refines the masks afterwards, on the same
 calibration windows.
 """
 
