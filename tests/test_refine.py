@@ -184,6 +184,9 @@ def test_a_look_without_a_gain_goes_back_and_halves_the_length():
     ]
     search.look(30, 0.75, 0.2)  # nothing was exchanged: the length is not to blame
     assert (search.length, search.vain) == (0.25, 2)
+    search.masks = worse
+    search.look(40, 0.749, 0.1)  # better, but hardly
+    assert search.best is worse and (search.length, search.vain) == (0.25, 3)
 
 
 def test_every_window_is_learned_from_once_a_turn():

@@ -14,7 +14,7 @@ class RefineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(
-        60, ge=1, description="largest number of steps, each of a gradient and exchanges; they end early if none helps"
+        40, ge=1, description="largest number of steps, each of a gradient and exchanges; they end early if none helps"
     )
     batch_size: int = Field(4, ge=1, description="windows that the gradient of a step is learned from")
     exchanges: int = Field(1, ge=1, description="largest number of exchanges per row and step")

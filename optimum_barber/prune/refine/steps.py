@@ -21,7 +21,8 @@ MOMENTUM = 0.8  # share of the gradient before in that of a step
 MOVING = 0.65  # share of the rows that the first step exchanges in, of those that exchange at length 1
 SHORTEST = 2**-16  # first length that is looked at
 LOOK = 10  # steps between two measurements, fewer where there are few steps
-PATIENCE = 3  # measurements in a row without a gain after which the steps end
+PATIENCE = 3  # measurements in a row without a gain worth its time, after which the steps end
+WORTH_ITS_TIME = 0.003  # share of the divergence
 
 
 def refined(
@@ -80,7 +81,7 @@ class Search:
     Attributes:
         lowest: divergence of the best masks.
         length: of the next step, before it falls with the number of steps.
-        vain: looks in a row without a gain.
+        vain: looks in a row without a gain that is worth its time.
         looks: a record of each, the first of the masks that were given.
     """
 
@@ -101,10 +102,10 @@ class Search:
         """
         swaps = swap_count(self.best, self.masks)
         self.looks.append({"step": step, "divergence": divergence, "swaps": swaps, "length": length})
+        self.vain = 0 if divergence < (1 - WORTH_ITS_TIME) * self.lowest else self.vain + 1
         if divergence < self.lowest:
-            self.best, self.lowest, self.vain = self.masks, divergence, 0
+            self.best, self.lowest = self.masks, divergence
             return
-        self.vain += 1
         self.masks = self.best
         if swaps:
             self.length /= 2
