@@ -17,6 +17,7 @@ from optimum_barber.prune.refine import whole
 from optimum_barber.prune.refine.refiner import check_windows, seen_share
 from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.steps import (
+    FACTOR,
     GRAM_WINDOWS,
     MOMENTUM,
     MOVING,
@@ -261,6 +262,21 @@ def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
         assert torch.allclose(quadratic.correlation, before[name], rtol=1e-3, atol=1e-4)
 
 
+def test_the_best_length_lowers_the_measured_divergence_more_than_its_neighbours():
+    model = tiny_model()
+    linears = blocks(model)
+    masks = random_masks(linears)
+    trial = trial_of(model, linears, tiny_windows(12), SparsityPattern(0.5))
+    measuring = whole.part_of(trial, [0, 6])
+    rows = RowModel(whole.part_of(trial, [1, 2, 3, 4, 5, 7, 8]), masks, RefineSettings())
+    length = rows.best_length(measuring, masks)
+
+    def divergence(factor):
+        return measuring.error(rows._stepped(masks, factor * length))
+
+    assert divergence(1) < min(divergence(FACTOR), divergence(1 / FACTOR), measuring.error(masks))
+
+
 def test_the_first_length_counts_rows_among_those_that_can_move():
     model = tiny_model()
     linears = blocks(model)
@@ -271,7 +287,7 @@ def test_the_first_length_counts_rows_among_those_that_can_move():
     for exchanges in (1, 4):
         settings = RefineSettings(exchanges=exchanges)
         rows = RowModel(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, settings)
-        length = rows.first_length(masks)
+        length = rows._first_tried(masks)
         moving, all_that_can = (rows_changed(masks, rows._stepped(masks, each)) for each in (length, 1.0))
         shorter = rows_changed(masks, rows._stepped(masks, length / 2))
         assert shorter < MOVING * all_that_can <= moving and length < 1

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
 from ...base.errors import BarberError
 from ..block_cache import Masks
 from ..block_quadratic import correlations, expand
 from ..rebuilders.base import swap_count
-from ..rebuilders.gauss_newton import shortened
+from ..rebuilders.gauss_newton import best_step, shortened
 from ..rebuilders.swaps import with_exchanges
 from ..trial import Trial
 from .settings import RefineSettings
@@ -18,8 +18,10 @@ from .whole import part_of
 MEASURING = 8  # every eighth window measures, the others are learned from
 GRAM_WINDOWS = 24  # the Gram matrices of all steps come from at least so many windows, or from all
 MOMENTUM = 0.8  # share of the gradient before in that of a step
-MOVING = 0.65  # share of the rows that the first step exchanges in, of those that exchange at length 1
-SHORTEST = 2**-16  # first length that is looked at
+MOVING = 0.1  # share of the rows that take part in the first step that is tried, of those that do at length 1
+SHORTEST = 2**-16  # length that is tried
+FACTOR = sqrt(2)  # between two lengths that are tried
+LONGER = sqrt(2)  # times the best single step are those by a running gradient at the beginning
 LOOK = 10  # steps between two measurements, fewer where there are few steps
 PATIENCE = 3  # measurements in a row without a gain worth its time, after which the steps end
 WORTH_ITS_TIME = 0.003  # share of the divergence
@@ -49,7 +51,7 @@ def refined(
     learned = [window for window in windows if window % stride]
     divergence = _finite_error(measuring, masks)
     model = RowModel(part_of(trial, gram_windows(learned, trial.ranks.count)), masks, settings)
-    search = Search(masks, masks, divergence, model.first_length(masks))
+    search = Search(masks, masks, divergence, LONGER * model.best_length(measuring, masks))
     batches = batches_of(learned, settings.batch_size)
     every = min(LOOK, max(settings.steps // 6, 1))
     for step in range(settings.steps):
@@ -127,7 +129,13 @@ class RowModel:
         for name, correlation in correlations(batch, masks, self.expansion, self._settings.shrinkage):
             self.expansion.models[name].correlation.lerp_(correlation, 1 - MOMENTUM)
 
-    def first_length(self, masks: Masks) -> float:
+    def best_length(self, measuring: Trial, masks: Masks) -> float:
+        """The length of the step that lowers the measured divergence most; the first one tried if none does."""
+        start = self._first_tried(masks)
+        models, exchanges = self.expansion.models, self._settings.exchanges
+        return best_step(measuring, models, masks, start, exchanges, 1, FACTOR, SHORTEST, parabolic=False).length
+
+    def _first_tried(self, masks: Masks) -> float:
         """The least power of two, at most 1, of a step in which a share of `MOVING` of the rows takes part.
 
         Rows that not even a step of length 1 changes do not count, such as those of an expert without tokens.
