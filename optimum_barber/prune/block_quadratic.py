@@ -71,9 +71,8 @@ def expand(
         worth = {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
     models = {}
     for name, gram in grams.items():
-        correlation = slopes.total(name, trial).div_(row_worth(worth[name], gram)[:, None])
-        missing = trial.weight(name) - trial.weight(name, masks[name])
-        models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
+        correlation = slopes.total(name).div_(row_worth(worth[name], gram)[:, None])
+        models[name] = Quadratic(gram, _shrunk(trial, masks, name, correlation, gram, shrinkage))
     return Expansion(models, worth, trial.inputs.total)
 
 
@@ -90,9 +89,14 @@ def correlations(
     scale = expansion.samples / trial.inputs.total
     for name, model in expansion.models.items():
         worth = row_worth(expansion.worth[name], model.gram)
-        correlation = slopes.total(name, trial).mul_(scale).div_(worth[:, None])
-        missing = trial.weight(name) - trial.weight(name, masks[name])
-        yield name, shrink_correlation(correlation, missing, model.gram, shrinkage)
+        correlation = slopes.total(name).mul_(scale).div_(worth[:, None])
+        yield name, _shrunk(trial, masks, name, correlation, model.gram, shrinkage)
+
+
+def _shrunk(trial: Trial, masks: Masks, name: str, correlation: Tensor, gram: Tensor, shrinkage: float) -> Tensor:
+    """C' of one Linear from C / h, in place."""
+    missing = trial.weight(name) - trial.weight(name, masks[name])
+    return shrink_correlation(correlation, missing, gram, shrinkage)
 
 
 def row_worth(worth: Tensor, gram: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class _Slopes:
     """Sum up over samples C = J^T R of each Linear and, over those that are probed, ||(J^T u)_r||^2 of each row r."""
 
     def __init__(self, trial: Trial, names: Sequence[str], probing: bool) -> None:
-        self.probing, self.objective = probing, trial.objective
+        self.probing, self.objective, self.ranks = probing, trial.objective, trial.ranks
         self.share = len(range(0, trial.inputs.total, PROBED)) / trial.inputs.total
         self.leaves = {name: trial.linears[name].weight for name in names}
         self.correlation = {name: Sum() for name in names}
@@ -135,9 +139,9 @@ class _Slopes:
             backward(result.output, self.leaves, self._add_worth, signs)
         self.sample += 1
 
-    def total(self, name: str, trial: Trial) -> Tensor:
+    def total(self, name: str) -> Tensor:
         """C of one Linear over the samples of all ranks, (out, in); to be asked for once."""
-        return self.correlation[name].or_zeros(trial.weight(name)).over(trial.ranks)
+        return self.correlation[name].or_zeros(self.leaves[name].detach()).over(self.ranks)
 
     def _add_worth(self, name: str, gradient: Tensor) -> None:
         self.worth[name].add(gradient.square_().sum(1).div_(self.share))

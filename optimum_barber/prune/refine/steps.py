@@ -10,12 +10,12 @@ from ..block_cache import Masks
 from ..block_quadratic import correlations, expand
 from ..rebuilders.base import swap_count
 from ..rebuilders.gauss_newton import best_step, shortened
+from ..rebuilders.ratio import stride_of
 from ..rebuilders.swaps import with_exchanges
 from ..trial import Trial
 from .settings import RefineSettings
 from .whole import part_of
 
-MEASURING = 8  # every eighth window measures, the others are learned from
 GRAM_WINDOWS = 24  # the Gram matrices of all steps come from at least so many windows, or from all
 MOMENTUM = 0.8  # share of the gradient before in that of a step
 MOVING = 0.1  # share of the rows that take part in the first step that is tried, of those that do at length 1
@@ -172,8 +172,8 @@ def rows_changed(before: Masks, after: Masks) -> int:
 
 
 def measuring_stride(windows: int) -> int:
-    """Every how many windows one measures: at most `MEASURING`, so that two do where there are four or more."""
-    return max(min(MEASURING, windows // 2), 2)
+    """Every how many windows one measures, where the others are learned from: every eighth, more of fewer than 16."""
+    return max(stride_of(windows), 2)
 
 
 def batches_of(windows: Sequence[int], size: int) -> list[list[int]]:
