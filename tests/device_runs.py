@@ -25,6 +25,7 @@ from optimum_barber.cli import main
 from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.models.measure import latency
+from optimum_barber.prune.refine import whole
 from optimum_barber.runs.report import html
 
 from .conftest import SIZES, tiny_model, tiny_windows
@@ -134,10 +135,14 @@ def files(folder):
     return {str(path): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
 
 
-@run("refine")
-def refined(device):
+@run("refine", free=None)
+@run("refine: gradients in host memory", free=0)
+def refined(device, free):
     refiner = BarberRefiner(load_model(resolve_model("model")))
-    result = refiner.refine("sparse", RefineConfig(device=device, steps=2, exchanges=2), tiny_windows(), quiet=True)
+    config = RefineConfig(device=device, steps=2, exchanges=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole, "free_memory", lambda _: free)
+        result = refiner.refine("sparse", config, tiny_windows(), quiet=True)
     return {name: mask.unpack() for name, mask in result.masks.items()}, result.looks
 
 

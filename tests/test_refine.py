@@ -15,16 +15,17 @@ from optimum_barber.cli import main
 from optimum_barber.prune.block_quadratic import row_worth
 from optimum_barber.prune.refine import whole
 from optimum_barber.prune.refine.refiner import check_windows, seen_share
+from optimum_barber.prune.refine.row_model import MOMENTUM, RowModel
 from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.steps import (
     FACTOR,
     GRAM_WINDOWS,
-    MOMENTUM,
     MOVING,
     PATIENCE,
-    RowModel,
     Search,
     batches_of,
+    best_length,
+    first_tried,
     gram_windows,
     measuring_stride,
     refined,
@@ -226,15 +227,15 @@ def test_the_running_gradient_is_that_of_the_whole_model():
     dense_logits = [model(input_ids=window).logits.detach() for window in windows.split(1)]
     trial = trial_of(model, linears, windows, SparsityPattern(0.5))
     rows = RowModel(whole.part_of(trial, range(6)), masks, RefineSettings(shrinkage=shrinkage))
-    before = {name: quadratic.correlation.clone() for name, quadratic in rows.expansion.models.items()}
+    before = {name: quadratic.correlation for name, quadratic in rows.items()}
     rows.learn(whole.part_of(trial, [6, 7]), masks)
     dense = masked_in_place(model, linears, masks)
     for window, logits in zip(windows[6:].split(1), dense_logits[6:], strict=True):
         sparse = model(input_ids=window).logits.log_softmax(-1)
         (logits.softmax(-1) * (logits.log_softmax(-1) - sparse)).sum().backward()
     for name, linear in linears.items():
-        quadratic = rows.expansion.models[name]
-        worth = row_worth(rows.expansion.worth[name], quadratic.gram)[:, None]
+        quadratic = rows[name]
+        worth = rows.worth[name][:, None]
         missing = dense[name] - linear.weight.detach()
         own = shrinkage * missing * quadratic.gram.diagonal()
         learned = (quadratic.correlation - MOMENTUM * before[name]) / (1 - MOMENTUM)
@@ -243,22 +244,54 @@ def test_the_running_gradient_is_that_of_the_whole_model():
         assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
 
 
+def test_sums_wait_in_host_memory_where_a_device_has_no_room(monkeypatch, caplog):
+    """7 Linears of 32 x 32 or so: 12 bytes a weight, 8 for an entry of each Gram matrix, a fifth of room to spare."""
+    linears = {name: linear.to("meta") for name, linear in blocks(tiny_model()).items()}
+    needed = 0
+    for linear in linears.values():
+        rows, columns = linear.weight.shape
+        needed += rows * columns * 12 + columns * columns * 8
+    for free, place in ((None, None), (1.26 * needed, None), (1.24 * needed, torch.device("cpu"))):
+        monkeypatch.setattr(whole, "free_memory", lambda device, free=free: free)
+        assert whole.device_of_sums(linears) == place
+    monkeypatch.setattr(whole, "free_memory", lambda _: 0)
+    assert whole.device_of_sums(blocks(tiny_model())) is None  # it is host memory already
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, tmp_path):
+    windows, results, calls = tiny_windows(8), [], []
+    config = BarberConfig(sparsity=0.5, rebuild="none", dtype="float32")
+    BarberSparsifier(tiny_model(family)).sparsify(config, windows, tmp_path / "sparse", quiet=True)
+    for again in (False, True):
+        refiner, before = BarberRefiner(tiny_model(family)), len(calls)
+        linear = next(iter(blocks(refiner.model).values()))
+        linear.register_forward_hook(lambda *_: calls.append(1))
+        settings = RefineConfig(steps=4, batch_size=2, gradient_checkpointing=again)
+        results.append((refiner.refine(tmp_path / "sparse", settings, windows, quiet=True), len(calls) - before))
+    (plain, once), (checkpointed, more) = results
+    assert plain.looks == checkpointed.looks and plain.swaps > 0
+    assert more > once
+    for name, mask in plain.masks.items():
+        assert torch.equal(mask.unpack(), checkpointed.masks[name].unpack())
+
+
 def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
     model = tiny_model()
     linears = blocks(model)
     masks = random_masks(linears)
     trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
     rows = RowModel(trial, masks, RefineSettings())
-    before = {name: quadratic.correlation.clone() for name, quadratic in rows.expansion.models.items()}
+    before = {name: quadratic.correlation for name, quadratic in rows.items()}
     after = rows.step(masks, 0.5)
     name, row = next((n, r) for n in masks for r in range(len(masks[n])) if not torch.equal(masks[n][r], after[n][r]))
     weight, expected = linears[name].weight[row].double(), before[name][row].double()
     for column in range(len(weight)):
         turn = int(after[name][row, column]) - int(masks[name][row, column])
-        expected = expected - turn * weight[column] * rows.expansion.models[name].gram[column].double()
-    assert torch.allclose(rows.expansion.models[name].correlation[row].double(), expected, rtol=1e-4, atol=1e-5)
+        expected = expected - turn * weight[column] * rows[name].gram[column].double()
+    assert torch.allclose(rows[name].correlation[row].double(), expected, rtol=1e-4, atol=1e-5)
     rows.follow(after, masks)
-    for name, quadratic in rows.expansion.models.items():
+    for name, quadratic in rows.items():
         assert torch.allclose(quadratic.correlation, before[name], rtol=1e-3, atol=1e-4)
 
 
@@ -269,10 +302,10 @@ def test_the_best_length_lowers_the_measured_divergence_more_than_its_neighbours
     trial = trial_of(model, linears, tiny_windows(12), SparsityPattern(0.5))
     measuring = whole.part_of(trial, [0, 6])
     rows = RowModel(whole.part_of(trial, [1, 2, 3, 4, 5, 7, 8]), masks, RefineSettings())
-    length = rows.best_length(measuring, masks)
+    length = best_length(rows, measuring, masks, exchanges=1)
 
     def divergence(factor):
-        return measuring.error(rows._stepped(masks, factor * length))
+        return measuring.error(rows.stepped(masks, factor * length))
 
     assert divergence(1) < min(divergence(FACTOR), divergence(1 / FACTOR), measuring.error(masks))
 
@@ -287,9 +320,9 @@ def test_the_first_length_counts_rows_among_those_that_can_move():
     for exchanges in (1, 4):
         settings = RefineSettings(exchanges=exchanges)
         rows = RowModel(trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5)), masks, settings)
-        length = rows._first_tried(masks)
-        moving, all_that_can = (rows_changed(masks, rows._stepped(masks, each)) for each in (length, 1.0))
-        shorter = rows_changed(masks, rows._stepped(masks, length / 2))
+        length = first_tried(rows, masks)
+        moving, all_that_can = (rows_changed(masks, rows.stepped(masks, each)) for each in (length, 1.0))
+        shorter = rows_changed(masks, rows.stepped(masks, length / 2))
         assert shorter < MOVING * all_that_can <= moving and length < 1
 
 

@@ -107,3 +107,19 @@ def test_a_gram_matrix_is_computed_from_the_diagonal_on(monkeypatch, width, expe
     products = Products(symmetric=True)
     products.add(*[torch.ones(5, width)] * 2)
     assert sum(strip._total.numel() for strip in products._sums) == expected
+
+
+def test_a_sum_that_goes_on_is_scaled_and_merged():
+    tensors = parts(4, 2)
+    mine, theirs = Sum(), Sum()
+    mine.add(tensors[0])
+    mine.scale(0.25)
+    mine.add(tensors[1])
+    theirs.add(tensors[2])
+    theirs.scale(0.0)
+    theirs.add(tensors[3])
+    mine.merge(Shares([theirs._total]))
+    expected = 0.25 * tensors[0].double() + tensors[1].double() + tensors[3].double()
+    assert torch.equal(mine.value(), expected.float()) and mine.value().dtype == torch.float32
+    mine.add(tensors[2])
+    assert torch.equal(mine.over(), (expected + tensors[2].double()).float())

@@ -1,13 +1,15 @@
 """The call of a module: its arguments as a tree of tensors, and the same call made again for other windows."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import BarberError
 
@@ -164,6 +166,19 @@ def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
         del module.forward
         if before is not None:
             module.forward = before
+
+
+@contextmanager
+def recomputing(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, a backward pass computes each of these modules again, so that a forward pass keeps their inputs alone.
+
+    They must compute the same every time: in evaluation mode nothing is drawn.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(forward_of(module, again))
+        yield
 
 
 def call_reaching(module: nn.Module, run: Callable[[], Any]) -> Call:

@@ -14,7 +14,7 @@ for random signs u, G = sum of x x^T the Gram matrix of the Linear's inputs. Row
 there; the damping mu stands for that, and whoever takes a step finds it by the measured error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +37,10 @@ class Expansion:
     Attributes:
         models: by Linear, of each row in units of h_r; mu is left to whoever takes a step.
         worth: by Linear, E ||(J^T u)_r||^2 summed over the samples, (out,).
-        samples: how many there were, those of all ranks.
     """
 
     models: dict[str, Quadratic]
     worth: dict[str, Tensor]
-    samples: int
 
 
 def expand(
@@ -72,31 +70,9 @@ def expand(
     models = {}
     for name, gram in grams.items():
         correlation = slopes.total(name).div_(row_worth(worth[name], gram)[:, None])
-        models[name] = Quadratic(gram, _shrunk(trial, masks, name, correlation, gram, shrinkage))
-    return Expansion(models, worth, trial.inputs.total)
-
-
-def correlations(
-    trial: Trial, masks: Masks, expansion: Expansion, shrinkage: float = 0.0
-) -> Iterator[tuple[str, Tensor]]:
-    """C' of an expansion anew, around other masks and on other samples; Linear by Linear.
-
-    Its Gram matrices and worths stay, so that a forward and a backward pass is all that this takes. They are sums over
-    the samples of the expansion, so C is scaled as if it were summed over as many.
-    """
-    slopes = _Slopes(trial, list(expansion.models), probing=False)
-    trial.differentiate(masks, slopes.add)
-    scale = expansion.samples / trial.inputs.total
-    for name, model in expansion.models.items():
-        worth = row_worth(expansion.worth[name], model.gram)
-        correlation = slopes.total(name).mul_(scale).div_(worth[:, None])
-        yield name, _shrunk(trial, masks, name, correlation, model.gram, shrinkage)
-
-
-def _shrunk(trial: Trial, masks: Masks, name: str, correlation: Tensor, gram: Tensor, shrinkage: float) -> Tensor:
-    """C' of one Linear from C / h, in place."""
-    missing = trial.weight(name) - trial.weight(name, masks[name])
-    return shrink_correlation(correlation, missing, gram, shrinkage)
+        missing = (trial.weight(name) - trial.weight(name, masks[name])).to(gram.device)
+        models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
+    return Expansion(models, worth)
 
 
 def row_worth(worth: Tensor, gram: Tensor) -> Tensor:
@@ -119,8 +95,8 @@ class _Slopes:
         self.probing, self.objective, self.ranks = probing, trial.objective, trial.ranks
         self.share = len(range(0, trial.inputs.total, PROBED)) / trial.inputs.total
         self.leaves = {name: trial.linears[name].weight for name in names}
-        self.correlation = {name: Sum() for name in names}
-        self.worth = {name: Sum() for name in names if probing}
+        self.correlation = {name: Sum(trial.sums_on) for name in names}
+        self.worth = {name: Sum(trial.sums_on) for name in names if probing}
         for name, worth in self.worth.items():  # a rank may have no sample that is probed
             worth.add(torch.zeros_like(self.leaves[name][:, 0]))
         self.sample = trial.inputs.share.first if trial.inputs.share else 0

@@ -32,6 +32,23 @@ class Quadratic:
     correlation: Tensor
 
 
+class Shortened(Mapping[str, Quadratic]):
+    """The quadratics as a step of this length sees them, each made when it is asked for."""
+
+    def __init__(self, models: Mapping[str, Quadratic], length: float) -> None:
+        self.models, self.length = models, length
+
+    def __getitem__(self, name: str) -> Quadratic:
+        model = self.models[name]
+        return Quadratic(model.gram, model.correlation * self.length)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+
 @torch.no_grad()
 def quadratics(
     trial: Trial,
@@ -110,7 +127,7 @@ class InputSums:
         self, trial: Trial, names: Sequence[str], shrinkage: float, grams: Mapping[str, Tensor] | None = None
     ) -> None:
         self.names, self.ranks, self.shrinkage, self.shrunk = names, trial.ranks, shrinkage, dict(grams or {})
-        self.linears = trial.linears
+        self.linears, self.place = trial.linears, trial.sums_on
         self.known = trial.cache.grams.setdefault(shrinkage, {})
         self.same_input: dict[str, str] = {}  # by Linear, the first one with its input
         self.first_inputs: dict[str, Tensor] = {}  # by Linear but the closing one, of inputs that are not known
@@ -139,10 +156,10 @@ class InputSums:
             self.same_input[name] = first.setdefault(id(x), name)
             closes = _same(y, output)
             if closes:
-                self.residuals[name] = Products()
+                self.residuals[name] = Products(place=self.place)
             self._check_known(name, None if closes else x)
             if self.same_input[name] == name and name not in self.known and name not in self.shrunk:
-                self.grams[name] = Products(symmetric=True)
+                self.grams[name] = Products(symmetric=True, place=self.place)
 
     def _check_known(self, name: str, x: Tensor | None) -> None:
         """Forget a known Gram matrix if on any rank its first input is another one; remember new inputs."""

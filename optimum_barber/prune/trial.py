@@ -59,6 +59,7 @@ class Trial:
         forward_passes: in units of the whole set of samples, as `gradient_passes`, be it of the closing Linear alone.
         shared_pass: the pass that the next rebuilder of the chain starts with.
         leaves_closing: whether the closing Linear's exchanges are left to the next rebuilder.
+        sums_on: the device on which Gram matrices and correlations wait; None for that of the block.
     """
 
     forward: Forward
@@ -76,6 +77,7 @@ class Trial:
     gradient_passes: float = 0.0
     shared_pass: SharedPass | None = None
     leaves_closing: bool = False
+    sums_on: torch.device | None = None
     cache: BlockCache = field(default_factory=BlockCache)
 
     def weight(self, name: str, keep: Tensor | None = None) -> Tensor:

@@ -18,14 +18,21 @@ PIECE = 2**16  # numbers added at once on the CPU, where torch first copies them
 
 
 class Sum:
-    """The sum of tensors of one shape and dtype, added in any order."""
+    """The sum of tensors of one shape and dtype, added in any order.
 
-    def __init__(self) -> None:
+    Args:
+        place: the device on which the sum waits; None for that of its parts.
+    """
+
+    def __init__(self, place: torch.device | None = None) -> None:
+        self.place = place
         self._total: Tensor | None = None
         self._dtype = torch.float32
 
     def add(self, part: Tensor) -> None:
         """Add what one sample contributes."""
+        if self.place is not None:
+            part = torch.empty_like(part, device=self.place).copy_(part)
         if self._total is None:
             self._total, self._dtype = torch.zeros_like(part, dtype=torch.float64), part.dtype
         if native.add_to_double(self._total, part):
@@ -45,10 +52,25 @@ class Sum:
 
     def over(self, ranks: Ranks = ALONE) -> Tensor:
         """The sum over all ranks, of the dtype of its parts. To be asked for once: its memory is let go."""
+        total, self._total = self._added(), None
+        return ranks.sum(total).to(self._dtype)
+
+    def value(self) -> Tensor:
+        """The sum of this rank, of the dtype of its parts; it goes on."""
+        return self._added().to(self._dtype)
+
+    def scale(self, factor: float) -> None:
+        """Multiply what was added until now."""
+        self._added().mul_(factor)
+
+    def merge(self, ranks: Ranks) -> None:
+        """Give every rank the sum over all of them."""
+        ranks.sum(self._added())
+
+    def _added(self) -> Tensor:
         if self._total is None:
             raise RuntimeError("nothing was added to a sum")
-        total, self._total = self._total, None
-        return ranks.sum(total).to(self._dtype)
+        return self._total
 
 
 class Products:
@@ -57,10 +79,11 @@ class Products:
     Args:
         symmetric: whether left and right are the same (a Gram matrix): strips then begin at the diagonal, which is
             little more than half of the work, of the memory, and of what ranks send.
+        place: the device on which the sum waits; None for that of its parts.
     """
 
-    def __init__(self, symmetric: bool = False) -> None:
-        self.symmetric = symmetric
+    def __init__(self, symmetric: bool = False, place: torch.device | None = None) -> None:
+        self.symmetric, self.place = symmetric, place
         self._shape = (0, 0)
         self._sums: list[Sum] = []
 
@@ -68,7 +91,7 @@ class Products:
         """Add what one sample contributes, (tokens, rows) and (tokens, columns)."""
         if not self._sums:
             self._shape = left.shape[1], right.shape[1]
-            self._sums = [Sum() for _ in _strips(left.shape[1])]
+            self._sums = [Sum(self.place) for _ in _strips(left.shape[1])]
         for total, strip in zip(self._sums, _strips(left.shape[1]), strict=True):
             columns = right[:, self._first_column(strip) :]
             total.add(left[:, strip].t() @ columns)

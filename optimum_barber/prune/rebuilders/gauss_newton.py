@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..block_cache import Masks
 from ..block_quadratic import Expansion, expand
-from ..quadratic import Quadratic, in_order, quadratics
+from ..quadratic import Quadratic, Shortened, in_order, quadratics
 from ..rebuild_settings import RebuildConfig
 from ..trial import Trial
 from .base import REBUILDERS, Outcome, starts_with, swap_count
@@ -91,7 +91,7 @@ def best_step(
     def measure(length: float) -> float:
         nonlocal best
         if length not in errors:
-            candidate = with_exchanges(trial, masks, shortened(models, length), exchanges)
+            candidate = with_exchanges(trial, masks, Shortened(models, length), exchanges)
             error = trial.error_on_every(stride, candidate)
             errors[length] = math.inf if math.isnan(error) else error
             if best is None or errors[length] < errors[best.length]:
@@ -104,8 +104,3 @@ def best_step(
     if error is None or best is None:
         return Step(masks, start, errors)
     return best
-
-
-def shortened(models: Mapping[str, Quadratic], length: float) -> dict[str, Quadratic]:
-    """The quadratics as a step of this length sees them."""
-    return {name: Quadratic(model.gram, model.correlation * length) for name, model in models.items()}

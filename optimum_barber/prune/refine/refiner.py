@@ -25,6 +25,7 @@ from ...checkpoints.record import MaskFile, SparsityConfig, read_record
 from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_pruned, save_record
+from ...models.calls import recomputing
 from ...models.device import matrix_products, product_precision, summing_device
 from ...models.dtypes import cast_parameters
 from ...models.linears import has_routed_experts
@@ -154,6 +155,8 @@ class BarberRefiner(PretrainedTool):
             config = config.model_copy(update={"precision": products})
             stack.enter_context(matrix_products(products))
             linears = stack.enter_context(source.computing_by_linears())
+            if config.gradient_checkpointing:
+                stack.enter_context(recomputing(source.stack))
             trial, windows = self._open(sparse, record, linears, config, calibration, ranks)
             partial = stack.enter_context(staged(output)) if output is not None and ranks.first else None
             before, silent = trial.masks, quiet or not ranks.first or None

@@ -23,6 +23,7 @@ class RefineSettings(BaseModel):
         description="share by which Gram matrices shrink towards their diagonal, and gradients towards the gain of "
         "each weight on its own",
     )  # fmt: skip
+    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
 
 
 class RefineConfig(Calibrated, RefineSettings):

@@ -7,17 +7,15 @@ from typing import Any
 
 from ...base.errors import BarberError
 from ..block_cache import Masks
-from ..block_quadratic import correlations, expand
 from ..rebuilders.base import swap_count
-from ..rebuilders.gauss_newton import best_step, shortened
+from ..rebuilders.gauss_newton import best_step
 from ..rebuilders.ratio import stride_of
-from ..rebuilders.swaps import with_exchanges
 from ..trial import Trial
+from .row_model import RowModel
 from .settings import RefineSettings
 from .whole import part_of
 
 GRAM_WINDOWS = 24  # the Gram matrices of all steps come from at least so many windows, or from all
-MOMENTUM = 0.8  # share of the gradient before in that of a step
 MOVING = 0.1  # share of the rows that take part in the first step that is tried, of those that do at length 1
 SHORTEST = 2**-16  # the least length that is tried
 FACTOR = sqrt(2)  # between two lengths that are tried
@@ -51,7 +49,7 @@ def refined(
     learned = [window for window in windows if window % stride]
     divergence = _finite_error(measuring, masks)
     model = RowModel(part_of(trial, gram_windows(learned, trial.ranks.count)), masks, settings)
-    search = Search(masks, masks, divergence, LONGER * model.best_length(measuring, masks))
+    search = Search(masks, masks, divergence, LONGER * best_length(model, measuring, masks, settings.exchanges))
     batches = batches_of(learned, settings.batch_size)
     every = min(LOOK, max(settings.steps // 6, 1))
     for step in range(settings.steps):
@@ -113,57 +111,22 @@ class Search:
             self.length /= 2
 
 
-class RowModel:
-    """Twice the divergence as a quadratic function of every row's weights, whose gradient follows the masks.
+def best_length(model: RowModel, measuring: Trial, masks: Masks, exchanges: int) -> float:
+    """The length of the step that lowers the measured divergence most; the first one tried if none does."""
+    start = first_tried(model, masks)
+    return best_step(measuring, model, masks, start, exchanges, 1, FACTOR, SHORTEST, parabolic=False).length
 
-    Gram matrices and worths of rows are of the windows of `sample`. The gradient is a running mean over the batches
-    that were learned from; where a row's weights change, its part changes as the row's quadratic says.
+
+def first_tried(model: RowModel, masks: Masks) -> float:
+    """The least power of two, at most 1, of a step in which a share of `MOVING` of the rows takes part.
+
+    Rows that not even a step of length 1 changes do not count, such as those of an expert without tokens.
     """
-
-    def __init__(self, sample: Trial, masks: Masks, settings: RefineSettings) -> None:
-        self._sample, self._settings = sample, settings
-        self.expansion = expand(sample, masks, list(sample.linears), settings.shrinkage)
-
-    def learn(self, batch: Trial, masks: Masks) -> None:
-        """Take the gradient on a batch of windows into the running mean."""
-        for name, correlation in correlations(batch, masks, self.expansion, self._settings.shrinkage):
-            self.expansion.models[name].correlation.lerp_(correlation, 1 - MOMENTUM)
-
-    def best_length(self, measuring: Trial, masks: Masks) -> float:
-        """The length of the step that lowers the measured divergence most; the first one tried if none does."""
-        start = self._first_tried(masks)
-        models, exchanges = self.expansion.models, self._settings.exchanges
-        return best_step(measuring, models, masks, start, exchanges, 1, FACTOR, SHORTEST, parabolic=False).length
-
-    def _first_tried(self, masks: Masks) -> float:
-        """The least power of two, at most 1, of a step in which a share of `MOVING` of the rows takes part.
-
-        Rows that not even a step of length 1 changes do not count, such as those of an expert without tokens.
-        """
-        enough = MOVING * rows_changed(masks, self._stepped(masks, 1.0))
-        length = SHORTEST
-        while length < 1 and rows_changed(masks, self._stepped(masks, length)) < enough:
-            length *= 2
-        return length
-
-    def step(self, masks: Masks, length: float) -> Masks:
-        """The masks after a step of this length, by which the gradient changes too."""
-        candidate = self._stepped(masks, length)
-        self.follow(masks, candidate)
-        return candidate
-
-    def _stepped(self, masks: Masks, length: float) -> Masks:
-        models = shortened(self.expansion.models, length)
-        return with_exchanges(self._sample, masks, models, self._settings.exchanges)
-
-    def follow(self, before: Masks, after: Masks) -> None:
-        """Make the gradient at some masks that at others: C' loses D G' for the change D of a row."""
-        if before is after:
-            return
-        for name, model in self.expansion.models.items():
-            rows = (before[name] != after[name]).any(1)
-            change = self._sample.weight(name, after[name])[rows] - self._sample.weight(name, before[name])[rows]
-            model.correlation[rows] -= change @ model.gram
+    enough = MOVING * rows_changed(masks, model.stepped(masks, 1.0))
+    length = SHORTEST
+    while length < 1 and rows_changed(masks, model.stepped(masks, length)) < enough:
+        length *= 2
+    return length
 
 
 def rows_changed(before: Masks, after: Masks) -> int:

@@ -1,5 +1,6 @@
 """The whole model on trial, as one block from tokens to what its head is given, by how far its next token strays."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,12 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import BarberError
+from ...base.memory import free_memory
 from ...base.ranks import ALONE, Ranks
 from ...models.activations import Activations
 from ...models.calls import call_reaching
 from ...tensors.patterns import SparsityPattern
 from ..block_cache import BlockCache
 from ..trial import Trial
+
+logger = logging.getLogger(__name__)
+
+FOR_THE_PASS = 0.2  # share of the device's memory for the activations and logits of one window
+
+
+def device_of_sums(linears: Mapping[str, nn.Linear]) -> torch.device | None:
+    """Where gradients and Gram matrices of a refinement wait: on the CPU if the device has no room, None if it has.
+
+    Beside the weights, which are there, it needs 4 bytes a weight for those under masks, 8 for sums of gradients, and 8
+    for an entry of a Gram matrix, of which Linears with the same input share one.
+    """
+    weights = [linear.weight for linear in linears.values()]
+    free = free_memory(weights[0].device) if weights[0].device.type != "cpu" else None
+    needed = sum(12 * weight.numel() + 8 * weight.shape[1] ** 2 for weight in weights)
+    if free is None or needed <= (1 - FOR_THE_PASS) * free:
+        return None
+    logger.info("gradients and Gram matrices wait in host memory: %.0f of %.0f GB", needed / 1e9, free / 1e9)
+    return torch.device("cpu")
 
 
 @torch.no_grad()
@@ -23,7 +44,7 @@ def trial_of(
 ) -> Trial:
     """The dense causal LM on trial by the divergence of its next token, its own output as target.
 
-    Each of several ranks holds consecutive `windows`.
+    Each of several ranks holds consecutive `windows`. Sums wait in host memory where the device has no room for them.
 
     Raises:
         BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
@@ -40,7 +61,9 @@ def trial_of(
     if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
-    return Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits), ranks=ranks)
+    trial = Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits), ranks=ranks)
+    trial.sums_on = device_of_sums(linears)
+    return trial
 
 
 def _before_head(model: Any, window: Tensor) -> Tensor:
