@@ -256,9 +256,11 @@ def test_a_plain_adapter_is_refused_on_a_pruned_model(model_dir, base, tmp_path)
         merge_lora(tmp_path / "adapter", tmp_path / "merged", base)
 
 
-def test_gradient_checkpointing_changes_no_bit(trained, base, tmp_path):
-    train(base, tmp_path / "adapter", gradient_checkpointing=True, dropout=0.0)
-    train(base, tmp_path / "other", dropout=0.0)
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_gradient_checkpointing_changes_no_bit(precision, base, tmp_path):
+    settings = {"dropout": 0.0, "precision": precision}
+    train(base, tmp_path / "adapter", gradient_checkpointing=True, **settings)
+    train(base, tmp_path / "other", **settings)
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "other"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 

@@ -258,8 +258,9 @@ def test_sums_wait_in_host_memory_where_a_device_has_no_room(monkeypatch, caplog
     assert whole.device_of_sums(blocks(tiny_model())) is None  # it is host memory already
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
-def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, tmp_path):
+def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, precision, tmp_path):
     windows, results, calls = tiny_windows(8), [], []
     config = BarberConfig(sparsity=0.5, rebuild="none", dtype="float32")
     BarberSparsifier(tiny_model(family)).sparsify(config, windows, tmp_path / "sparse", quiet=True)
@@ -267,7 +268,7 @@ def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, tmp_pa
         refiner, before = BarberRefiner(tiny_model(family)), len(calls)
         linear = next(iter(blocks(refiner.model).values()))
         linear.register_forward_hook(lambda *_: calls.append(1))
-        settings = RefineConfig(steps=4, batch_size=2, gradient_checkpointing=again)
+        settings = RefineConfig(steps=4, batch_size=2, gradient_checkpointing=again, precision=precision)
         results.append((refiner.refine(tmp_path / "sparse", settings, windows, quiet=True), len(calls) - before))
     (plain, once), (checkpointed, more) = results
     assert plain.looks == checkpointed.looks and plain.swaps > 0

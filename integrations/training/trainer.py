@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from optimum_barber.base.errors import BarberError, UnfinishedError
 from optimum_barber.base.files import read_json, read_json_object, write_json
 from optimum_barber.base.output import output_lock
 from optimum_barber.integrations.training.settings import TrainingSettings
-from optimum_barber.models.device import matrix_products
+from optimum_barber.models.device import matrix_products, recomputing_contexts
 from optimum_barber.tensors.distillation import divergence
 
 RUN_NAME = "run.json"
@@ -216,7 +217,7 @@ class Training:
         )  # fmt: skip
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several would mean DataParallel
         if settings.gradient_checkpointing:
-            checkpoint_activations(self.learner.model)
+            checkpoint_activations(self.learner.model, self.products)
         measured: Any = examples(self.held_out) if self.held_out is not None else None
         windows: Any = examples(self.tokens)
         trainer = Trainer(self.learner, arguments, train_dataset=windows, eval_dataset=measured)
@@ -238,10 +239,10 @@ class Training:
         }  # fmt: skip
 
 
-def checkpoint_activations(model: Any) -> None:
+def checkpoint_activations(model: Any, precision: str) -> None:
     """Let a model compute activations again for the gradient, by the name that its transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": partial(recomputing_contexts, precision)})
 
 
 def examples(windows: Tensor) -> list[dict[str, Tensor]]:

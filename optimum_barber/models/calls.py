@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import BarberError
 
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 Inputs = Tensor | tuple[Tensor, ...]  # of one window: the hidden states, and what else differs from window to window
 
 
@@ -169,15 +170,16 @@ def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 
 @contextmanager
-def recomputing(modules: Iterable[nn.Module]) -> Iterator[None]:
+def recomputing(modules: Iterable[nn.Module], contexts: Contexts) -> Iterator[None]:
     """Inside, a backward pass computes each of these modules again, so that a forward pass keeps their inputs alone.
 
-    They must compute the same every time: in evaluation mode nothing is drawn.
+    They must compute the same every time: in evaluation mode nothing is drawn. `contexts` gives what is entered in the
+    forward pass and where it is computed again.
     """
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     with ExitStack() as stack:
         for module in modules:
-            again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-            stack.enter_context(forward_of(module, again))
+            stack.enter_context(forward_of(module, partial(again, module.forward)))
         yield
 
 

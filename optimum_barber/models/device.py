@@ -1,7 +1,7 @@
 """Which device a run works on, in which dtype, with how exact matrix products."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,10 +36,23 @@ def matrix_products(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        with RoundedAttention() if precision == "medium" else nullcontext():
+        with attention_products(precision):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def attention_products(precision: str) -> AbstractContextManager[Any]:
+    """Return the context that rounds what torch's setting does not reach; `medium` has one."""
+    return RoundedAttention() if precision == "medium" else nullcontext()
+
+
+def recomputing_contexts(precision: str) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return what `torch.utils.checkpoint` enters in a forward pass, and where a backward pass computes it again.
+
+    A backward pass runs outside of the modes of the forward pass, so the second one rounds as `matrix_products` does.
+    """
+    return nullcontext(), attention_products(precision)
 
 
 class RoundedAttention(TorchFunctionMode):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ...checkpoints.safetensors import SafetensorsWeights
 from ...checkpoints.verify import verify_checkpoint
 from ...checkpoints.write import module_sparsity, save_pruned, save_record
 from ...models.calls import recomputing
-from ...models.device import matrix_products, product_precision, summing_device
+from ...models.device import matrix_products, product_precision, recomputing_contexts, summing_device
 from ...models.dtypes import cast_parameters
 from ...models.linears import has_routed_experts
 from ...models.loading import ModelReference, load_model, load_tokenizer, resolve_model
@@ -156,9 +157,9 @@ class BarberRefiner(PretrainedTool):
             stack.enter_context(matrix_products(products))
             linears = stack.enter_context(source.computing_by_linears())
             if config.gradient_checkpointing:
-                stack.enter_context(recomputing(source.stack))
+                stack.enter_context(recomputing(source.stack, partial(recomputing_contexts, products)))
             trial, windows = self._open(sparse, record, linears, config, calibration, ranks)
-            partial = stack.enter_context(staged(output)) if output is not None and ranks.first else None
+            staging = stack.enter_context(staged(output)) if output is not None and ranks.first else None
             before, silent = trial.masks, quiet or not ranks.first or None
             with tqdm(total=config.steps, unit="step", desc="refine", disable=silent) as bar:
 
@@ -174,8 +175,8 @@ class BarberRefiner(PretrainedTool):
             modules = {name: module_sparsity(mask, record.modules[name].transposed) for name, mask in packed.items()}
             record = record.model_copy(update={"modules": modules, "steps": [*record.steps, step]})
             result = RefineResult(packed, record, swaps, looks)
-            if partial is not None:
-                self._save(partial, sparse, result, config)
+            if staging is not None:
+                self._save(staging, sparse, result, config)
                 result.directory = output
         return result
 
