@@ -14,24 +14,27 @@ from optimum_barber.checkpoints.verify import verify_checkpoint
 from optimum_barber.cli import main
 from optimum_barber.prune.block_quadratic import row_worth
 from optimum_barber.prune.refine import whole
-from optimum_barber.prune.refine.refiner import check_windows, seen_share
 from optimum_barber.prune.refine.row_model import MOMENTUM, RowModel
 from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.steps import (
     FACTOR,
-    GRAM_WINDOWS,
     MOVING,
     PATIENCE,
     Search,
-    batches_of,
     best_length,
     first_tried,
-    gram_windows,
-    measuring_stride,
     refined,
     rows_changed,
 )
 from optimum_barber.prune.refine.whole import Divergence, trial_of
+from optimum_barber.prune.refine.windows import (
+    GRAM_WINDOWS,
+    batches_of,
+    check_windows,
+    gram_windows,
+    measuring_stride,
+    seen_share,
+)
 from optimum_barber.runs.recipe import run_recipe
 from optimum_barber.runs.recipe.validation import RecipeError, read_recipe
 from optimum_barber.tensors.masks import holds_pattern

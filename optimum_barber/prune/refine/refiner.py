@@ -40,12 +40,11 @@ from ...text.windows import TokenWindows, windows_for
 from ..rebuilders.base import swap_count
 from ..trial import Trial
 from .settings import RefineConfig
-from .steps import measuring_stride, refined
+from .steps import refined
 from .whole import trial_of
+from .windows import check_windows
 
 logger = logging.getLogger(__name__)
-SEEN = 0.25  # share of the measuring windows that may be learned from too, without a warning
-PIECE = 32  # tokens by which a window is known again
 
 
 @dataclass
@@ -276,27 +275,3 @@ def _check_others(model: nn.Module, weights: SafetensorsWeights, pruned: Contain
                     f"{piece.tensor} differs from the dense model's: refine takes all but masks from that, and would "
                     "lose it"
                 )
-
-
-def check_windows(tokens: Tensor, ranks: int = 1) -> None:
-    """Refuse fewer than 2 windows for each rank; warn where those that measure are learned from too."""
-    if len(tokens) < 2:
-        raise BarberError("samples 1 is not legal: at least 2, one to learn from and one to measure")
-    if len(tokens) < 2 * ranks:  # one of two windows in a row is learned from
-        raise BarberError(f"samples {len(tokens)} is not legal: at least {2 * ranks}, 2 for each of {ranks} ranks")
-    share = seen_share(tokens)
-    if share > SEEN:
-        logger.warning("%.0f %% of what measures is learned from too: give fewer windows, or more text", 100 * share)
-
-
-def seen_share(windows: Tensor) -> float:
-    """Share of the windows that measure, (samples, length) int64 in all, whose middle stands in one that is learned."""
-    length = windows.shape[1]
-    piece, stride = min(PIECE, length), measuring_stride(len(windows))
-    start = (length - piece) // 2
-    learned: set[tuple[int, ...]] = set()
-    for index, window in enumerate(windows):
-        if index % stride:
-            learned.update(map(tuple, window.unfold(0, piece, 1).tolist()))
-    middles = windows[::stride, start : start + piece].tolist()
-    return sum(tuple(middle) in learned for middle in middles) / len(middles)

@@ -1,6 +1,6 @@
 """The steps of a refinement: the gradient on a few windows, then exchanges in every row that gains by them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import Any
@@ -9,13 +9,12 @@ from ...base.errors import BarberError
 from ..block_cache import Masks
 from ..rebuilders.base import swap_count
 from ..rebuilders.gauss_newton import best_step
-from ..rebuilders.ratio import stride_of
 from ..trial import Trial
 from .row_model import RowModel
 from .settings import RefineSettings
 from .whole import part_of
+from .windows import batches_of, gram_windows, measuring_stride
 
-GRAM_WINDOWS = 24  # the Gram matrices of all steps come from at least so many windows, or from all
 MOVING = 0.1  # share of the rows that take part in the first step that is tried, of those that do at length 1
 SHORTEST = 2**-16  # the least length that is tried
 FACTOR = sqrt(2)  # between two lengths that are tried
@@ -132,20 +131,3 @@ def first_tried(model: RowModel, masks: Masks) -> float:
 def rows_changed(before: Masks, after: Masks) -> int:
     """The number of rows whose mask is another one."""
     return sum(int((before[name] != after[name]).any(1).sum()) for name in before)
-
-
-def measuring_stride(windows: int) -> int:
-    """Every how many windows one measures, where the others are learned from: every eighth, more of fewer than 16."""
-    return max(stride_of(windows), 2)
-
-
-def batches_of(windows: Sequence[int], size: int) -> list[list[int]]:
-    """All windows in batches of about this size, each from the whole text and so from all ranks."""
-    count = max(round(len(windows) / size), 1)
-    return [list(windows[first::count]) for first in range(count)]
-
-
-def gram_windows(windows: Sequence[int], ranks: int) -> list[int]:
-    """Every n-th of the windows, n as large as leaves `GRAM_WINDOWS`, and some of every rank; all if there are few."""
-    least = max(GRAM_WINDOWS, 2 * ranks)
-    return list(windows[:: max(len(windows) // least, 1)])
