@@ -53,6 +53,20 @@ def test_prune_eval_verify(model_dir, tmp_path, capsys):
     assert {row["sequence_length"] for row in rows} == {32}
 
 
+def test_eval_measures_on_every_text_that_is_named(model_dir, text_file, tmp_path, capsys):
+    results, texts = tmp_path / "results.json", ["pydoc", str(text_file)]
+    flags = ["--sequence-length", "32", "--windows", "2", "--quiet", "--json", str(results)]
+    alone = []
+    for text in texts:
+        assert main(["eval", str(model_dir), "--perplexity", text, *flags]) == 0
+        alone += json.loads(results.read_text())
+    capsys.readouterr()
+    assert main(["eval", str(model_dir), "--perplexity", texts[0], "--perplexity", texts[1], *flags]) == 0
+    assert json.loads(results.read_text()) == alone
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in printed[::2]] == texts and len(printed) == 4
+
+
 def test_a_chain_of_tools(model_dir, tmp_path, capsys):
     """SparseGPT's own result, read back by its zeros and by its mask file, rebuilt under its pattern."""
     first = tmp_path / "first"

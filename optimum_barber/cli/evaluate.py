@@ -17,11 +17,11 @@ EPILOG = """\
 The figures of a checkpoint that this program wrote are kept in its evaluation.json, and shown in its model card.
 
 examples:
-  optimum-barber eval OUT --perplexity pydoc --windows 40
+  optimum-barber eval OUT --perplexity pydoc --perplexity text.txt --windows 40
   optimum-barber eval OUT OTHER_OUT --perplexity text.txt --json eval.json
 """
 
-TEXT = "text or JSON file, or the evaluation part of c4, wikitext2, ptb or pydoc"
+TEXT = "text or JSON file, or the evaluation part of c4, wikitext2, ptb or pydoc; repeatable"
 DTYPE = "dtype of the computation: auto (float32 on a CPU, otherwise the model's own), float32, float16, bfloat16"
 FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
     ("--sequence-length", whole, None, "N", LENGTH),
@@ -36,7 +36,7 @@ FLAGS: tuple[tuple[str, Any, str | None, str, str], ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
-    parser.add_argument("--perplexity", required=True, metavar="TEXT", help=TEXT)
+    parser.add_argument("--perplexity", required=True, action="append", metavar="TEXT", help=TEXT)
     for flag, reader, default, metavar, text in FLAGS:
         parser.add_argument(flag, type=reader, default=default, metavar=metavar, help=text)
     parser.add_argument("--no-baseline", action="store_true", help="do not measure the dense models")
@@ -45,7 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate every model, one in memory at a time, and print a table."""
+    """Evaluate every model, one in memory at a time, and print a table for each text."""
+    _check(args)
+    from ..models.loading import resolve_model
+
+    references = [resolve_model(name) for name in args.models]
+    dense = [] if args.no_baseline else _baselines(references)
+    every: list[dict[str, Any]] = []
+    for text in args.perplexity:
+        rows = [_row(reference, text, reference in dense, args) for reference in [*dense, *references]]
+        every += rows
+        if args.json:
+            Path(args.json).write_text(as_json(every) + "\n", encoding="utf-8")
+        _record(references, rows)
+        _write_table([row for row in rows if "error" not in row])
+    _raise_faults(every)
+    return 0
+
+
+def _raise_faults(rows: list[dict[str, Any]]) -> None:
+    faults = [f"{row['model']}: {row['error']}" for row in rows if "error" in row]
+    if faults:
+        raise FailedCheckError("; ".join(faults))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what is not legal, before any work."""
     if args.dtype not in DTYPES:
         raise unknown_name("dtype", args.dtype, DTYPES)
     if args.bos not in BOS:
@@ -54,16 +79,6 @@ def run(args: argparse.Namespace) -> int:
     check_whole(args, "windows", 1)
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise BarberError(f"json {args.json} cannot be written: there is no such folder")
-    from ..models.loading import resolve_model
-
-    references = [resolve_model(name) for name in args.models]
-    dense = [] if args.no_baseline else _baselines(references)
-    rows = [_row(reference, reference in dense, args) for reference in [*dense, *references]]
-    if args.json:
-        Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
-    _record(references, rows)
-    _tell(rows)
-    return 0
 
 
 def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
@@ -87,22 +102,14 @@ def _same_model(name: str, other: str | None) -> bool:
     return name == other or (Path(name).expanduser().is_dir() and Path(name).expanduser().resolve() == Path(other))
 
 
-def _tell(rows: list[dict[str, Any]]) -> None:
-    """Print the table; raise what went wrong with the other rows."""
-    _write_table([row for row in rows if "error" not in row])
-    faults = [f"{row['model']}: {row['error']}" for row in rows if "error" in row]
-    if faults:
-        raise FailedCheckError("; ".join(faults))
-
-
-def _row(reference: Any, dense: bool, args: argparse.Namespace) -> dict[str, Any]:
+def _row(reference: Any, text: str, dense: bool, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one model; where its perplexity is not finite, that is null and the error stands beside it."""
     from ..runs.evaluate import evaluate_model
 
     row = {"dense_baseline": dense, "model": reference.name}
     try:
         return row | evaluate_model(
-            reference.name, args.perplexity, field=args.text_field, length=args.sequence_length, windows=args.windows,
+            reference.name, text, field=args.text_field, length=args.sequence_length, windows=args.windows,
             dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
         )  # fmt: skip
     except FailedCheckError as error:
