@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...base.devices import empty_cache
 from ...base.errors import BarberError
 from ...base.memory import free_memory
 from ...base.ranks import ALONE, Ranks
@@ -30,7 +31,9 @@ def device_of_sums(linears: Mapping[str, nn.Linear]) -> torch.device | None:
     for an entry of a Gram matrix, of which Linears with the same input share one.
     """
     weights = [linear.weight for linear in linears.values()]
-    free = free_memory(weights[0].device) if weights[0].device.type != "cpu" else None
+    device = weights[0].device
+    empty_cache()
+    free = free_memory(device) if device.type != "cpu" else None
     needed = sum(12 * weight.numel() + 8 * weight.shape[1] ** 2 for weight in weights)
     if free is None or needed <= (1 - FOR_THE_PASS) * free:
         return None
