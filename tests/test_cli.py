@@ -67,6 +67,15 @@ def test_eval_measures_on_every_text_that_is_named(model_dir, text_file, tmp_pat
     assert [line.split()[2] for line in printed[::2]] == texts and len(printed) == 4
 
 
+def test_eval_writes_its_json_through_a_link(model_dir, tmp_path):
+    link, target = tmp_path / "link.json", tmp_path / "target.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    flags = ["--sequence-length", "32", "--windows", "2", "--quiet", "--json", str(link)]
+    assert main(["eval", str(model_dir), "--perplexity", "pydoc", *flags]) == 0
+    assert link.is_symlink() and json.loads(target.read_text())[0]["windows"] == 2
+
+
 def test_a_chain_of_tools(model_dir, tmp_path, capsys):
     """SparseGPT's own result, read back by its zeros and by its mask file, rebuilt under its pattern."""
     first = tmp_path / "first"

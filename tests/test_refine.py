@@ -280,6 +280,21 @@ def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, precis
         assert torch.equal(mask.unpack(), checkpointed.masks[name].unpack())
 
 
+def test_a_row_of_hardly_any_worth_without_a_gradient_stays_finite():
+    """The factor of its gradient would be beyond float32."""
+    model = tiny_model()
+    linears = blocks(model)
+    masks = random_masks(linears)
+    trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
+    rows = RowModel(trial, masks, RefineSettings())
+    name = next(name for name in linears if name.endswith("up_proj"))
+    down = linears[name.replace("up_proj", "down_proj")]
+    down.weight.data[:, 0] = 0  # its row of up_proj gets no gradient
+    rows.worth[name][0] = torch.finfo(torch.float32).tiny
+    rows.learn(whole.part_of(trial, [0]), masks)
+    assert torch.isfinite(rows[name].correlation).all()
+
+
 def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
     model = tiny_model()
     linears = blocks(model)

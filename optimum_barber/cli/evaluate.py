@@ -8,7 +8,7 @@ from typing import Any
 from ..base.calibration import BOS, BOS_HELP
 from ..base.errors import BarberError, FailedCheckError, unknown_name
 from ..base.fields import DTYPES
-from ..base.files import write_json
+from ..base.files import as_json
 from .flags import LENGTH, MODEL, check_whole, whole
 
 HELP = "Measure the perplexity of pruned models and of the dense models they come from."
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     for text in args.perplexity:
         rows = [_row(reference, text, reference in dense, args) for reference in [*dense, *references]]
         every += rows
-        if args.json:
-            write_json(Path(args.json), every)
         _record(references, rows)
         _write_table([row for row in rows if "error" not in row])
+        if args.json:  # written in place: it may be a link, or a device such as /dev/null
+            Path(args.json).write_text(as_json(every) + "\n", encoding="utf-8")
     _raise_faults(every)
     return 0
 

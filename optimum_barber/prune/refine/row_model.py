@@ -60,7 +60,7 @@ class RowModel(Mapping[str, Quadratic]):
             units = batch.objective.units(result.output)
 
             def add_gradient(name: str, gradient: Tensor) -> None:
-                self._correlations[name].add(gradient.mul_(scale * units / self.worth[name][:, None]))
+                self._correlations[name].add(gradient.mul_(scale * units).div_(self.worth[name][:, None]))
 
             backward(result.error, leaves, add_gradient)
 
@@ -87,6 +87,8 @@ class RowModel(Mapping[str, Quadratic]):
             return
         for name, correlation in self._correlations.items():
             rows = (before[name] != after[name]).any(1)
+            if not rows.any():
+                continue
             change = self._trial.weight(name, after[name]) - self._trial.weight(name, before[name])
             change[rows] = -change[rows] @ self._grams[name].to(change.device)
             correlation.add(change)
