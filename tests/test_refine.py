@@ -280,13 +280,18 @@ def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, precis
         assert torch.equal(mask.unpack(), checkpointed.masks[name].unpack())
 
 
-def test_a_row_of_hardly_any_worth_without_a_gradient_stays_finite():
-    """The factor of its gradient would be beyond float32."""
+def rows_of_tiny_model():
+    """Linears, masks, the trial, and its rows as a quadratic."""
     model = tiny_model()
     linears = blocks(model)
     masks = random_masks(linears)
     trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
-    rows = RowModel(trial, masks, RefineSettings())
+    return linears, masks, trial, RowModel(trial, masks, RefineSettings())
+
+
+def test_a_row_of_hardly_any_worth_without_a_gradient_stays_finite():
+    """The factor of its gradient would be beyond float32."""
+    linears, masks, trial, rows = rows_of_tiny_model()
     name = next(name for name in linears if name.endswith("up_proj"))
     down = linears[name.replace("up_proj", "down_proj")]
     down.weight.data[:, 0] = 0  # its row of up_proj gets no gradient
@@ -296,11 +301,7 @@ def test_a_row_of_hardly_any_worth_without_a_gradient_stays_finite():
 
 
 def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
-    model = tiny_model()
-    linears = blocks(model)
-    masks = random_masks(linears)
-    trial = trial_of(model, linears, tiny_windows(4), SparsityPattern(0.5))
-    rows = RowModel(trial, masks, RefineSettings())
+    linears, masks, _, rows = rows_of_tiny_model()
     before = {name: quadratic.correlation for name, quadratic in rows.items()}
     after = rows.step(masks, 0.5)
     name, row = next((n, r) for n in masks for r in range(len(masks[n])) if not torch.equal(masks[n][r], after[n][r]))

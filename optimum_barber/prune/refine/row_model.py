@@ -49,7 +49,10 @@ class RowModel(Mapping[str, Quadratic]):
         return len(self._grams)
 
     def learn(self, batch: Trial, masks: Masks) -> None:
-        """Take the gradient on a batch of windows into the running mean, scaled as if summed over the sample's."""
+        """Take the gradient on a batch of windows into the running mean, scaled as if summed over the sample's.
+
+        C' <- m C' + (1 - m) ((1 - rho) C / h + rho (W - V) diag(G)) with the momentum m, C added window by window.
+        """
         new, shrinkage = 1 - MOMENTUM, self._settings.shrinkage
         scale = -new * (1 - shrinkage) * self._samples / batch.inputs.total / 2
         leaves = {name: linear.weight for name, linear in batch.linears.items()}

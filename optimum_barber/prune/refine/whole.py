@@ -28,7 +28,7 @@ def device_of_sums(linears: Mapping[str, nn.Linear]) -> torch.device | None:
     """Where gradients and Gram matrices of a refinement wait: on the CPU if the device has no room, None if it has.
 
     Beside the weights, which are there, it needs 4 bytes a weight for those under masks, 8 for sums of gradients, and 8
-    for an entry of a Gram matrix, of which Linears with the same input share one.
+    for an entry of a Gram matrix. Linears with the same input share one, which is not known here: each counts its own.
     """
     weights = [linear.weight for linear in linears.values()]
     device = weights[0].device
@@ -64,9 +64,8 @@ def trial_of(
     if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
-    trial = Trial(forward, dict(linears), inputs, targets, pattern, objective=Divergence(logits), ranks=ranks)
-    trial.sums_on = device_of_sums(linears)
-    return trial
+    objective, sums_on = Divergence(logits), device_of_sums(linears)
+    return Trial(forward, dict(linears), inputs, targets, pattern, objective=objective, ranks=ranks, sums_on=sums_on)
 
 
 def _before_head(model: Any, window: Tensor) -> Tensor:
