@@ -25,7 +25,7 @@ from optimum_barber.cli import main
 from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.models.measure import latency
-from optimum_barber.prune.refine import whole
+from optimum_barber.prune.refine import place
 from optimum_barber.runs.report import html
 
 from .conftest import SIZES, tiny_model, tiny_windows
@@ -141,7 +141,7 @@ def refined(device, free):
     refiner = BarberRefiner(load_model(resolve_model("model")))
     config = RefineConfig(device=device, steps=2, exchanges=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whole, "free_memory", lambda _: free)
+        patch.setattr(place, "free_memory", lambda device=None: None if device is None else free)
         result = refiner.refine("sparse", config, tiny_windows(), quiet=True)
     return {name: mask.unpack() for name, mask in result.masks.items()}, result.looks
 

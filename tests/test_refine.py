@@ -247,20 +247,6 @@ def test_the_running_gradient_is_that_of_the_whole_model():
         assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
 
 
-def test_sums_wait_in_host_memory_where_a_device_has_no_room(monkeypatch, caplog):
-    """7 Linears of 32 x 32 or so: 12 bytes a weight, 8 for an entry of each Gram matrix, a fifth of room to spare."""
-    linears = {name: linear.to("meta") for name, linear in blocks(tiny_model()).items()}
-    needed = 0
-    for linear in linears.values():
-        rows, columns = linear.weight.shape
-        needed += rows * columns * 12 + columns * columns * 8
-    for free, place in ((None, None), (1.26 * needed, None), (1.24 * needed, torch.device("cpu"))):
-        monkeypatch.setattr(whole, "free_memory", lambda device, free=free: free)
-        assert whole.device_of_sums(linears) == place
-    monkeypatch.setattr(whole, "free_memory", lambda _: 0)
-    assert whole.device_of_sums(blocks(tiny_model())) is None  # it is host memory already
-
-
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_gradient_checkpointing_computes_again_and_changes_no_bit(family, precision, tmp_path):

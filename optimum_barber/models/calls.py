@@ -178,7 +178,7 @@ def recomputing(modules: Iterable[nn.Module], contexts: Contexts) -> Iterator[No
     """
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     with ExitStack() as stack:
-        for module in modules:
+        for module in dict.fromkeys(modules):  # one may stand in a stack several times
             stack.enter_context(forward_of(module, partial(again, module.forward)))
         yield
 

@@ -14,7 +14,7 @@ for random signs u, G = sum of x x^T the Gram matrix of the Linear's inputs. Row
 there; the damping mu stands for that, and whoever takes a step finds it by the measured error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,12 @@ class Expansion:
 
 
 def expand(
-    trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float = 0.0, worth: dict[str, Tensor] | None = None
+    trial: Trial,
+    masks: Masks,
+    names: Sequence[str],
+    shrinkage: float = 0.0,
+    worth: dict[str, Tensor] | None = None,
+    grams: Mapping[str, Tensor] | None = None,
 ) -> Expansion:
     """Expand the block error around `masks` by the rows of each named Linear; E(masks) is measured on the way.
 
@@ -52,9 +57,29 @@ def expand(
 
         G' = (1 - rho) G + rho diag(G),    C' = (1 - rho) C / h + rho (W - V) diag(G).
 
-    The worth of an expansion around masks nearby can be used again; without, random signs are sent back.
+    Args:
+        worth: that of an expansion around masks nearby; without, random signs are sent back.
+        grams: G' by Linear, already summed up; without, inputs and outputs of all the Linears are held for a sample.
     """
     slopes = _Slopes(trial, names, probing=worth is None)
+    if grams is None:
+        grams = _differentiated(trial, masks, names, shrinkage, slopes)
+    else:
+        trial.differentiate(masks, slopes.add)
+    if not worth:
+        worth = {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
+    models = {}
+    for name, gram in grams.items():
+        correlation = slopes.total(name).div_(row_worth(worth[name], gram)[:, None])
+        missing = (trial.weight(name) - trial.weight(name, masks[name])).to(gram.device)
+        models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
+    return Expansion(models, worth)
+
+
+def _differentiated(
+    trial: Trial, masks: Masks, names: Sequence[str], shrinkage: float, slopes: "_Slopes"
+) -> dict[str, Tensor]:
+    """Sum up the slopes, and G' of each Linear in the same pass."""
     sums = InputSums(trial, names, shrinkage)
     with calls_of(trial, names) as calls:
 
@@ -65,14 +90,7 @@ def expand(
 
         trial.differentiate(masks, observe)
     grams, _ = sums.totals()
-    if not worth:
-        worth = {name: total.over(trial.ranks) for name, total in slopes.worth.items()}
-    models = {}
-    for name, gram in grams.items():
-        correlation = slopes.total(name).div_(row_worth(worth[name], gram)[:, None])
-        missing = (trial.weight(name) - trial.weight(name, masks[name])).to(gram.device)
-        models[name] = Quadratic(gram, shrink_correlation(correlation, missing, gram, shrinkage))
-    return Expansion(models, worth)
+    return grams
 
 
 def row_worth(worth: Tensor, gram: Tensor) -> Tensor:

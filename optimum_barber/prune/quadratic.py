@@ -175,10 +175,7 @@ class InputSums:
         """Shrunk Gram matrices of all Linears, and residual correlations of closing ones, over all ranks; once."""
         grams = {}
         for name, products in self.grams.items():
-            gram = products.over(self.ranks)
-            diagonal = gram.diagonal().clone()
-            gram.mul_(1 - self.shrinkage).diagonal().copy_(diagonal)
-            grams[name] = gram
+            grams[name] = shrink_gram(products.over(self.ranks), self.shrinkage)
             if name in self.first_inputs:
                 self.known[name] = self.first_inputs[name], grams[name]
         for name, (_, gram) in self.known.items():
@@ -199,6 +196,13 @@ def _weighted(stream: Tensor, weights: Tensor | None, tokens: Tensor | None = No
         return rows
     own = weights.reshape(-1, 1) if tokens is None else weights.reshape(-1, 1)[tokens]
     return rows * own.sqrt() if len(own) == len(rows) else rows
+
+
+def shrink_gram(gram: Tensor, shrinkage: float) -> Tensor:
+    """G' = (1 - rho) G + rho diag(G), in place."""
+    diagonal = gram.diagonal().clone()
+    gram.mul_(1 - shrinkage).diagonal().copy_(diagonal)
+    return gram
 
 
 def shrink_correlation(correlation: Tensor, missing: Tensor, gram: Tensor, shrinkage: float) -> Tensor:

@@ -12,6 +12,7 @@ from ..block_quadratic import expand, row_worth
 from ..quadratic import Quadratic, Shortened
 from ..rebuilders.swaps import with_exchanges
 from ..trial import SampleResult, Trial
+from .grams import gram_matrices
 from .settings import RefineSettings
 
 MOMENTUM = 0.8  # share of the gradient before in that of a step
@@ -28,9 +29,9 @@ class RowModel(Mapping[str, Quadratic]):
     def __init__(self, sample: Trial, masks: Masks, settings: RefineSettings) -> None:
         self._trial, self._settings = sample, settings
         self._samples = sample.inputs.total
-        expansion = expand(sample, masks, list(sample.linears), settings.shrinkage)
-        sample.cache = BlockCache()  # frees inputs of the first window
-        self._grams = {name: model.gram for name, model in expansion.models.items()}
+        self._grams = gram_matrices(sample, masks, settings.shrinkage)
+        expansion = expand(sample, masks, list(sample.linears), settings.shrinkage, grams=self._grams)
+        sample.cache = BlockCache()  # frees outputs
         self.worth: dict[str, Tensor] = {}
         self._correlations: dict[str, Sum] = {}
         for name in sample.linears:

@@ -1,6 +1,5 @@
 """The whole model on trial, as one block from tokens to what its head is given, by how far its next token strays."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,36 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...base.devices import empty_cache
 from ...base.errors import BarberError
-from ...base.memory import free_memory
 from ...base.ranks import ALONE, Ranks
 from ...models.activations import Activations
 from ...models.calls import call_reaching
 from ...tensors.patterns import SparsityPattern
 from ..block_cache import BlockCache
 from ..trial import Trial
-
-logger = logging.getLogger(__name__)
-
-FOR_THE_PASS = 0.2  # share of the device's memory for the activations and logits of one window
-
-
-def device_of_sums(linears: Mapping[str, nn.Linear]) -> torch.device | None:
-    """Where gradients and Gram matrices of a refinement wait: on the CPU if the device has no room, None if it has.
-
-    Beside the weights, which are there, it needs 4 bytes a weight for those under masks, 8 for sums of gradients, and 8
-    for an entry of a Gram matrix. Linears with the same input share one, which is not known here: each counts its own.
-    """
-    weights = [linear.weight for linear in linears.values()]
-    device = weights[0].device
-    empty_cache()
-    free = free_memory(device) if device.type != "cpu" else None
-    needed = sum(12 * weight.numel() + 8 * weight.shape[1] ** 2 for weight in weights)
-    if free is None or needed <= (1 - FOR_THE_PASS) * free:
-        return None
-    logger.info("gradients and Gram matrices wait in host memory: %.0f of %.0f GB", needed / 1e9, free / 1e9)
-    return torch.device("cpu")
+from .grams import SameInputs, inputs_shown
+from .place import place_of_sums
 
 
 @torch.no_grad()
@@ -50,7 +28,7 @@ def trial_of(
     Each of several ranks holds consecutive `windows`. Sums wait in host memory where the device has no room for them.
 
     Raises:
-        BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here.
+        BarberError: the model gives NaN or Inf, or makes more of its head's output than is known here; memory is short.
     """
     if model.get_output_embeddings() is None:
         raise BarberError(f"model is a {type(model).__name__}, without a language-modelling head: give the causal LM")
@@ -58,13 +36,15 @@ def trial_of(
     share = ranks.share(len(windows))
     inputs = Activations(windows[share.slice].to(next(model.parameters()).device).split(1), share=share)
     first = next(iter(inputs))
-    expected = model(input_ids=first, use_cache=False).logits
+    same = SameInputs()
+    with inputs_shown(linears, same.note):
+        expected = model(input_ids=first, use_cache=False).logits
     if not expected.isfinite().all():
         raise BarberError("base gives NaN or Inf: its weights hold some")
     if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
     targets = inputs.like(forward(x) for x in inputs)
-    objective, sums_on = Divergence(logits), device_of_sums(linears)
+    objective, sums_on = Divergence(logits), place_of_sums(linears, same.first, ranks)
     return Trial(forward, dict(linears), inputs, targets, pattern, objective=objective, ranks=ranks, sums_on=sums_on)
 
 
