@@ -29,9 +29,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from optimum_barber import BarberConfig, BarberSparsifier, LinearInput, MaskFile
+from optimum_barber.base.calibration import CalibrationConfig
 from optimum_barber.checkpoints.names import MASKS_NAME
 from optimum_barber.prune.producers import PRODUCERS
-from optimum_barber.runs.evaluate import evaluate_model
+from optimum_barber.runs.evaluate import Evaluator
 
 COLUMNS = ("ranks", "agree, layer 0", "agree, all", "counts", "same on all ranks", "norms", "perplexity", "seconds")
 
@@ -69,9 +70,8 @@ def row(args: argparse.Namespace, count: int, reference: int) -> list[str]:
     norms, other = (load_file(args.work / f"{n}" / "norms.safetensors") for n in (reference, count))
     difference = max(float((other[n] - norms[n]).norm() / norms[n].norm()) for n in norms)
     told = [json.loads(path.read_text()) for path in sorted(work.glob("rank-*.json"))]
-    measured = evaluate_model(
-        str(work / "out"), args.text, length=args.sequence_length, windows=args.windows, quiet=True
-    )
+    evaluator = Evaluator(str(work / "out"), CalibrationConfig(sequence_length=args.sequence_length))
+    measured = evaluator.perplexity(evaluator.windows(args.text, args.windows), quiet=True)
     return [
         f"{count}", share(first), share(list(same.values())), "exact" if exact else "differ",
         "yes" if len({rank["masks"] for rank in told}) == 1 else "no", f"{difference:.1e}",

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from optimum_barber.base.calibration import CalibrationConfig
+from optimum_barber.base.errors import FailedCheckError
 from optimum_barber.cli import COMMANDS, main
 from optimum_barber.prune.rebuild_settings import RebuildConfig
 from optimum_barber.prune.settings import BarberConfig, ReconstructConfig
@@ -65,6 +66,49 @@ def test_eval_measures_on_every_text_that_is_named(model_dir, text_file, tmp_pat
     assert json.loads(results.read_text()) == alone
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in printed[::2]] == texts and len(printed) == 4
+
+
+def test_eval_loads_each_model_once_and_tells_a_row_that_is_not_finite_by_its_text(
+    model_dir, text_file, tmp_path, monkeypatch, capsys
+):
+    from optimum_barber.runs import evaluate
+
+    loaded, load, measure = [], evaluate.load_model, evaluate.perplexity
+
+    def counted(reference, *args, **kwargs):
+        loaded.append(reference.name)
+        return load(reference, *args, **kwargs)
+
+    def failing(model, windows, quiet):
+        if windows.source == "pydoc":
+            raise FailedCheckError("perplexity on pydoc is not finite")
+        return measure(model, windows, quiet)
+
+    monkeypatch.setattr(evaluate, "load_model", counted)
+    monkeypatch.setattr(evaluate, "perplexity", failing)
+    results = tmp_path / "results.json"
+    texts = ["--perplexity", "pydoc", "--perplexity", str(text_file), "--perplexity", "pydoc"]
+    flags = ["--sequence-length", "32", "--windows", "2", "--quiet", "--json", str(results)]
+    assert main(["eval", str(model_dir), *texts, *flags]) == 1
+    rows = json.loads(results.read_text())
+    assert [row["text"] for row in rows] == ["pydoc", str(text_file)] and loaded == [str(model_dir)]
+    assert rows[0]["perplexity"] is None and rows[0]["error"].startswith("perplexity on pydoc")
+    said = capsys.readouterr()
+    assert f"perplexity on {text_file}" in said.out and "pydoc" not in said.out
+    assert said.err.count("perplexity on pydoc is not finite") == 1
+
+
+def test_eval_tells_the_fault_of_a_later_text_before_it_measures(model_dir, text_file, tmp_path, monkeypatch, capsys):
+    from optimum_barber.runs import evaluate
+
+    monkeypatch.setattr(evaluate, "perplexity", None)  # would fail if it were called
+    flags = ["--sequence-length", "32", "--quiet", "--perplexity", str(text_file), "--perplexity"]
+    short = tmp_path / "short.txt"
+    short.write_text("few words")
+    assert main(["eval", str(model_dir), *flags, str(short)]) == 2
+    assert "short.txt" in capsys.readouterr().err
+    assert main(["eval", "/no/such/model", *flags, "nowhere.txt"]) == 2
+    assert "text 'nowhere.txt' is neither a file nor one of" in capsys.readouterr().err
 
 
 def test_eval_writes_its_json_through_a_link(model_dir, tmp_path):

@@ -45,21 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate every model, one in memory at a time, and print a table for each text."""
+    """Evaluate every model on every text, one model in memory at a time, and print a table for each text."""
     _check(args)
     from ..models.loading import resolve_model
 
+    texts = list(dict.fromkeys(args.perplexity))
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
-    every: list[dict[str, Any]] = []
-    for text in args.perplexity:
-        rows = [_row(reference, text, reference in dense, args) for reference in [*dense, *references]]
-        every += rows
-        _record(references, rows)
-        _write_table([row for row in rows if "error" not in row])
+    rows: list[dict[str, Any]] = []
+    for reference in [*dense, *references]:
+        rows += _rows(reference, texts, reference in dense, args)
         if args.json:  # written in place: it may be a link, or a device such as /dev/null
-            Path(args.json).write_text(as_json(every) + "\n", encoding="utf-8")
-    _raise_faults(every)
+            Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
+    for text in texts:
+        measured = [row for row in rows if row["text"] == text and "error" not in row]
+        _record(references, measured)
+        _write_table(measured)
+    _raise_faults(rows)
     return 0
 
 
@@ -77,6 +79,10 @@ def _check(args: argparse.Namespace) -> None:
         raise unknown_name("bos", args.bos, BOS)
     check_whole(args, "sequence_length", 2)
     check_whole(args, "windows", 1)
+    from ..text.sources import text_faults
+
+    for fault in text_faults(args.perplexity):
+        raise BarberError(fault)
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise BarberError(f"json {args.json} cannot be written: there is no such folder")
 
@@ -86,7 +92,7 @@ def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
     from ..checkpoints.base_model import recorded_base
     from ..checkpoints.card import record_evaluation
 
-    measured = {row["model"]: row for row in rows if "error" not in row}
+    measured = {row["model"]: row for row in rows}
     for reference in references:
         if not Path(reference.name).expanduser().is_dir() or reference.name not in measured:
             continue
@@ -102,18 +108,23 @@ def _same_model(name: str, other: str | None) -> bool:
     return name == other or (Path(name).expanduser().is_dir() and Path(name).expanduser().resolve() == Path(other))
 
 
-def _row(reference: Any, text: str, dense: bool, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure one model; where its perplexity is not finite, that is null and the error stands beside it."""
-    from ..runs.evaluate import evaluate_model
+def _rows(reference: Any, texts: list[str], dense: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cut all texts, then measure one model on each; the row of a perplexity that is not finite holds the error."""
+    from ..base.calibration import CalibrationConfig
+    from ..runs.evaluate import Evaluator
 
-    row = {"dense_baseline": dense, "model": reference.name}
-    try:
-        return row | evaluate_model(
-            reference.name, text, field=args.text_field, length=args.sequence_length, windows=args.windows,
-            dtype=args.dtype, device=args.device, quiet=args.quiet, bos=args.bos,
-        )  # fmt: skip
-    except FailedCheckError as error:
-        return row | {"perplexity": None, "error": str(error)}
+    settings = CalibrationConfig(text_field=args.text_field, sequence_length=args.sequence_length, bos=args.bos)
+    evaluator = Evaluator(reference.name, settings, args.dtype, args.device)
+    windows = {text: evaluator.windows(text, args.windows) for text in texts}
+    rows: list[dict[str, Any]] = []
+    for text, some in windows.items():
+        row = {"dense_baseline": dense, "model": reference.name}
+        try:
+            row |= evaluator.perplexity(some, args.quiet)
+        except FailedCheckError as error:
+            row |= {"text": text, "perplexity": None, "error": str(error)}
+        rows.append(row)
+    return rows
 
 
 def _baselines(references: list[Any]) -> list[Any]:

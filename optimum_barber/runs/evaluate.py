@@ -16,43 +16,36 @@ from ..text.tokens import Encoder
 from ..text.windows import TokenWindows, consecutive_windows, sequence_length
 
 
-def evaluate_model(
-    name: str,
-    text: str,
-    *,
-    field: str = "text",
-    length: int | None = None,
-    windows: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    quiet: bool = False,
-    bos: str = "auto",
-) -> dict[str, Any]:
-    """Load a model or an adapter and measure its perplexity on the evaluation part of a text.
+class Evaluator:
+    """A model or an adapter, loaded once, and its perplexity on the evaluation parts of texts.
 
     Args:
         name: hub id, directory, GGUF file, `installed:PACKAGE`, or the directory of a peft adapter.
-        text: a file or a registered name.
-        field: of a JSON file, the one that holds the text.
-        length: tokens a window; None for 2048, or what the model takes.
-        windows: how many, spread over the text; None for all.
+        settings: how a text is read and cut: its field, tokens a window (None: 2048, or what the model takes), BOS.
         dtype: of the computation; `auto` is float32 on a CPU, else the model's own.
         device: auto, cpu, cuda, ...
-        quiet: no progress bar.
-        bos: one of `BOS`: windows that begin with the BOS token.
     """
-    settings = CalibrationConfig(text_field=field, sequence_length=length, bos=bos)
-    chosen = choose_device(device)
-    dtype = working_dtype(dtype, chosen)
-    model: Any
-    if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
-        model, reference = load_adapted(Path(name), dtype, chosen)
-        whole = model.get_base_model()
-    else:
-        reference = resolve_model(name)
-        whole = model = load_model(reference, dtype, quantized=True).to(chosen)
-    tokens = evaluation_windows(text, load_tokenizer(reference), whole, settings, windows)
-    return {"model": name, **perplexity(model, tokens, quiet).as_dict()}
+
+    def __init__(self, name: str, settings: CalibrationConfig, dtype: str = "auto", device: str = "auto") -> None:
+        self.name, self.settings = name, settings
+        chosen = choose_device(device)
+        dtype = working_dtype(dtype, chosen)
+        self.model: Any
+        if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
+            self.model, reference = load_adapted(Path(name), dtype, chosen)
+            self.whole = self.model.get_base_model()
+        else:
+            reference = resolve_model(name)
+            self.whole = self.model = load_model(reference, dtype, quantized=True).to(chosen)
+        self.tokenizer = load_tokenizer(reference)
+
+    def windows(self, text: str, count: int | None = None) -> TokenWindows:
+        """Return so many windows spread over the evaluation part of a file or a registered text; None for all."""
+        return evaluation_windows(text, self.tokenizer, self.whole, self.settings, count)
+
+    def perplexity(self, windows: TokenWindows, quiet: bool = False) -> dict[str, Any]:
+        """Measure on the windows of one text; raises FailedCheckError if the perplexity is not finite."""
+        return {"model": self.name, **perplexity(self.model, windows, quiet).as_dict()}
 
 
 def evaluation_windows(

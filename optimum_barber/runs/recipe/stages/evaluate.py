@@ -106,23 +106,27 @@ class EvaluateStage(Stage):
 
     def measure(self, model: str, length: int | None, context: StageContext) -> dict[str, Any]:
         """Return perplexities and task results of one model."""
-        from ...evaluate import evaluate_model
         from ...tasks.evaluate import evaluate_tasks
 
         calibration, device = context.shared.calibration, context.shared.device
-        perplexities = {}
-        for text in self.perplexity:
-            perplexities[text] = evaluate_model(
-                model, text, field=calibration.text_field, length=length, windows=self.windows, dtype=self.dtype,
-                device=device, quiet=context.quiet, bos=calibration.bos,
-            )  # fmt: skip
-        figures: dict[str, Any] = {"perplexity": perplexities}
+        figures: dict[str, Any] = {"perplexity": self.perplexities(model, length, context)}
         if self.tasks:
             figures["tasks"] = evaluate_tasks(
                 model, self.tasks, limit=self.limit, batch_size=self.batch_size, device=device, dtype=self.dtype,
                 seed=calibration.seed, quiet=context.quiet,
             )  # fmt: skip
         return figures
+
+    def perplexities(self, model: str, length: int | None, context: StageContext) -> dict[str, dict[str, Any]]:
+        """Return the perplexity of one model by text; it is loaded for these alone."""
+        from ...evaluate import Evaluator
+
+        if not self.perplexity:
+            return {}
+        settings = context.shared.calibration.model_copy(update={"sequence_length": length})
+        evaluator = Evaluator(model, settings, self.dtype, context.shared.device)
+        windows = {text: evaluator.windows(text, self.windows) for text in self.perplexity}
+        return {text: evaluator.perplexity(some, context.quiet) for text, some in windows.items()}
 
     @staticmethod
     def _earlier_dense(protocol: dict[str, Any], context: StageContext) -> Any:
