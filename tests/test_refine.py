@@ -20,8 +20,8 @@ from optimum_barber.prune.refine.steps import (
     FACTOR,
     MOVING,
     PATIENCE,
+    WORTH_ITS_TIME,
     Search,
-    best_length,
     first_tried,
     refined,
     rows_changed,
@@ -151,7 +151,8 @@ def test_steps_lower_the_divergence_and_keep_every_row_and_group(pattern, exchan
     actual, looks = refined(trial, masks, settings, lambda *said: told.append(said))
     divergences = [look["divergence"] for look in looks]
     looked = [look["step"] for look in looks]
-    assert looked == [0, *range(2, 15, 2), 15][: len(looks)] and sum(look["swaps"] for look in looks) > 0
+    assert looked == [0, *range(1, 15, 2), 15][: len(looks)] and sum(look["swaps"] for look in looks) > 0
+    assert divergences == sorted(divergences, reverse=True)
     assert [step for step, _ in told] == list(range(1, looked[-1] + 1))
     assert told[-1][1] == min(divergences) < divergences[0]
     measuring = whole.part_of(trial, range(12)[::6])
@@ -172,26 +173,66 @@ def test_masks_that_cannot_gain_come_back_as_they_are():
     assert actual is masks and [look["swaps"] for look in looks] == [0] * (1 + PATIENCE)
 
 
-def test_a_look_without_a_gain_goes_back_and_halves_the_length():
-    worse, better, start = ({"a": torch.tensor([[k == i for k in range(3)]])} for i in range(3))
-    search = Search(start, start, 1.0, 0.5)
-    search.masks = better
-    search.look(10, 0.75, 0.4)
-    assert search.best is search.masks is better and (search.length, search.vain) == (0.5, 0)
-    search.masks = worse
-    search.look(20, 0.75, 0.3)
-    assert search.best is search.masks is better
-    assert (search.length, search.lowest, search.vain) == (0.25, 0.75, 1)
-    assert search.looks == [
-        {"step": 0, "divergence": 1.0, "swaps": 0, "length": 0.0},
-        {"step": 10, "divergence": 0.75, "swaps": 1, "length": 0.4},
-        {"step": 20, "divergence": 0.75, "swaps": 1, "length": 0.3},
-    ]
-    search.look(30, 0.75, 0.2)  # nothing was exchanged: the length is not to blame
-    assert (search.length, search.vain) == (0.25, 2)
-    search.masks = worse
-    search.look(40, 0.749, 0.1)  # better, but hardly
-    assert search.best is worse and (search.length, search.vain) == (0.25, 3)
+def search_on_tiny_model(length):
+    """A search at random masks of a tiny model, by the gradient of other windows than those that measure."""
+    model = tiny_model()
+    linears = blocks(model)
+    masks = random_masks(linears)
+    trial = trial_of(model, linears, tiny_windows(12), SparsityPattern(0.5))
+    measuring = whole.part_of(trial, [0, 6])
+    rows = RowModel(whole.part_of(trial, [1, 2, 3, 4, 5, 7, 8]), masks, RefineSettings())
+    return Search(rows, measuring, 1, masks, measuring.error(masks), length)
+
+
+def test_a_look_takes_the_length_that_lowers_the_measured_divergence_more_than_its_neighbours():
+    search = search_on_tiny_model(2**-8)
+    start, stepped = search.best, search.model.stepped
+
+    def divergence(length):
+        return search.measuring.error(stepped(start, length))
+
+    before = search.lowest
+    tried = {length: divergence(length) for length in (2.0**-power for power in range(15))}
+    search.look(1)
+    assert search.lowest == pytest.approx(tried[search.length], rel=1e-6)
+    assert search.lowest < min(tried[search.length / FACTOR], tried[search.length * FACTOR], before)
+    assert search.masks is search.best is not start
+    swaps = rows_changed(start, search.best)  # one exchange a row
+    assert search.looks[1:] == [{"step": 1, "divergence": search.lowest, "swaps": swaps, "length": search.length}]
+
+
+def test_the_gradient_of_a_search_follows_its_masks():
+    """As if every exchange had been a step of the row model, wherever the search went and came back."""
+    search, expected = search_on_tiny_model(2**-8), search_on_tiny_model(2**-8)
+    search.step()
+    search.look(2)
+    search.step()
+    search.look(4)
+    expected.model.follow(expected.best, search.best)
+    for name, quadratic in expected.model.items():
+        actual = search.model[name].correlation
+        assert torch.allclose(actual, quadratic.correlation, rtol=1e-3, atol=1e-4 * float(actual.abs().max()))
+
+
+def test_steps_that_did_harm_are_taken_back_and_the_next_ones_are_shorter():
+    search = search_on_tiny_model(1.0)
+    best = search.best
+    while search.measuring.error(search.masks) <= search.lowest:
+        search.step()
+    search._keep_the_better()
+    assert search.masks is search.best is best and search.length == 1 / FACTOR
+
+
+def test_looks_that_hardly_gain_are_counted():
+    search = search_on_tiny_model(2**-10)
+    while search.vain == 0:
+        search.look(1)  # no new gradient
+    before = search.lowest
+    for vain in range(search.vain, 4):
+        assert search.vain == vain
+        search.look(1)
+        assert before * (1 - WORTH_ITS_TIME) <= search.lowest <= before
+        before = search.lowest
 
 
 def test_every_window_is_learned_from_once_a_turn():
@@ -299,21 +340,6 @@ def test_the_gradient_follows_an_exchange_by_the_quadratic_of_its_row():
     rows.follow(after, masks)
     for name, quadratic in rows.items():
         assert torch.allclose(quadratic.correlation, before[name], rtol=1e-3, atol=1e-4)
-
-
-def test_the_best_length_lowers_the_measured_divergence_more_than_its_neighbours():
-    model = tiny_model()
-    linears = blocks(model)
-    masks = random_masks(linears)
-    trial = trial_of(model, linears, tiny_windows(12), SparsityPattern(0.5))
-    measuring = whole.part_of(trial, [0, 6])
-    rows = RowModel(whole.part_of(trial, [1, 2, 3, 4, 5, 7, 8]), masks, RefineSettings())
-    length = best_length(rows, measuring, masks, exchanges=1)
-
-    def divergence(factor):
-        return measuring.error(rows.stepped(masks, factor * length))
-
-    assert divergence(1) < min(divergence(FACTOR), divergence(1 / FACTOR), measuring.error(masks))
 
 
 def test_the_first_length_counts_rows_among_those_that_can_move():

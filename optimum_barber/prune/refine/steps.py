@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any
 
 from ...base.errors import BarberError
@@ -17,10 +17,9 @@ from .windows import batches_of, gram_windows, measuring_stride
 
 MOVING = 0.1  # share of the rows that take part in the first step that is tried, of those that do at length 1
 SHORTEST = 2**-16  # the least length that is tried
-FACTOR = sqrt(2)  # between two lengths that are tried
-LONGER = sqrt(2)  # times the best single step are those by a running gradient at the beginning
-LOOK = 10  # steps between two measurements, fewer where there are few steps
-PATIENCE = 3  # measurements in a row without a gain worth its time, after which the steps end
+FACTOR = 2.0  # between two lengths that are tried
+LOOK = 6  # steps between two looks, fewer where there are few steps
+PATIENCE = 3  # looks in a row without a gain worth its time, after which the steps end
 WORTH_ITS_TIME = 0.003  # share of the divergence
 
 
@@ -30,12 +29,13 @@ def refined(
     settings: RefineSettings,
     report: Callable[[int, float], None] = lambda step, lowest: None,
 ) -> tuple[Masks, list[dict[str, Any]]]:
-    """Better masks, and a record of each measurement; the very ones that were given where nothing is better.
+    """Better masks, and a record of each look; the very ones that were given where nothing is better.
 
     A step takes the divergence for quadratic around the masks, by the rows of all Linears (`block_quadratic`), with the
     gradient on the next few windows. In each row it exchanges the pruned weight that gains most by itself for the kept
-    one that then suits it best (inside N:M groups the best pair), if that lowers the row's part. Windows that are not
-    learned from measure the masks every few steps, and those with the least divergence are returned.
+    one that then suits it best (inside N:M groups the best pair), if that lowers the row's part. Every few steps is a
+    look: windows that are not learned from measure the masks, and how long this step and the next ones should be. The
+    masks with the least divergence are returned.
 
     `trial` is the whole model; `report` is told after each step how many there were, and the least divergence so far.
 
@@ -48,18 +48,16 @@ def refined(
     learned = [window for window in windows if window % stride]
     divergence = _finite_error(measuring, masks)
     model = RowModel(part_of(trial, gram_windows(learned, trial.ranks.count)), masks, settings)
-    search = Search(masks, masks, divergence, LONGER * best_length(model, measuring, masks, settings.exchanges))
+    search = Search(model, measuring, settings.exchanges, masks, divergence, first_tried(model, masks))
     batches = batches_of(learned, settings.batch_size)
     every = min(LOOK, max(settings.steps // 6, 1))
     for step in range(settings.steps):
         if step:
             model.learn(part_of(trial, batches[step % len(batches)]), search.masks)
-        length = search.length * (1 - step / settings.steps)
-        search.masks = model.step(search.masks, length)
-        if (step + 1) % every == 0 or step + 1 == settings.steps:
-            candidate = search.masks
-            search.look(step + 1, measuring.error(candidate), length)
-            model.follow(candidate, search.masks)
+        if step % every == 0 or step + 1 == settings.steps:
+            search.look(step + 1)
+        else:
+            search.step()
         report(step + 1, search.lowest)
         if search.vain == PATIENCE:
             break
@@ -75,16 +73,20 @@ def _finite_error(trial: Trial, masks: Masks) -> float:
 
 @dataclass
 class Search:
-    """The masks of now, and the best ones that a look has measured.
+    """Masks that move by steps of a row model, and the best ones that a look has measured.
 
     Attributes:
-        lowest: divergence of the best masks.
-        length: of the next step, before it falls with the number of steps.
+        lowest: divergence of the best masks on the windows of `measuring`.
+        length: of the next steps. Short ones exchange what costs a row little for its gain; once that is used up, long
+            ones are better, and all over a look may double the length as often as it helps.
+        masks: those of now.
         vain: looks in a row without a gain that is worth its time.
-        looks: a record of each, the first of the masks that were given.
+        looks: a record of each, and of the masks that were given.
     """
 
-    masks: Masks
+    model: RowModel
+    measuring: Trial
+    exchanges: int
     best: Masks
     lowest: float
     length: float
@@ -92,28 +94,37 @@ class Search:
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.masks = self.best
         self.looks.append({"step": 0, "divergence": self.lowest, "swaps": 0, "length": 0.0})
 
-    def look(self, step: int, divergence: float, length: float) -> None:
-        """Go on from the masks of now if their divergence is the least, else from the best ones in steps half as long.
+    def step(self) -> None:
+        """Take a step, not measured."""
+        self.masks = self.model.step(self.masks, self.length)
 
-        `length` is that of the latest step, for the record.
-        """
-        swaps = swap_count(self.best, self.masks)
-        self.looks.append({"step": step, "divergence": divergence, "swaps": swaps, "length": length})
-        self.vain = 0 if divergence < (1 - WORTH_ITS_TIME) * self.lowest else self.vain + 1
+    def look(self, step: int) -> None:
+        """From the masks of now, or the best ones if these are better, take the step that is measured to help most."""
+        before, divergence = self.best, self.lowest
+        self._keep_the_better()
+        longest = best_step(
+            self.measuring, self.model, self.best, self.length, self.exchanges, 1, FACTOR, SHORTEST, parabolic=False
+        )
+        if longest.masks is not self.best:
+            self.model.follow(self.best, longest.masks)
+            self.length, self.lowest = longest.length, longest.errors[longest.length]
+            self.best = self.masks = longest.masks
+        swaps = swap_count(before, self.best)
+        self.looks.append({"step": step, "divergence": self.lowest, "swaps": swaps, "length": self.length})
+        self.vain = 0 if self.lowest < (1 - WORTH_ITS_TIME) * divergence else self.vain + 1
+
+    def _keep_the_better(self) -> None:
+        """Take the masks of now for the best ones, or go back to these: the steps since were too long."""
+        divergence = self.measuring.error(self.masks)
         if divergence < self.lowest:
             self.best, self.lowest = self.masks, divergence
-            return
-        self.masks = self.best
-        if swaps:
-            self.length /= 2
-
-
-def best_length(model: RowModel, measuring: Trial, masks: Masks, exchanges: int) -> float:
-    """The length of the step that lowers the measured divergence most; the first one tried if none does."""
-    start = first_tried(model, masks)
-    return best_step(measuring, model, masks, start, exchanges, 1, FACTOR, SHORTEST, parabolic=False).length
+        elif self.masks is not self.best:
+            self.model.follow(self.masks, self.best)
+            self.masks = self.best
+            self.length /= FACTOR
 
 
 def first_tried(model: RowModel, masks: Masks) -> float:

@@ -88,7 +88,7 @@ def _refinement_table(refined: Mapping[str, Any]) -> Table:
     rows: Rows = []
     for look in refined["looks"]:
         rows.append([look["step"], look["divergence"], look["swaps"], look["length"]])
-    columns = ["step", "divergence, nats a token", "exchanged since the best masks before", "length of a step"]
+    columns = ["step", "divergence, nats a token", "exchanged since the look before", "length of a step"]
     return Table("Steps of refine, after all of the above", columns, rows)
 
 
