@@ -56,7 +56,7 @@ class RefineResult(Published):
         sparsity_config: the record that goes into `sparsity_config.json`.
         swaps: kept weights that differ between the masks before and after.
         looks: at the windows that measure, before the first step and after every few: the step, the divergence in
-            nats a token, the weights exchanged since the best masks before, the length of steps.
+            nats a token, the weights exchanged since the look before, the length of steps.
         directory: where the checkpoint was written; None if it was not.
     """
 
