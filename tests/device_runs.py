@@ -25,7 +25,7 @@ from optimum_barber.cli import main
 from optimum_barber.integrations.lora.masked_lora import masked_lora
 from optimum_barber.models.loading import load_model, resolve_model
 from optimum_barber.models.measure import latency
-from optimum_barber.prune.refine import place
+from optimum_barber.prune.refine import whole
 from optimum_barber.runs.report import html
 
 from .conftest import SIZES, tiny_model, tiny_windows
@@ -135,13 +135,14 @@ def files(folder):
     return {str(path): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
 
 
-@run("refine", free=None)
-@run("refine: gradients in host memory", free=0)
-def refined(device, free):
+@run("refine", on_host=False)
+@run("refine: gradients in host memory", on_host=True)
+def refined(device, on_host):
     refiner = BarberRefiner(load_model(resolve_model("model")))
     config = RefineConfig(device=device, steps=2, exchanges=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, "free_memory", lambda device=None: None if device is None else free)
+        if on_host:
+            patch.setattr(whole, "place_of_sums", lambda *_: torch.device("cpu"))
         result = refiner.refine("sparse", config, tiny_windows(), quiet=True)
     return {name: mask.unpack() for name, mask in result.masks.items()}, result.looks
 

@@ -98,6 +98,23 @@ def test_eval_loads_each_model_once_and_tells_a_row_that_is_not_finite_by_its_te
     assert said.err.count("perplexity on pydoc is not finite") == 1
 
 
+def test_eval_keeps_what_it_measured_before_a_fault(model_dir, text_file, tmp_path, monkeypatch, capsys):
+    from optimum_barber.runs import evaluate
+
+    measure, results = evaluate.perplexity, tmp_path / "results.json"
+
+    def interrupted(model, windows, quiet):
+        if windows.source == "pydoc":
+            raise KeyboardInterrupt
+        return measure(model, windows, quiet)
+
+    monkeypatch.setattr(evaluate, "perplexity", interrupted)
+    flags = ["--sequence-length", "32", "--windows", "2", "--quiet", "--json", str(results)]
+    assert main(["eval", str(model_dir), "--perplexity", str(text_file), "--perplexity", "pydoc", *flags]) == 130
+    assert [row["text"] for row in json.loads(results.read_text())] == [str(text_file)]
+    assert f"perplexity on {text_file}" in capsys.readouterr().out
+
+
 def test_eval_tells_the_fault_of_a_later_text_before_it_measures(model_dir, text_file, tmp_path, monkeypatch, capsys):
     from optimum_barber.runs import evaluate
 
@@ -298,6 +315,7 @@ def test_eval_refuses_what_prune_refuses(model_dir, capsys):
         (["--dtype", "half"], "unknown dtype 'half'"),
         (["--sequence-length", "x"], "sequence length x is not legal"),
         (["--json", "/no/such/folder/x.json"], "cannot be written"),
+        (["--json", "/tmp"], "json /tmp cannot be written: it is a folder"),
     ]:
         command = ["eval", str(model_dir), "--perplexity", "pydoc", "--quiet", "--sequence-length", "32"]
         assert main([*command, *flags]) == 2

@@ -14,7 +14,7 @@ from optimum_barber.models.device import recomputing_contexts
 from optimum_barber.prune.quadratic import quadratics
 from optimum_barber.prune.refine import place
 from optimum_barber.prune.refine.grams import SameInputs, gram_matrices, inputs_shown
-from optimum_barber.prune.refine.place import FOR_THE_PASS, place_of_sums
+from optimum_barber.prune.refine.place import Needs, place_of_sums
 from optimum_barber.prune.refine.row_model import RowModel
 from optimum_barber.prune.refine.settings import RefineSettings
 from optimum_barber.prune.refine.whole import trial_of
@@ -95,7 +95,7 @@ def test_no_input_outlives_its_call():
     with inputs_shown(linears, see), torch.no_grad():
         chain(torch.ones(1, 4))
     assert max(alive) <= 2 and len(alive) == 5
-    assert same.first == {name: name for name in linears}
+    assert same.first() == {name: name for name in linears}
     chain(torch.ones(1, 4))
     assert len(alive) == 5  # the hooks are gone
 
@@ -106,7 +106,7 @@ def test_an_input_is_known_again_after_others():
     same, x = SameInputs(), torch.ones(1, 4)
     with inputs_shown({"q": first, "o": second, "up": third}, same.note), torch.no_grad():
         second(first(x)) + third(x)
-    assert same.first == {"q": "q", "o": "o", "up": "q"}
+    assert same.first() == {"q": "q", "o": "o", "up": "q"}
 
 
 class Held:
@@ -153,56 +153,92 @@ class TwoRanks(Ranks):
         return [*values, self.other]
 
 
-def needed(linears, weight_bytes):
-    """Bytes by hand: a Linear with an own input brings a float64 Gram matrix."""
-    total = 0
+def test_needs_count_every_weight_and_each_input_once():
+    model, same = tiny_model(), SameInputs()
+    linears = blocks(model)
+    with inputs_shown(linears, same.note), torch.no_grad():
+        model(tiny_windows(1))
+    weights, entries, widest = 0, 0, 0
     for name, linear in linears.items():
         rows, columns = linear.weight.shape
-        total += weight_bytes * rows * columns
+        weights += rows * columns
+        widest = max(widest, columns * columns)
         if not name.endswith(SHARED):
-            total += 8 * columns * columns
-    return total
+            entries += columns * columns
+    assert Needs.of(linears, same.first(), 7) == Needs(8 * weights + 4 * (entries + widest), 9 * weights, 7)
 
 
-def groups(linears):
-    model = tiny_model()
-    same = SameInputs()
-    with inputs_shown(blocks(model), same.note), torch.no_grad():
-        model(tiny_windows(1))
-    assert set(same.first) == set(linears)
-    return same.first
+META, CPU = torch.device("meta"), torch.device("cpu")
+NEEDS = Needs(sums=800, work=150, outputs=50)
+
+
+def with_free(monkeypatch, on_device, on_host):
+    told = {META: on_device, CPU: on_host}
+    monkeypatch.setattr(place, "free_memory", lambda device: told[device])
 
 
 def test_sums_wait_in_host_memory_where_a_device_has_no_room(monkeypatch):
-    linears = {name: linear.to("meta") for name, linear in blocks(tiny_model()).items()}
-    everything, sums = needed(linears, 15), needed(linears, 8)
-    cases = [
-        (None, None, None),
-        (1.01 * everything / (1 - FOR_THE_PASS), 0, None),
-        (0.99 * everything / (1 - FOR_THE_PASS), 1.01 * sums, torch.device("cpu")),
-    ]
-    for on_device, on_host, expected in cases:
-        monkeypatch.setattr(
-            place, "free_memory", lambda device=None, a=on_device, b=on_host: b if device is None else a
-        )
-        assert place_of_sums(linears, groups(linears), Ranks()) == expected
+    for on_device, on_host, expected in ((None, 0, None), (1251, 0, None), (1249, 1001, CPU), (251, 1001, CPU)):
+        with_free(monkeypatch, on_device, on_host)
+        assert place_of_sums(NEEDS, META, Ranks()) == expected
+    with_free(monkeypatch, 0, 1251)
+    assert place_of_sums(NEEDS, CPU, Ranks()) is None
 
 
-def test_a_host_without_room_is_told_before_the_work(monkeypatch):
-    linears = blocks(tiny_model())
-    everything = needed(linears, 15)
-    monkeypatch.setattr(place, "free_memory", lambda device=None: 1.01 * everything)
-    assert place_of_sums(linears, groups(linears), Ranks()) is None
-    with pytest.raises(BarberError, match="for each of 2 processes, more than is free"):
-        place_of_sums(linears, groups(linears), TwoRanks(other=0.0))
-    monkeypatch.setattr(place, "free_memory", lambda device=None: 0.99 * everything)
-    with pytest.raises(BarberError, match=r"take 0\.0 GB of host memory, more than is free"):
-        place_of_sums(linears, groups(linears), Ranks())
+@pytest.mark.parametrize(
+    ("device", "on_device", "on_host", "ranks", "said"),
+    [
+        (CPU, None, 1249, Ranks(), "takes 0.0 MiB of the memory of cpu"),
+        (CPU, None, 1251, TwoRanks(0.0), "or fewer processes on it"),
+        (META, 249, 10**9, Ranks(), "of the memory of meta"),
+        (META, 251, 999, Ranks(), "of the memory of cpu"),
+        (CPU, None, None, TwoRanks(1.0), "and less is left for it"),
+    ],
+)
+def test_memory_that_is_short_is_told(device, on_device, on_host, ranks, said, monkeypatch):
+    with_free(monkeypatch, on_device, on_host)
+    with pytest.raises(BarberError, match=said):
+        place_of_sums(NEEDS, device, ranks)
+
+
+def test_memory_that_is_short_is_told_before_the_dense_pass(monkeypatch):
+    monkeypatch.setattr(place, "free_memory", lambda device: 0)
+    model, calls = tiny_model(), []
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(BarberError, match="refine takes"):
+        trial_of(model, blocks(model), tiny_windows(12), SparsityPattern(0.5))
+    assert len(calls) == 2
 
 
 def test_all_ranks_move_their_sums_where_one_must(monkeypatch):
-    linears = {name: linear.to("meta") for name, linear in blocks(tiny_model()).items()}
-    monkeypatch.setattr(place, "_check_host", lambda needed, ranks: None)
-    monkeypatch.setattr(place, "free_memory", lambda device=None: 2**40)
-    assert place_of_sums(linears, groups(linears), TwoRanks(other=0.0)) is None
-    assert place_of_sums(linears, groups(linears), TwoRanks(other=1.0)) == torch.device("cpu")
+    with_free(monkeypatch, 2**40, None)
+    assert place_of_sums(NEEDS, META, TwoRanks(other=0.0)) is None
+    monkeypatch.setattr(place, "_check", lambda device, needed, ranks: None)
+    assert place_of_sums(NEEDS, META, TwoRanks(other=1.0)) == CPU
+
+
+def calls(*pairs):
+    """What is noted of Linears called with these tensors, one after the other."""
+    same = SameInputs()
+    for name, x in pairs:
+        same.note(name, x)
+    return same
+
+
+def test_inputs_that_are_shared_in_some_calls_alone_are_refused():
+    one, two = torch.ones(2), torch.ones(2)
+    assert calls(("a", one), ("b", one), ("a", two), ("b", two)).first() == {"a": "a", "b": "a"}
+    for partly in (
+        [("a", one), ("b", one), ("a", two)],
+        [("a", one), ("b", one), ("a", two), ("b", two.clone())],
+    ):
+        with pytest.raises(BarberError, match="b shares its input with a in some calls only"):
+            calls(*partly).first()
+
+
+def test_a_tensor_that_was_written_to_is_another_input():
+    x, same = torch.ones(2), SameInputs()
+    assert same.note("a", x) and not same.note("b", x)
+    x.add_(1)
+    assert same.note("c", x) and not same.note("d", x)
+    assert same.first() == {"a": "a", "b": "a", "c": "c", "d": "c"}

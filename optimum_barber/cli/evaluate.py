@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,24 @@ def run(args: argparse.Namespace) -> int:
     references = [resolve_model(name) for name in args.models]
     dense = [] if args.no_baseline else _baselines(references)
     rows: list[dict[str, Any]] = []
-    for reference in [*dense, *references]:
-        rows += _rows(reference, texts, reference in dense, args)
-        if args.json:  # written in place: it may be a link, or a device such as /dev/null
-            Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
+    try:
+        for reference in [*dense, *references]:
+            for row in _rows(reference, texts, reference in dense, args):
+                rows.append(row)
+    finally:  # what was measured before a fault or Ctrl-C is kept
+        _keep(rows, references, texts, args)
+    _raise_faults(rows)
+    return 0
+
+
+def _keep(rows: list[dict[str, Any]], references: list[Any], texts: list[str], args: argparse.Namespace) -> None:
+    """Print a table for each text, show the figures in model cards, and write them to a file where one is asked for."""
     for text in texts:
         measured = [row for row in rows if row["text"] == text and "error" not in row]
         _record(references, measured)
         _write_table(measured)
-    _raise_faults(rows)
-    return 0
+    if args.json and rows:  # written once and in place: it may be a link, a pipe, or a device such as /dev/null
+        Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
 
 
 def _raise_faults(rows: list[dict[str, Any]]) -> None:
@@ -85,6 +94,8 @@ def _check(args: argparse.Namespace) -> None:
         raise BarberError(fault)
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise BarberError(f"json {args.json} cannot be written: there is no such folder")
+    if args.json and Path(args.json).is_dir():
+        raise BarberError(f"json {args.json} cannot be written: it is a folder")
 
 
 def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:
@@ -108,7 +119,7 @@ def _same_model(name: str, other: str | None) -> bool:
     return name == other or (Path(name).expanduser().is_dir() and Path(name).expanduser().resolve() == Path(other))
 
 
-def _rows(reference: Any, texts: list[str], dense: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _rows(reference: Any, texts: list[str], dense: bool, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Cut all texts, then measure one model on each; the row of a perplexity that is not finite holds the error."""
     from ..base.calibration import CalibrationConfig
     from ..runs.evaluate import Evaluator
@@ -116,15 +127,13 @@ def _rows(reference: Any, texts: list[str], dense: bool, args: argparse.Namespac
     settings = CalibrationConfig(text_field=args.text_field, sequence_length=args.sequence_length, bos=args.bos)
     evaluator = Evaluator(reference.name, settings, args.dtype, args.device)
     windows = {text: evaluator.windows(text, args.windows) for text in texts}
-    rows: list[dict[str, Any]] = []
     for text, some in windows.items():
         row = {"dense_baseline": dense, "model": reference.name}
         try:
             row |= evaluator.perplexity(some, args.quiet)
         except FailedCheckError as error:
             row |= {"text": text, "perplexity": None, "error": str(error)}
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _baselines(references: list[Any]) -> list[Any]:

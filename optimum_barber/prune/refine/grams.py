@@ -1,5 +1,6 @@
 """Gram matrices of what enters the Linears of a whole model, summed while it runs, so that no input is kept."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ...base.errors import BarberError
 from ...tensors.sums import Products
 from ..block_cache import Masks
 from ..quadratic import shrink_gram
@@ -15,21 +17,34 @@ from ..trial import Trial
 
 
 class SameInputs:
-    """Which Linears are called with the same tensor, such as q, k and v.
-
-    Attributes:
-        first: by Linear, the first one that is called with its input; itself for most.
-    """
+    """Which Linears are called with the same tensor, such as q, k and v."""
 
     def __init__(self) -> None:
-        self.first: dict[str, str] = {}
-        self._callers = WeakTensorKeyDictionary()
+        self._callers = WeakTensorKeyDictionary()  # by tensor, the Linear that was first called with it as it is now
+        self._calls: dict[str, Counter[str]] = {}  # by Linear, how often it got the input of which caller
 
     def note(self, name: str, x: Tensor) -> bool:
         """Note a call; whether it is the first one with this tensor."""
-        caller = self._callers.setdefault(x, name)
-        self.first.setdefault(name, caller)
+        caller, writes = self._callers.get(x, (name, None))
+        if writes != x._version:
+            caller = name
+            self._callers[x] = name, x._version
+        self._calls.setdefault(name, Counter())[caller] += 1
         return bool(caller == name)
+
+    def first(self) -> dict[str, str]:
+        """By Linear, the first one with its input; itself for most.
+
+        Raises:
+            BarberError: a Linear shares the inputs of some calls alone, so that neither has a Gram matrix.
+        """
+        first: dict[str, str] = {}
+        for name, calls in self._calls.items():
+            caller, *others = calls
+            if others or calls != self._calls[caller]:
+                raise BarberError(f"{name} shares its input with {caller} in some calls only: not supported")
+            first[name] = caller
+        return first
 
 
 @contextmanager
@@ -63,7 +78,8 @@ def gram_matrices(trial: Trial, masks: Masks, shrinkage: float) -> dict[str, Ten
     with inputs_shown(trial.linears, add):
         trial.watch(masks)
     grams: dict[str, Tensor] = {}
+    first = same.first()
     for name in trial.linears:
-        if same.first[name] == name:
+        if first[name] == name:
             grams[name] = shrink_gram(sums.pop(name).over(trial.ranks), shrinkage)
-    return {name: grams[same.first[name]] for name in trial.linears}
+    return {name: grams[first[name]] for name in trial.linears}

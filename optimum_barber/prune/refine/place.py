@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,53 +11,85 @@ from ...base.devices import empty_cache
 from ...base.errors import BarberError
 from ...base.memory import free_memory
 from ...base.ranks import Ranks
+from ..cost.needs import spelled
 
 logger = logging.getLogger(__name__)
 
-SUM = 8  # bytes of an entry of a float64 sum, of a gradient or a Gram matrix
-WORKING = 7  # bytes a weight beside the sums: under masks in float32, and masks of now, of a candidate, the best
-FOR_THE_PASS = 0.2  # share of the device's memory for the activations and logits of one window
-GB = 1e9
+SUM = 8  # bytes a weight of the running gradient, in float64
+GRAM = 4  # bytes an entry of a Gram matrix: in float32, or in float64 of a half
+WORKING = (
+    9  # bytes a weight beside the sums: under masks in float32; masks as given, the best, and those that are tried
+)
+FOR_THE_PASS = 0.2  # share of the memory for the activations of one window, beside its logits
 
 
-def place_of_sums(
-    linears: Mapping[str, nn.Linear], same_inputs: Mapping[str, str], ranks: Ranks
-) -> torch.device | None:
-    """The CPU if on any rank the device has no room for the sums beside the weights, which are there; else None.
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a refinement takes beside the dense model.
 
-    Args:
-        same_inputs: by Linear, the first one with its input, whose Gram matrix it shares.
+    Attributes:
+        sums: running gradients and Gram matrices, which may wait in host memory.
+        work: weights under masks, and masks.
+        outputs: what the dense model gives for all windows of a rank, and copies of one window's logits.
+    """
+
+    sums: int
+    work: int
+    outputs: int
+
+    @classmethod
+    def of(cls, linears: Mapping[str, nn.Linear], same_inputs: Mapping[str, str], outputs: int) -> "Needs":
+        """Those of Linears, of which each shares the Gram matrix of the first one with its input."""
+        weights = sum(linear.weight.numel() for linear in linears.values())
+        widths = [linears[name].in_features for name in set(same_inputs.values())]
+        entries = sum(width**2 for width in widths) + max(widths) ** 2  # one more while it is summed up
+        return cls(SUM * weights + GRAM * entries, WORKING * weights, outputs)
+
+
+def place_of_sums(needs: Needs, device: torch.device, ranks: Ranks) -> torch.device | None:
+    """The CPU if on any rank the device has no room for the sums beside the rest; else None.
 
     Raises:
-        BarberError: the host has no room for what waits there.
+        BarberError: the device has no room for the rest, or the host none for what waits there.
     """
-    device = next(iter(linears.values())).weight.device
-    weights = sum(linear.weight.numel() for linear in linears.values())
-    entries = sum(linears[name].in_features ** 2 for name in set(same_inputs.values()))
-    sums = SUM * (weights + entries)
-    everything = sums + WORKING * weights
+    everything = needs.sums + needs.work + needs.outputs
+    host = torch.device("cpu")
     if device.type == "cpu":
-        _check_host(everything, ranks)
+        _check(host, everything, ranks)
         return None
-    empty_cache()
-    free = free_memory(device)
-    if not _on_any(ranks, free is not None and everything > (1 - FOR_THE_PASS) * free):
+    if not _is_short(device, everything, ranks):
         return None
-    _check_host(sums, ranks)
-    logger.info("gradients and Gram matrices, %.1f GB, wait in host memory", sums / GB)
-    return torch.device("cpu")
+    _check(device, needs.work + needs.outputs, ranks)
+    _check(host, needs.sums, ranks)
+    logger.info("gradients and Gram matrices, %s, wait in host memory", spelled(needs.sums))
+    return host
 
 
-def _check_host(needed: int, ranks: Ranks) -> None:
-    free = free_memory()
-    if not _on_any(ranks, free is not None and ranks.local * needed > free):
+def _check(device: torch.device, needed: int, ranks: Ranks) -> None:
+    if not _is_short(device, needed, ranks):
         return
-    processes = "" if ranks.local == 1 else f" for each of {ranks.local} processes"
+    free = _free(device, ranks)
+    least = "less" if free is None else spelled(int((1 - FOR_THE_PASS) * free))
+    advice = "shorter windows or a larger machine"
+    if ranks.local > 1:
+        advice += ", or fewer processes on it"
     raise BarberError(
-        f"gradients and Gram matrices take {needed / GB:.1f} GB of host memory{processes}, more than is free: use a "
-        "machine with more, or start fewer processes on it"
+        f"refine takes {spelled(needed)} of the memory of {device} beside the model and one window's activations, and "
+        f"{least} is left for it: {advice}"
     )
 
 
-def _on_any(ranks: Ranks, condition: bool) -> bool:
-    return any(ranks.gather([float(condition)]))
+def _is_short(device: torch.device, needed: int, ranks: Ranks) -> bool:
+    """True if on any rank the memory is short; the same on all."""
+    free = _free(device, ranks)
+    short = free is not None and needed > (1 - FOR_THE_PASS) * free
+    return any(ranks.gather([float(short)]))
+
+
+def _free(device: torch.device, ranks: Ranks) -> float | None:
+    """Bytes that a rank may take; those of the host are shared by all of its ranks."""
+    empty_cache()
+    free = free_memory(device)
+    if free is None or device.type != "cpu":
+        return free
+    return free / ranks.local

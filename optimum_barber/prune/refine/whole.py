@@ -16,7 +16,9 @@ from ...tensors.patterns import SparsityPattern
 from ..block_cache import BlockCache
 from ..trial import Trial
 from .grams import SameInputs, inputs_shown
-from .place import place_of_sums
+from .place import Needs, place_of_sums
+
+COPIES_OF_LOGITS = 10  # dense and sparse, their logarithms, probabilities and gradients, as measured
 
 
 @torch.no_grad()
@@ -41,10 +43,13 @@ def trial_of(
         expected = model(input_ids=first, use_cache=False).logits
     if not expected.isfinite().all():
         raise BarberError("base gives NaN or Inf: its weights hold some")
-    if not torch.allclose(expected, logits(forward(first)), rtol=1e-3, atol=1e-3):
+    hidden = forward(first)
+    if not torch.allclose(expected, logits(hidden), rtol=1e-3, atol=1e-3):
         raise BarberError(f"{type(model).__name__} makes more of its head's output than refine knows: not supported")
+    needs = Needs.of(linears, same.first(), len(inputs) * hidden.nbytes + COPIES_OF_LOGITS * expected.nbytes)
+    sums_on = place_of_sums(needs, hidden.device, ranks)
     targets = inputs.like(forward(x) for x in inputs)
-    objective, sums_on = Divergence(logits), place_of_sums(linears, same.first, ranks)
+    objective = Divergence(logits)
     return Trial(forward, dict(linears), inputs, targets, pattern, objective=objective, ranks=ranks, sums_on=sums_on)
 
 
