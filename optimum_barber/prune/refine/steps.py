@@ -77,8 +77,8 @@ class Search:
 
     Attributes:
         lowest: divergence of the best masks on the windows of `measuring`.
-        length: of the next steps. Short ones exchange what costs a row little for its gain; once that is used up, long
-            ones are better, and all over a look may double the length as often as it helps.
+        length: of the next steps. Short ones exchange what costs a row little for its gain; once that is used up, only
+            longer ones gain.
         masks: those of now.
         vain: looks in a row without a gain that is worth its time.
         looks: a record of each, and of the masks that were given.
@@ -101,19 +101,19 @@ class Search:
         """Take a step, not measured."""
         self.masks = self.model.step(self.masks, self.length)
 
-    def look(self, step: int) -> None:
+    def look(self, number: int) -> None:
         """From the masks of now, or the best ones if these are better, take the step that is measured to help most."""
         before, divergence = self.best, self.lowest
         self._keep_the_better()
-        longest = best_step(
+        step = best_step(
             self.measuring, self.model, self.best, self.length, self.exchanges, 1, FACTOR, SHORTEST, parabolic=False
         )
-        if longest.masks is not self.best:
-            self.model.follow(self.best, longest.masks)
-            self.length, self.lowest = longest.length, longest.errors[longest.length]
-            self.best = self.masks = longest.masks
+        if step.masks is not self.best:
+            self.model.follow(self.best, step.masks)
+            self.length, self.lowest = step.length, step.errors[step.length]
+            self.best = self.masks = step.masks
         swaps = swap_count(before, self.best)
-        self.looks.append({"step": step, "divergence": self.lowest, "swaps": swaps, "length": self.length})
+        self.looks.append({"step": number, "divergence": self.lowest, "swaps": swaps, "length": self.length})
         self.vain = 0 if self.lowest < (1 - WORTH_ITS_TIME) * divergence else self.vain + 1
 
     def _keep_the_better(self) -> None:
