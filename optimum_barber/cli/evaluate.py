@@ -82,20 +82,25 @@ def _raise_faults(rows: list[dict[str, Any]]) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what is not legal, before any work."""
+    from ..text.sources import text_faults
+
     if args.dtype not in DTYPES:
         raise unknown_name("dtype", args.dtype, DTYPES)
     if args.bos not in BOS:
         raise unknown_name("bos", args.bos, BOS)
     check_whole(args, "sequence_length", 2)
     check_whole(args, "windows", 1)
-    from ..text.sources import text_faults
-
     for fault in text_faults(args.perplexity):
         raise BarberError(fault)
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise BarberError(f"json {args.json} cannot be written: there is no such folder")
-    if args.json and Path(args.json).is_dir():
-        raise BarberError(f"json {args.json} cannot be written: it is a folder")
+    if args.json:
+        _check_json(Path(args.json))
+
+
+def _check_json(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise BarberError(f"json {path} cannot be written: there is no such folder")
+    if path.is_dir():
+        raise BarberError(f"json {path} cannot be written: it is a folder")
 
 
 def _record(references: list[Any], rows: list[dict[str, Any]]) -> None:

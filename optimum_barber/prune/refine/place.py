@@ -69,13 +69,13 @@ def _check(device: torch.device, needed: int, ranks: Ranks) -> None:
     if not _is_short(device, needed, ranks):
         return
     free = _free(device, ranks)
-    least = "less" if free is None else spelled(int((1 - FOR_THE_PASS) * free))
+    left = "less" if free is None else spelled(int((1 - FOR_THE_PASS) * free))
     advice = "shorter windows or a larger machine"
     if ranks.local > 1:
         advice += ", or fewer processes on it"
     raise BarberError(
         f"refine takes {spelled(needed)} of the memory of {device} beside the model and one window's activations, and "
-        f"{least} is left for it: {advice}"
+        f"{left} is left for it: {advice}"
     )
 
 
